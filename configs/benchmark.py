@@ -1,0 +1,15 @@
+"""Speed of the synthesis step; the table of README.md comes from here.
+
+python -m launch.benchmark --config=configs/benchmark.py --workdir=DIR [--cases=deit_tiny,deit_small]
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.cases = ("bundled:fashion_mnist_vit", "deit_tiny", "deit_small")  # deit_base is for accelerators
+    c.batch_size = 32  # images of one group
+    c.dtype = "float32"  # of the model's passes: float32 or bfloat16
+    c.repeats = 5  # interleaved; the table shows medians, minima and maxima
+    return c

@@ -1,0 +1,31 @@
+"""The demo: a small ViT quantized as PSAQ-ViT does it, calibrated on synthesized images, on noise and on real images.
+
+bash launch/demo.sh        (which is: python -m launch.quantize --config=configs/demo.py --workdir=demo)
+"""
+
+import ml_collections
+
+from launch.config import synthesis_fields
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.model = (
+        "bundled:fashion_mnist_vit"  # hub id, directory in Hugging Face's or timm's layout, or bundled:NAME
+    )
+    c.data = (
+        "bundled:fashion_mnist"  # bundled:, tfds:, folder: or npz:; "" for none: agreement replaces accuracy
+    )
+    c.seed = 0  # of noise, labels, jitter and the choice of real images
+    c.data_errors = "stop"  # at a broken image, or "skip" it
+    c.data_workers = 0  # processes that decode images
+    c.class_index = ""  # of folder: data: a JSON file with the order of the class folders
+    c.labels_file = ""  # of a flat folder: its labels
+    c.batch_size = 250  # images a pass of the evaluation
+    c.dtype = "float32"  # of the synthesis' passes: float32 or bfloat16
+    c.synthesis = synthesis_fields()  # the paper's
+    c.quantization = ml_collections.ConfigDict()
+    c.quantization.bits = ("w8a8", "w4a8")  # weights 2 to 8, activations 4 to 8
+    c.quantization.recipe = "paper"
+    c.calibration = ("synthesized", "noise", "real")  # each is calibrated and evaluated apart
+    return c

@@ -1,0 +1,64 @@
+"""Times the synthesis step beside the model's own forward and backward pass, interleaved in one run.
+
+    python -m launch.benchmark --config=configs/benchmark.py --workdir=DIR [--cases=deit_tiny,...] [--profile]
+
+Writes DIR/benchmark.json, a list of cases: model, batch_size, device, dtype, seconds_per_iteration (the whole
+synthesis step), model_pass_seconds (forward and backward with respect to the images, cross-entropy only),
+overhead_ratio (their quotient), peak_memory_bytes (by the compiler's account), compile_seconds; medians, with _min and
+_max beside them. --profile writes a trace of the last case that Perfetto and XProf open to DIR/profile.
+"""
+
+import pathlib
+
+import jax
+from absl import flags
+
+from launch import config as launch_config
+from psaq_jax import benchmark, files
+from psaq_jax.errors import InputError
+
+CONFIG = launch_config.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json.", required=True)
+CASES = flags.DEFINE_list("cases", [], "Cases to time, in place of the config's.")
+PROFILE = flags.DEFINE_bool("profile", False, "Write a profile of the last case.")
+COLUMNS = (
+    "model",
+    "batch",
+    "dtype",
+    "ms/iteration (min..max)",
+    "model's passes, ms",
+    "overhead",
+    "peak MB",
+    "compile s",
+)
+
+
+def row(r) -> tuple[str, ...]:
+    low, high = r["seconds_per_iteration_min"] * 1e3, r["seconds_per_iteration_max"] * 1e3
+    return (
+        r["model"], str(r["batch_size"]), r["dtype"], f"{r['seconds_per_iteration'] * 1e3:.1f} ({low:.1f}..{high:.1f})",
+        f"{r['model_pass_seconds'] * 1e3:.1f}", f"{r['overhead_ratio']:.3f}", f"{r['peak_memory_bytes'] / 1e6:.0f}",
+        f"{r['compile_seconds']:.1f}",
+    )  # fmt: skip
+
+
+def main():
+    config = CONFIG.value
+    if config is None:
+        raise InputError("--config is missing, expected --config=configs/benchmark.py")
+    workdir, results = pathlib.Path(WORKDIR.value), []
+    for name in CASES.value or config.cases:
+        results.append(benchmark.measure(name, config.batch_size, config.dtype, config.repeats))
+        files.write_json(workdir / "benchmark.json", results)
+    if PROFILE.value:
+        with jax.profiler.trace(workdir / "profile", create_perfetto_trace=True):
+            benchmark.measure(results[-1]["model"], config.batch_size, config.dtype, 1)
+    table = [COLUMNS, *map(row, results)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(f"  results: {workdir / 'benchmark.json'} on {results[0]['device']}")
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

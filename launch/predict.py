@@ -1,0 +1,45 @@
+"""Predictions of a float or saved quantized model (`config.model` takes either) for images without labels.
+
+    python -m launch.predict --config=configs/demo.py --config.model=SOURCE|ARTEFACT --config.data=SPEC --workdir=DIR
+
+Writes DIR/predictions.jsonl, one line an image: its name and its five likeliest labels with their probabilities; and
+DIR/logits.npy, float32 [n, classes]. `config.data` takes folder:, npz: (labels not needed), tfds: and bundled:.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from absl import flags
+
+import psaq_jax
+from launch import config as launch_config
+from psaq_jax import files, pipeline
+from psaq_jax.evaluation import collect_logits
+
+CONFIG = launch_config.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for predictions.jsonl and logits.npy.", required=True)
+
+
+def main():
+    config = launch_config.read_job(CONFIG)
+    model = pipeline.load_either(config.model)
+    dataset = pipeline.open_data(config, model)
+    if dataset is None:
+        raise psaq_jax.InputError("config.data is empty, expected images such as folder:DIR or npz:FILE")
+    logits, _ = collect_logits(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    lines = []
+    for name, row in zip(dataset.names(), probabilities, strict=True):
+        best = np.argsort(-row, kind="stable")[:5]
+        top5 = [{"label": model.labels[i], "probability": round(float(row[i]), 6)} for i in best]
+        lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False))
+    workdir = pathlib.Path(WORKDIR.value)
+    print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
+    text = "".join(line + "\n" for line in lines)
+    print(f"  labels: {files.write_bytes(workdir / 'predictions.jsonl', text.encode())}")
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

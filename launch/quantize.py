@@ -1,0 +1,89 @@
+"""The main job: synthesize -> calibrate -> quantize -> evaluate -> report.
+
+    python -m launch.quantize --config=configs/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
+
+Writes DIR/results.json, config.json, images/, quantized/NAME/, report.html and metrics/ (README.md says what is what).
+Killed at any moment, the same command goes on from its last checkpoint.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from absl import flags
+
+import psaq_jax
+from launch import config as launch_config
+from psaq_jax import files, pipeline, report
+from psaq_jax.evaluation import metrics
+from psaq_jax.report.writing import write_pictures
+from psaq_jax.workdir import open_workdir
+
+CONFIG = launch_config.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the job writes.", required=True)
+
+
+def main():
+    config = launch_config.read_job(CONFIG)
+    model = psaq_jax.load_model(config.model)
+    dataset = pipeline.open_data(config, model)
+    identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
+    with open_workdir(WORKDIR.value, identity) as workdir:
+        quantize(config, model, dataset, workdir)
+
+
+def synthesize(config, model, workdir):
+    """(SynthesisResult, images held out): without data one group more is made, to compare models on."""
+    count = config.synthesis.num_images
+    spare = config.synthesis.group_size if not config.data else 0
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar("synthesize")
+    result = pipeline.synthesize_in(workdir, config, model, count + spare, seconds, bar)
+    return result._replace(images=result.images[:count], labels=result.labels[:count]), result.images[count:]
+
+
+def quantize(config, model, dataset, workdir):
+    result, held_out = synthesize(config, model, workdir)
+    files.write_npy(workdir / "images" / "synthesized.npy", result.images)
+    sets = pipeline.calibration_images(config, model, dataset, result.images)
+    examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
+    float_logits, labels = examples.logits(model, config.batch_size, launch_config.bar("float"))
+    results = {
+        "model": config.model,
+        **pipeline.describe_machine(),
+        "float": metrics(float_logits, labels)._asdict() if labels is not None else None,
+        "runs": [],
+        "synthesis": pipeline.synthesis_summary(config.synthesis, result),
+    }
+    for run, q in pipeline.quantized_models(config, model, sets):
+        name = f"{run['bits']}-{run['recipe']}-{run['calibration']}"
+        scores = pipeline.score(q, examples, float_logits, config.batch_size, launch_config.bar(name))
+        results["runs"].append(run | scores)
+        psaq_jax.save_quantized(q, workdir / "quantized" / name, figures=scores)
+    files.write_json(workdir / "results.json", results)
+    written = {"results": workdir / "results.json"} | write_pictures(workdir, model, sets, result)
+    written["report"] = write_page(workdir, model, config, results, sets, result)
+    pictures = {name: model.preprocessing.denormalize(pixels) for name, pixels in sets.items()}
+    report.write_metrics(workdir / "metrics", results, result.history, pictures)
+    print(report.results_table(results))
+    print(report.summary_line(results))
+    for title, path in written.items():
+        print(f"  {title}: {path}")
+
+
+def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
+    last = results["runs"][len(config.quantization.bits) - 1]  # the lowest bits of the first recipe and calibration
+    name = f"{last['bits']}-{last['recipe']}-{last['calibration']}"
+    q = psaq_jax.load_quantized(workdir / "quantized" / name)
+    found = report.measure_sensitivity(model, q, result.images, launch_config.bar("sensitivity"))
+    page = report.render_page(
+        results, model=model, images=sets, targets=result.labels, history=result.history,
+        ranges={name: psaq_jax.calibrate(model, pixels) for name, pixels in sets.items()},
+        sensitivity=found, sensitivity_bits=last["bits"], config=dataclasses.asdict(config),
+        command=" ".join(["python -m launch.quantize", *sys.argv[1:]]),
+        seconds={"synthesis": result.seconds, "compilation": result.compile_seconds},
+    )  # fmt: skip
+    return files.write_bytes(workdir / "report.html", page.encode())
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

@@ -1,0 +1,22 @@
+# Sourced by launch/demo.sh and tests/run.sh: makes .venv in the repository root from the hashed requirements.txt.
+# Does nothing when .venv already matches; an interrupted set-up starts anew. PYTHON picks the interpreter.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+stamp=$(sha256sum requirements.txt | cut -d' ' -f1)
+if [ "$(cat .venv/requirements.sha256 2>/dev/null)" != "$stamp" ]; then
+    python=${PYTHON:-}
+    for candidate in python3.11 python3.12 python3; do
+        [ -n "$python" ] && break
+        "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && python=$candidate
+    done
+    if [ -z "$python" ]; then
+        echo "set-up: no Python 3.11 or newer with venv found; install one, or name it: PYTHON=/path/to/python3.11" >&2
+        exit 2
+    fi
+    echo "set-up: installing the pinned requirements into .venv with $("$python" --version)"
+    rm -rf .venv
+    "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+    echo "$stamp" > .venv/requirements.sha256
+fi
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

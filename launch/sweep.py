@@ -1,0 +1,35 @@
+"""Sweeps models x seeds x recipes x calibrations x bits into one table, each cell once.
+
+    python -m launch.sweep --config=configs/sweeps/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
+
+Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds) and DIR/results.json (every run), after
+every seed. Killed at any moment, the same command goes on; with more seeds, models or bits it computes what is new.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from launch import config as launch_config
+from psaq_jax import sweep, sweep_tables
+from psaq_jax.config import from_mapping
+from psaq_jax.errors import InputError
+
+CONFIG = launch_config.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the cells and the tables.", required=True)
+
+
+def main():
+    if not isinstance(CONFIG.value, ConfigDict):
+        raise InputError("--config is missing, expected --config=configs/sweeps/NAME.py")
+    config = from_mapping(sweep.SweepConfig, CONFIG.value.to_dict())
+    workdir = pathlib.Path(WORKDIR.value)
+    results = sweep.run_sweep(config, workdir, launch_config.bar, lambda so_far: sweep_tables.write(workdir, so_far))
+    print(sweep_tables.plain(results))
+    for title, path in sweep_tables.write(workdir, results).items():
+        print(f"  {title}: {path}")
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

@@ -1,0 +1,94 @@
+"""Trains the embedded demo model on Fashion-MNIST and writes it in Hugging Face's layout.
+
+    python -m launch.train_demo --data_dir=/usr/share/datasets/fashion-mnist --output=DIR
+
+`--data_dir` holds the four idx files of Fashion-MNIST (Debian's package dataset-fashion-mnist, or
+github.com/zalandoresearch/fashion-mnist). A killed run resumes from its last epoch. The test set is looked at once an
+epoch for the log; the weights that are saved are those of the last epoch, whatever its figure.
+"""
+
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import serialization
+
+from psaq_jax import training
+from psaq_jax.data.idx import read_idx
+from psaq_jax.files import write_bytes
+from psaq_jax.models.saving import save_huggingface_vit
+from psaq_jax.models.vit import VisionTransformer
+
+DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write the checkpoint and its log to.", required=True)
+EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training images.")
+BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.")
+RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.")
+LABELS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
+
+
+def load(split):
+    images = read_idx(pathlib.Path(DATA.value) / f"{split}-images-idx3-ubyte.gz")
+    labels = read_idx(pathlib.Path(DATA.value) / f"{split}-labels-idx1-ubyte.gz")
+    pixels = (np.repeat(images[..., None], 3, axis=-1) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    return pixels, labels.astype(np.int32)
+
+
+def main(_):
+    module = VisionTransformer(
+        image_size=(28, 28), patch_size=(4, 4), width=96, depth=6, heads=3, hidden=192, classes=10
+    )
+    (images, labels), (test_images, test_labels) = load("train"), load("t10k")
+    epoch_steps = len(images) // BATCH.value
+    optimizer = training.make_optimizer(RATE.value, EPOCHS.value * epoch_steps, 2 * epoch_steps, 0.05)
+    step = training.make_train_step(
+        module, optimizer, seed=SEED.value, margin=2, label_smoothing=0.1, average_decay=0.999
+    )
+    predict = jax.jit(lambda params, x: jnp.argmax(module.apply({"params": params}, x), -1))
+    state = training.initial_state(module, optimizer, images[:1], SEED.value)
+
+    output = pathlib.Path(OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
+    log, saved = output / "training_log.jsonl", output / "training_state.msgpack"
+    if saved.exists():
+        state = serialization.from_bytes(state, saved.read_bytes())
+    for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
+        started, losses = time.time(), []
+        order = np.random.default_rng((SEED.value, epoch)).permutation(len(images))
+        for i in range(epoch_steps):
+            picked = order[i * BATCH.value : (i + 1) * BATCH.value]
+            state, loss = step(state, images[picked], labels[picked])
+            losses.append(loss)
+        guesses = np.concatenate([predict(state.average, x) for x in np.split(test_images, 20)])
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": round(float(np.mean(losses)), 4),
+            "test_top1": round(float(np.mean(guesses == test_labels) * 100), 2),
+            "seconds": round(time.time() - started, 1),
+        }
+        print(json.dumps(row), flush=True)
+        with log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        write_bytes(saved, serialization.to_bytes(state))
+    save_huggingface_vit(output, module, state.average, LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
+
+
+if __name__ == "__main__":
+    app.run(main)

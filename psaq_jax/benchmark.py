@@ -1,0 +1,123 @@
+"""Speed of one synthesis step beside the model's own passes: interleaved in one run, medians with spread.
+
+The floor of a step is one forward and one backward pass with respect to the images. Both are timed as a scan of the
+same length over the same images, so that their quotient shows what the loss, the priors and Adam cost on top.
+"""
+
+import functools
+import resource
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from psaq_jax.models.loading import load_model
+from psaq_jax.models.model import Model
+from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.synthesis.config import SynthesisConfig
+from psaq_jax.synthesis.loop import initial_group, scan_chunk
+
+SHAPES = {  # width, heads; DeiT at 224 px, patch 16, 12 blocks (Touvron et al., 2021, table 1)
+    "deit_tiny": (192, 3),
+    "deit_small": (384, 6),
+    "deit_base": (768, 12),
+}
+BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v6 lite": 918e12}
+
+
+def case_model(name: str) -> Model:
+    """A bundled model, or a published shape with random weights (speed does not depend on their values)."""
+    if name not in SHAPES:
+        return load_model(name)
+    width, heads = SHAPES[name]
+    module = VisionTransformer((224, 224), (16, 16), width, 12, heads, 4 * width, 1000)
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    labels = tuple(map(str, range(1000)))
+    preprocessing = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return Model(params, module, labels, preprocessing, name)
+
+
+def measure(
+    name: str, batch_size: int, dtype: str, repeats: int = 5, least_seconds: float = 1.0
+) -> dict[str, Any]:
+    """One case: see `launch/benchmark.py` for the fields. Times are medians of `repeats`, with minimum and maximum."""
+    model = case_model(name).with_dtype(jnp.dtype(dtype))
+    config = SynthesisConfig(num_images=batch_size, group_size=batch_size)
+    state = jax.jit(functools.partial(initial_group, model, config))(0, 0)
+    began = time.perf_counter()
+    step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, 1)
+    compile_seconds = time.perf_counter() - began
+    length = max(1, min(50, int(least_seconds / _time(step, model, state))))
+    if length > 1:
+        step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, length)
+    passes = _compile(model_passes, model, state, length)
+    runs = {"step": [], "passes": []}
+    for _ in range(repeats):  # interleaved, so that a slow spell of the machine meets both
+        runs["step"].append(_time(step, model, state) / length)
+        runs["passes"].append(_time(passes, model, state) / length)
+    ratios = [a / b for a, b in zip(runs["step"], runs["passes"], strict=True)]
+    device = jax.devices()[0]
+    result = {
+        "model": name, "batch_size": batch_size, "device": device.device_kind, "dtype": dtype,
+        **_spread("seconds_per_iteration", runs["step"]), **_spread("model_pass_seconds", runs["passes"]),
+        **_spread("overhead_ratio", ratios), "peak_memory_bytes": peak_memory(step),
+        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "compile_seconds": compile_seconds, "repeats": repeats, "iterations_per_repeat": length,
+    }  # fmt: skip
+    peak = next((v for kind, v in BF16_PEAK.items() if kind in device.device_kind), None)
+    if isinstance(model.module, VisionTransformer):
+        flops = 2 * forward_flops(model.module, batch_size)
+        result["flops_per_iteration"] = flops
+        if peak:
+            result["share_of_bf16_peak"] = flops / result["seconds_per_iteration"] / peak
+    return result
+
+
+def model_passes(model: Model, state, length: int):
+    """`length` forward and backward passes with respect to the images, cross-entropy only; each feeds the next."""
+
+    def loss(images):
+        logits = model.apply(images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, state.labels).mean()
+
+    def body(images, _):
+        return images - 1e-3 * jax.grad(loss)(images), None
+
+    return jax.lax.scan(body, state.images, None, length=length)[0]
+
+
+def forward_flops(module: VisionTransformer, batch_size: int) -> int:
+    """Floating-point operations of the matrix products of one forward pass (a multiply-add counts as two)."""
+    n, c = module.grid[0] * module.grid[1] + module.special_tokens, module.width
+    block = n * (4 * c * c + 2 * c * module.hidden * (3 if module.swiglu else 2) // 2) + 2 * n * n * c
+    patches = (n - module.special_tokens) * 3 * module.patch_size[0] * module.patch_size[1] * c
+    return 2 * batch_size * (module.depth * block + patches + c * module.classes)
+
+
+def peak_memory(compiled) -> int:
+    """Bytes that a compiled function needs at its peak, by the compiler's own account."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+
+def _compile(function, model, state, length: int):
+    return jax.jit(function, static_argnums=2).lower(model, state, length).compile()
+
+
+def _time(compiled, model, state) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(compiled(model, state))
+    return time.perf_counter() - began
+
+
+def _spread(name: str, values: list[float]) -> dict[str, float]:
+    return {
+        name: statistics.median(values),
+        f"{name}_min": float(np.min(values)),
+        f"{name}_max": float(np.max(values)),
+    }

@@ -1,0 +1,36 @@
+"""An encoded image (JPEG, PNG, ...) -> an upright RGB picture, or one kind of error."""
+
+import io
+import pathlib
+import struct
+import zlib
+
+from PIL import Image
+
+from psaq_jax.errors import InputError
+from psaq_jax.models.images import to_rgb
+
+
+def decode(encoded: bytes | pathlib.Path) -> Image.Image:
+    """Bytes or a file -> a loaded PIL image in mode RGB; other modes as `psaq_jax.models.images.to_rgb`.
+
+    Raises:
+      InputError: not an image, damaged, cut short, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            image.load()
+            return to_rgb(image)
+    except InputError:
+        raise
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot be decoded ({reason}); replace or remove the image") from None

@@ -1,0 +1,137 @@
+"""Images as files: one folder per class, or one flat folder with a labels file."""
+
+import json
+import os
+import pathlib
+
+from psaq_jax.data.decoding import decode
+from psaq_jax.data.pipeline import UNLABELLED
+from psaq_jax.errors import InputError
+
+# torchvision's list, so that the same files count.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+class FolderSource:
+    """Image files and their labels, decoded when asked for.
+
+    Args:
+      files: (path, label) in order.
+    """
+
+    def __init__(self, files, class_names, labelled: bool = True):
+        self.files, self.class_names, self.labelled = files, class_names, labelled
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        path, label = self.files[index]
+        return decode(pathlib.Path(path)), label
+
+    def describe(self, index):
+        return self.files[index][0]
+
+
+def folder_source(directory, class_index: str | None = None, labels_file: str | None = None) -> FolderSource:
+    """A folder of images in torchvision's ImageFolder order: classes by name, inside by path, subfolders too.
+
+    Args:
+      class_index: a JSON file that gives the classes their numbers: a list of folder names, or ImageNet's
+        {"0": ["n01440764", "tench"], ...}. Without it, classes count in the order of their folders' names.
+      labels_file: labels of a flat folder: one integer per line in the order of the sorted file names (as
+        ILSVRC2012_validation_ground_truth.txt, but counted from 0), or "name label" per line.
+    Raises:
+      InputError: no such folder, no images, a class folder that `class_index` lacks, or labels that misfit.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such folder; check the path")
+    names = _class_names(class_index) if class_index else None
+    if labels_file:
+        return _flat(directory, labels_file, names and tuple(title for _, title in names))
+    folders = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+    if not folders:
+        images = _images(directory)
+        if not images:
+            raise InputError(
+                f"{directory}: found no folders and no images, expected one folder per class; check the path"
+            )
+        return FolderSource([(path, UNLABELLED) for path in images], None, labelled=False)
+    names = names or [(folder, folder) for folder in folders]
+    numbers = {folder: number for number, (folder, _) in enumerate(names)}
+    unknown = [folder for folder in folders if folder not in numbers]
+    if unknown:
+        raise InputError(
+            f"{directory}: found the folder {unknown[0]!r}, expected one named in {class_index}; correct it"
+        )
+    files = [(path, numbers[folder]) for folder in folders for path in _images(directory / folder)]
+    if not files:
+        raise InputError(
+            f"{directory}: found no images, expected {', '.join(SUFFIXES)} in the class folders; check it"
+        )
+    return FolderSource(files, tuple(title for _, title in names))
+
+
+def _images(directory: pathlib.Path) -> list[str]:
+    found = []
+    for root, _, names in sorted(os.walk(directory, followlinks=True)):
+        found += [os.path.join(root, name) for name in sorted(names) if name.lower().endswith(SUFFIXES)]
+    return found
+
+
+def _class_names(path: str) -> list[tuple[str, str]]:
+    """[(folder name, class name)] in the order of the labels."""
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); give a list of folder names") from None
+    try:
+        if isinstance(content, dict):
+            content = [content[str(number)] for number in range(len(content))]
+        names = [(entry, entry) if isinstance(entry, str) else (entry[0], entry[1]) for entry in content]
+    except (KeyError, TypeError, IndexError):
+        names = []
+    if (
+        not names
+        or len(dict(names)) != len(names)
+        or not all(isinstance(n, str) for pair in names for n in pair)
+    ):
+        raise InputError(
+            f"{path}: found another structure, expected a JSON list of different folder names, or "
+            '{"0": ["n01440764", "tench"], ...} numbered without gaps; correct it'
+        )
+    return names
+
+
+def _flat(directory: pathlib.Path, labels_file: str, class_names) -> FolderSource:
+    try:
+        lines = [line.split() for line in pathlib.Path(labels_file).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{labels_file}: cannot be read ({error}); give a text file of labels") from None
+    images = _images(directory)
+    if len(lines) != len(images) or not lines:
+        raise InputError(
+            f"{labels_file}: found {len(lines)} labels, expected {len(images)}, one for each image in "
+            f"{directory}; correct it"
+        )
+    labels = []
+    for number, line in enumerate(lines, 1):
+        label = line[-1]
+        limit = len(class_names) if class_names else 2**31
+        if len(line) > 2 or not (label.isascii() and label.isdigit()) or int(label) >= limit:
+            expected = f'"label" or "name label", a class number from 0 to {limit - 1}'
+            raise InputError(
+                f"{labels_file}, line {number}: found {' '.join(line)!r}, expected {expected}; correct it"
+            )
+        labels.append(int(label))
+    if any(len(line) == 2 for line in lines):
+        by_name = {line[0]: label for line, label in zip(lines, labels, strict=True)}
+        keys = [os.path.relpath(path, directory) for path in images]
+        missing = [key for key in keys if key not in by_name]
+        if missing:
+            raise InputError(
+                f"{labels_file}: found no label for {missing[0]}, expected one per image; add it"
+            )
+        labels = [by_name[key] for key in keys]
+    return FolderSource(list(zip(images, labels, strict=True)), class_names)

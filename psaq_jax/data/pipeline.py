@@ -1,0 +1,169 @@
+"""From a source of images to padded, masked batches: what every data set shares. b batch, h, w pixels."""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from absl import flags, logging
+from PIL import Image
+
+from psaq_jax.errors import InputError
+from psaq_jax.models.preprocessing import Preprocessing
+
+UNLABELLED = -1
+
+
+class Source(Protocol):
+    """Random access to (image, label). Picklable, so that worker processes can have it."""
+
+    class_names: tuple[str, ...] | None
+    labelled: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image | np.ndarray, int]:
+        """The image and its label, `UNLABELLED` where there is none.
+
+        Raises:
+          InputError: the image cannot be read.
+        """
+        ...
+
+    def describe(self, index: int) -> str:
+        """What to call an image in a message, such as its file's path."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Padded examples: where `mask` is False, pixels and label are zero and must not be counted."""
+
+    pixels: np.ndarray  # float32 [b, h, w, 3], normalised
+    labels: np.ndarray  # int32 [b]; UNLABELLED where the source has none
+    mask: np.ndarray  # bool [b]
+
+
+class Dataset:
+    """A source, what to do about its broken images, and the split for real calibration images.
+
+    Attributes:
+      class_names: the names of the labels 0, 1, ..., or None.
+      labelled: whether the images have labels.
+      train: the training split of the same source, or None where it has none.
+      skipped: the messages of the broken images that were skipped so far, each once, in order.
+    """
+
+    def __init__(self, source: Source, train: "Dataset | None" = None, errors: str = "stop"):
+        if errors not in ("stop", "skip"):
+            raise InputError(f'errors: found {errors!r}, expected "stop" or "skip"; correct it')
+        if not len(source):
+            raise InputError("data set: found 0 images, expected at least one; check the spec and the split")
+        self.source, self.train, self.errors = source, train, errors
+        self.class_names, self.labelled = source.class_names, source.labelled
+        self.skipped: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def names(self) -> list[str]:
+        """What to call each image that `batches` counted, in order: those skipped so far are left out."""
+        names = map(self.source.describe, range(len(self)))
+        return [n for n in names if not any(message.startswith(f"{n}: ") for message in self.skipped)]
+
+    def batches(self, preprocess: Preprocessing, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+        """Every image exactly once, in order; the last batch padded with zeros. Memory: a few batches.
+
+        Args:
+          preprocess: such as `model.preprocessing`.
+          workers: processes that decode and resize (needs the extra `data`); 0: the caller's own thread. The
+            batches are the same for any number. They start some seconds late, and a script that asks for them
+            needs the guard `if __name__ == "__main__"`.
+        Raises:
+          InputError: a broken image; errors="skip" logs it, adds it to `skipped` and masks its place.
+        """
+        if batch_size < 1 or workers < 0:
+            raise InputError(
+                f"batch_size, workers: found {batch_size}, {workers}, expected at least 1 and 0; correct it"
+            )
+        indices = range(len(self))
+        tasks = [indices[start : start + batch_size] for start in range(0, len(self), batch_size)]
+        load = functools.partial(_load, self.source, preprocess)
+        for images, labels, mask, broken in _run(load, tasks, workers):
+            self._report(broken)
+            pixels = np.zeros((batch_size, *preprocess.image_size, 3), np.float32)
+            pixels[: len(mask)][mask] = preprocess.normalize(images[mask])
+            padding = (0, batch_size - len(mask))
+            yield Batch(pixels, np.pad(labels, padding), np.pad(mask, padding))
+
+    def sample(self, preprocess: Preprocessing, n: int, seed: int) -> np.ndarray:
+        """`n` random images without replacement, the same for the same seed: normalised pixels [n, h, w, 3].
+
+        Raises:
+          InputError: fewer than `n` images, or a broken one (errors="skip": another takes its place).
+        """
+        if not 1 <= n <= len(self):
+            raise InputError(
+                f"sample: found {len(self)} images, expected at least the {n} asked for; ask for fewer"
+            )
+        order, kept = iter(np.random.default_rng(seed).permutation(len(self))), []
+        while missing := n - sum(map(len, kept)):
+            images, _, mask, broken = _load(self.source, preprocess, list(itertools.islice(order, missing)))
+            self._report(broken)
+            if not len(mask):
+                raise InputError(f"sample: found {n - missing} sound images, expected {n}; ask for fewer")
+            kept.append(images[mask])
+        return preprocess.normalize(np.concatenate(kept))
+
+    def _report(self, broken: Sequence[str]) -> None:
+        if broken and self.errors == "stop":
+            raise InputError(broken[0])
+        for message in broken:
+            if message not in self.skipped:
+                logging.warning("skipped: %s", message)
+                self.skipped.append(message)
+
+
+def _load(source: Source, preprocess: Preprocessing, indices: Sequence[int]):
+    """Reads and fits some images -> (uint8 [k, h, w, 3], labels int32 [k], mask [k], messages of broken).
+
+    Messages, not exceptions, because those lose their type on the way out of a worker process.
+    """
+    images = np.zeros((len(indices), *preprocess.image_size, 3), np.uint8)
+    labels = np.zeros(len(indices), np.int32)
+    mask = np.zeros(len(indices), bool)
+    broken = []
+    for k, index in enumerate(indices):
+        try:
+            image, labels[k] = source[int(index)]
+            images[k] = preprocess.fit([image])[0]
+            mask[k] = True
+        except InputError as error:
+            labels[k] = 0
+            broken.append(f"{source.describe(int(index))}: {error}")
+    return images, labels, mask, broken
+
+
+def _run(load, tasks, workers):
+    """Applies `load` to every task, in order, in worker processes.
+
+    Tasks are whole batches: grain's own batching would give each worker a short last batch of its own.
+    """
+    if not workers:
+        yield from map(load, tasks)
+        return
+    try:
+        import grain
+    except ImportError:
+        raise InputError(
+            'workers: grain is not installed; pip install "psaq_jax[data]", or use 0 workers'
+        ) from None
+    if not flags.FLAGS.is_parsed():  # grain reads flags of its own, also where no absl program parsed any
+        flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(num_workers=min(workers, len(tasks)), per_worker_buffer_size=2)
+    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    iterator = iter(grain.MapDataset.source(tasks).map(load).to_iter_dataset(read).mp_prefetch(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

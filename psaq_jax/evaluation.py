@@ -1,0 +1,189 @@
+"""Top-1, top-5 and loss of a model over a data set: padded, masked, sharded; every image exactly once."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from psaq_jax.data import UNLABELLED, ArraySource, Batch, Dataset, load_dataset
+from psaq_jax.errors import InputError
+
+Progress = Callable[[int, int], None]  # (images done, images in all), called after every batch
+
+
+class Metrics(NamedTuple):
+    """Means over `examples` images."""
+
+    top1: float  # percent
+    top5: float  # percent; with fewer than 5 classes, of all of them
+    loss: float  # cross-entropy in nats
+    examples: int
+
+
+def evaluate(
+    model_or_q, dataset, batch_size: int = 250, progress: Progress | None = None, workers: int = 0
+) -> Metrics:
+    """Evaluates a model or a quantized model.
+
+    Args:
+      model_or_q: normalised pixels [b, h, w, 3] -> logits [b, classes], with `preprocessing` and `labels`.
+      dataset: a `Dataset`, a spec for `load_dataset`, or a pair (images uint8 [n, h, w, 3 or 1], labels [n]).
+      batch_size: images a step, rounded up to a multiple of the devices. The result does not depend on it
+        beyond the model's own rounding.
+      progress: called with (images done, images in all).
+      workers: processes that read images; see `Dataset.batches`.
+    Raises:
+      InputError: no labels, a label that the model lacks, classes in another order, no image can be read.
+    """
+    dataset = _opened(dataset)
+    if not dataset.labelled:
+        raise InputError(
+            "data set: found images without labels, expected labels to evaluate on; add them or predict"
+        )
+    sums = np.zeros(3)
+    examples = 0
+    for logits, labels in _logits(model_or_q, dataset, batch_size, progress, workers):
+        _check_labels(labels, logits.shape[-1], examples)
+        sums += [values.sum() for values in _scores(logits, labels)]
+        examples += len(labels)
+    if not examples:
+        raise InputError(
+            f"data set: found no sound image among {len(dataset)}, expected at least one; see the log"
+        )
+    return _metrics(sums, examples)
+
+
+def collect_logits(
+    model_or_q, dataset, batch_size: int = 250, progress: Progress | None = None, workers: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logits float32 [n, classes] and labels int32 [n] (UNLABELLED: none); arguments as `evaluate`."""
+    parts = list(_logits(model_or_q, _opened(dataset), batch_size, progress, workers))
+    logits, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return logits, labels
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
+    """What `evaluate` would say, from logits [n, classes] and labels [n]."""
+    _check_labels(labels, logits.shape[-1], 0)
+    return _metrics([values.sum() for values in _scores(logits, labels)], len(labels))
+
+
+def predict_logits(model_or_q, pixels, batch_size: int = 250) -> np.ndarray:
+    """Normalised pixels [n, h, w, 3] -> logits float32 [n, classes], in padded batches: one compilation."""
+    pixels = np.asarray(pixels, np.float32)
+    if pixels.ndim != 4 or not len(pixels):
+        raise InputError(
+            f"pixels: found shape {list(pixels.shape)}, expected [n, h, w, 3], n at least 1; correct it"
+        )
+    size = _batch_size(batch_size, len(pixels))
+
+    def batches():
+        for start in range(0, len(pixels), size):
+            part = pixels[start : start + size]
+            mask = np.arange(size) < len(part)
+            yield Batch(np.pad(part, [(0, size - len(part))] + [(0, 0)] * 3), np.zeros(size, np.int32), mask)
+
+    return np.concatenate([logits for logits, _ in _forward(model_or_q, batches())])
+
+
+def agreement(a_logits: np.ndarray, b_logits: np.ndarray) -> float:
+    """Percent of rows [n, classes] with the same top-1."""
+    a_logits, b_logits = np.asarray(a_logits), np.asarray(b_logits)
+    if a_logits.shape != b_logits.shape or not a_logits.size:
+        raise InputError(
+            f"agreement: found logits {list(a_logits.shape)} and {list(b_logits.shape)}, expected equal "
+            "shapes, not empty; compare two models on the same images"
+        )
+    return float(100 * np.mean(a_logits.argmax(-1) == b_logits.argmax(-1)))
+
+
+def _opened(dataset) -> Dataset:
+    if isinstance(dataset, Dataset):
+        return dataset
+    if isinstance(dataset, str):
+        return load_dataset(dataset)
+    images, labels = dataset
+    return Dataset(ArraySource(np.asarray(images), np.asarray(labels)))
+
+
+def _logits(
+    model, dataset: Dataset, batch_size, progress, workers
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    names, labels = dataset.class_names, tuple(getattr(model, "labels", None) or ())
+    if names and labels and names != labels and sorted(names) == sorted(labels):
+        raise InputError(
+            f"data set: found the model's classes in another order ({names[0]}, ...), expected {labels[0]}, "
+            "...; give a class_index file in the model's order"
+        )
+    size = _batch_size(batch_size, len(dataset))
+    done = 0
+    for part in _forward(model, dataset.batches(model.preprocessing, size, workers)):
+        yield part
+        done = min(done + size, len(dataset))
+        if progress:
+            progress(done, len(dataset))
+
+
+def _forward(model, batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(logits, labels) of the images that count. The next batch is read while the devices do this one."""
+    sharding = _sharding()
+    running = None
+    for batch in batches:
+        pixels = batch.pixels if sharding is None else jax.device_put(batch.pixels, sharding)
+        started = model(pixels), batch
+        if running:
+            yield _counted(*running)
+        running = started
+    if running:
+        yield _counted(*running)
+
+
+def _counted(logits, batch: Batch):
+    return np.asarray(logits, np.float32)[batch.mask], batch.labels[batch.mask]
+
+
+def _batch_size(wanted: int, examples: int) -> int:
+    """No larger than needed, and a multiple of the devices."""
+    if wanted < 1:
+        raise InputError(f"batch_size: found {wanted}, expected at least 1; correct it")
+    devices = jax.local_device_count()
+    return -(-min(wanted, examples) // devices) * devices
+
+
+def _sharding() -> NamedSharding | None:
+    """Images over this process's devices; every process evaluates on its own."""
+    devices = jax.local_devices()
+    return (
+        NamedSharding(Mesh(np.array(devices), ("batch",)), PartitionSpec("batch"))
+        if len(devices) > 1
+        else None
+    )
+
+
+def _metrics(sums, examples: int) -> Metrics:
+    right1, right5, loss = map(float, sums)
+    return Metrics(100 * right1 / examples, 100 * right5 / examples, loss / examples, examples)
+
+
+def _check_labels(labels, classes: int, first: int) -> None:
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        label = int(labels[wrong[0]])
+        found = "no label" if label == UNLABELLED else f"label {label}"
+        raise InputError(
+            f"labels: found {found} at image {first + int(wrong[0])}, expected 0 to {classes - 1}, the "
+            "model's classes; choose a data set with the model's classes or correct its labels"
+        )
+
+
+def _scores(logits, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per image: top-1 right, top-5 right, cross-entropy (float64). Of equal logits the first class wins."""
+    logits = np.asarray(logits, np.float64)
+    own = np.take_along_axis(logits, labels[:, None], axis=-1)
+    earlier = np.arange(logits.shape[-1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(axis=-1)
+    highest = logits.max(axis=-1, keepdims=True)
+    loss = np.log(np.exp(logits - highest).sum(axis=-1)) + (highest - own)[:, 0]
+    return rank < 1, rank < 5, loss

@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all: written beside their place, then renamed onto it."""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+
+from psaq_jax.errors import InputError
+
+
+def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """Calls `writer(temporary path)` in the file's own folder, then renames onto `path` (the folder is made).
+
+    The temporary name ends like the real one, so that writers that look at the suffix see it.
+
+    Raises:
+      InputError: no right to write, no space, or a folder that is a file.
+    """
+    path = pathlib.Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = pathlib.Path(name)
+        writer(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_bytes(path, content: bytes) -> pathlib.Path:
+    return write(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_json(path, value) -> pathlib.Path:
+    return write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_npy(path, array: np.ndarray) -> pathlib.Path:
+    return write(path, lambda temporary: np.save(temporary, array))
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+_UMASK = _umask()

@@ -1,0 +1,27 @@
+"""A checkpoint's config.json -> the Flax module and the name table that fit it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from psaq_jax.models import configs_huggingface, configs_timm
+from psaq_jax.models.architecture import Architecture, check_geometry
+
+
+def read_architecture(
+    config: Mapping[str, Any], source: str, tensor_names: Callable[[], Iterable[str]] = tuple
+) -> Architecture:
+    """Chooses the family: timm's config.json has `architecture`, Hugging Face's `architectures`.
+
+    Args:
+      source: for messages.
+      tensor_names: gives the names in the checkpoint; asked only where the config leaves the layout
+        open (Swin: timm's or the original release's).
+    Raises:
+      InputError: an architecture that is not supported, or a field that is missing or impossible.
+    """
+    if "architecture" in config:
+        architecture = configs_timm.read(config, source, tensor_names)
+    else:
+        architecture = configs_huggingface.read(config, source)
+    check_geometry(architecture.module, f"{source}: config.json")
+    return architecture

@@ -1,0 +1,95 @@
+"""Layers that every family shares. Shapes: b batch, n tokens, h heads, d head width, c channels, p patch pixels."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psaq_jax.sites import Site
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU. Its derivative is computed in the forward pass, beside the value that shares its erf:
+    left to automatic differentiation, XLA writes four intermediate arrays and the backward pass takes twice as long.
+    """
+    return nn.gelu(x, approximate=False)
+
+
+def _gelu_forward(x):
+    cumulative = 0.5 * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+    density = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
+    return jax.lax.optimization_barrier((x * cumulative, cumulative + x * density))
+
+
+gelu.defvjp(_gelu_forward, lambda derivative, cotangent: (cotangent * derivative,))
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "gelu_fast": lambda x: nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "swish": nn.silu,
+}
+
+
+def layer_norm(name: str, epsilon: float, dtype) -> nn.LayerNorm:
+    """LayerNorm over the channels, with the two-pass variance that checkpoints were trained with."""
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def patchify(pixels: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
+    """Images [b, rows·ph, columns·pw, c] -> patches [b, rows·columns, ph·pw·c], row-major, a remainder cut off."""
+    batch, height, width, channels = pixels.shape
+    ph, pw = patch_size
+    rows, columns = height // ph, width // pw
+    x = pixels[:, : rows * ph, : columns * pw]
+    x = x.reshape(batch, rows, ph, columns, pw, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, ph * pw * channels)
+
+
+class Product(nn.Module):
+    """`einsum(equation, scale·a, b)` of two activations: a module, so that it has a path by which it can be replaced.
+
+    The equation contracts the last axis of a.
+    """
+
+    equation: str
+    scale: float = 1.0
+
+    def __call__(self, a, b):
+        return jnp.einsum(self.equation, a if self.scale == 1 else a * self.scale, b)
+
+
+class Mlp(nn.Module):
+    """Dense, activation, Dense: [..., c] -> [..., c]."""
+
+    hidden: int
+    activation: str
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        x = nn.Dense(self.hidden, dtype=self.dtype, name="dense1")(x)
+        x = Site(name="activation_output")(ACTIVATIONS[self.activation](x))
+        return Site(name="dense2_output")(nn.Dense(width, dtype=self.dtype, name="dense2")(x))
+
+
+class SwiGlu(nn.Module):
+    """DINOv2's gated form: Dense to twice the hidden width, silu(first half)·second half, Dense."""
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        gate, value = jnp.split(nn.Dense(2 * self.hidden, dtype=self.dtype, name="dense1")(x), 2, axis=-1)
+        x = Site(name="activation_output")(nn.silu(gate) * value)
+        return Site(name="dense2_output")(nn.Dense(width, dtype=self.dtype, name="dense2")(x))

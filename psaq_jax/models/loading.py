@@ -1,0 +1,159 @@
+"""`load_model`: a hub id, a local directory in Hugging Face's or timm's layout, or `bundled:NAME` -> `Model`.
+
+Weights are read through safetensors alone; nothing is ever unpickled and no code of a checkpoint is run.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from psaq_jax.errors import InputError
+from psaq_jax.models import names
+from psaq_jax.models.architecture import Architecture
+from psaq_jax.models.configs import read_architecture
+from psaq_jax.models.fields import LARGEST_IMAGE
+from psaq_jax.models.model import Model
+from psaq_jax.models.positions import interpolate
+from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.models.sources import find_checkpoint
+from psaq_jax.models.tensors import TensorReader, read_json, tensor_files
+
+
+def load_model(
+    source: str, image_size: int | tuple[int, int] | None = None, revision: str | None = None
+) -> Model:
+    """Loads a float model.
+
+    Args:
+      source: a local directory, a hub id such as "facebook/deit-tiny-patch16-224", or
+        "bundled:fashion_mnist_vit".
+      image_size: pixels (one number, or height and width) to run a ViT, DeiT or DINOv2 at; its position
+        embeddings are interpolated as transformers does. Default: the checkpoint's own size; DINOv2's
+        preprocessor's size.
+      revision: branch, tag or commit of a hub id.
+    Returns:
+      The `Model`, parameters in float32.
+    Raises:
+      InputError: no such source, no safetensors, an architecture that is not supported, tensors that do not
+        fit the config, or weights that are not finite.
+    """
+    source = str(source)
+    directory = find_checkpoint(source, revision)
+    config = read_json(
+        directory / "config.json", "a checkpoint's directory holds config.json and model.safetensors"
+    )
+    architecture = read_architecture(config, source, lambda: TensorReader(tensor_files(directory)).shapes)
+    module = architecture.module
+    preprocessing = _read_preprocessing(directory, config)
+    size = preprocessing.image_size if architecture.resizable else module.image_size
+    if image_size is not None:
+        size = image_size
+    size = _checked_size(size)
+    params = load_params(directory, architecture, source)
+    if size != module.image_size:
+        module, params = resize(module, params, size, source)
+    if preprocessing.image_size != size:
+        preprocessing = preprocessing.with_image_size(*size)
+    return Model(jax.tree.map(jnp.asarray, params), module, architecture.labels, preprocessing, source)
+
+
+def _checked_size(image_size) -> tuple[int, int]:
+    size = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
+    whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size)
+    if len(size) != 2 or not whole or not 1 <= min(size) <= max(size) <= LARGEST_IMAGE:
+        raise InputError(
+            f"image_size is {image_size!r}, expected 1 to {LARGEST_IMAGE} pixels, or (height, width)"
+        )
+    return int(size[0]), int(size[1])
+
+
+def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessing:
+    if "architecture" in config:
+        cfg = config.get("pretrained_cfg", config)
+        if not isinstance(cfg, Mapping):
+            raise InputError(
+                f"{directory}: config.json has pretrained_cfg = {str(cfg)[:80]!r}, expected an object"
+            )
+        return Preprocessing.from_timm(cfg)
+    path = directory / "preprocessor_config.json"
+    preprocessor = read_json(path, "it holds the preprocessing") if path.exists() else None
+    return Preprocessing.from_huggingface(config, preprocessor)
+
+
+def load_params(directory: pathlib.Path, architecture: Architecture, source: str) -> dict:
+    """Reads, checks and converts the weights: {module: {…: float32 array}}.
+
+    Strict: every tensor of the model is there, of its shape, floating point and finite, and no other is.
+
+    Raises:
+      InputError: naming all that is missing, misshapen or unexpected.
+    """
+    module = architecture.module
+    with TensorReader(tensor_files(directory)) as reader:
+        _check_depth(module, len(reader.shapes), source)
+        expected = _abstract_params_once(module)
+        sources = {
+            path: names.source_names(path, architecture.table, architecture.prefix) for path in expected
+        }
+        shapes = {
+            name: names.source_shape(path, expected[path].shape, module.patch_size, len(sources[path]))
+            for path in expected
+            for name in sources[path]
+        }
+        names.check(shapes, reader.shapes, source)
+        wrong = reader.not_floats(shapes)
+        if wrong:
+            raise InputError(f"{source}: {', '.join(wrong)}; expected float16, bfloat16 or float32 weights")
+        flat, broken = {}, []
+        for path, leaf in expected.items():
+            tensors = [reader.read(name) for name in sources[path]]
+            broken += [n for n, t in zip(sources[path], tensors, strict=True) if not np.isfinite(t).all()]
+            flat[path] = names.from_source(path, leaf.shape, tensors)
+    if broken:
+        raise InputError(
+            f"{source}: NaN or infinite weights in {', '.join(broken)}; expected finite numbers; "
+            "the checkpoint is damaged: download or train it again"
+        )
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _check_depth(module, tensors: int, source: str) -> None:
+    """Refuses far too many blocks before they are traced one by one, which would take hours."""
+    depths = getattr(module, "depths", None) or (module.depth,)
+    if sum(depths) > tensors:
+        raise InputError(
+            f"{source}: config.json declares {sum(depths)} blocks, the checkpoint holds {tensors} tensors; "
+            "give the config.json that belongs to these weights"
+        )
+
+
+def abstract_params(module) -> dict[str, jax.ShapeDtypeStruct]:
+    """{parameter path: shape and type} of a module; nothing is allocated."""
+    pixels = jax.ShapeDtypeStruct((1, *module.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), pixels)
+    return traverse_util.flatten_dict(variables["params"], sep="/")
+
+
+_abstract_params_once = functools.lru_cache(maxsize=16)(abstract_params)  # tracing takes most of a small load
+
+
+def resize(module, params: dict, size: tuple[int, int], source: str):
+    """(module, params) at another image size, by interpolated position embeddings.
+
+    Raises:
+      InputError: Swin, whose windows belong to its image size; or an image smaller than one patch.
+    """
+    if "position_embedding" not in params:
+        raise InputError(
+            f"{source}: image_size={size}, but this family runs at its own {module.image_size} only"
+        )
+    if size[0] < module.patch_size[0] or size[1] < module.patch_size[1]:
+        raise InputError(f"{source}: image_size={size} is smaller than one patch {module.patch_size}")
+    resized = module.clone(image_size=size)
+    table = interpolate(params["position_embedding"], module.grid, resized.grid)
+    return resized, params | {"position_embedding": table}

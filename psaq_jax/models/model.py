@@ -1,0 +1,94 @@
+"""`Model`: a Flax module, its parameters and its preprocessing, as one value that jitted functions take."""
+
+import dataclasses
+import functools
+import hashlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.sites import site_names
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params"],
+    meta_fields=["module", "labels", "preprocessing", "source"],
+)
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A float vision transformer. A pytree whose leaves are `params`: hand it to jit, grad or vmap as it is.
+
+    Attributes:
+      params: the module's parameters, float32.
+      module: the Linen module, normalised pixels [b, h, w, 3] -> logits [b, classes].
+      labels: class names in the order of the logits.
+      preprocessing: raw images -> normalised pixels.
+      source: where it came from, as given to `load_model`.
+    """
+
+    params: dict
+    module: nn.Module
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    source: str = ""
+
+    def __call__(self, pixels) -> jax.Array:
+        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted."""
+        return _forward(self, jnp.asarray(pixels, jnp.float32))
+
+    def preprocess(self, images):
+        """uint8 [n, h, w, 3] or a list of PIL images -> normalised pixels [n, height, width, 3] float32."""
+        return self.preprocessing(images)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.module.image_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, 3): the shape of one image."""
+        return (*self.image_size, 3)
+
+    @property
+    def classes(self) -> int:
+        """How many logits an image gets."""
+        return self.module.classes
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of all sites in running order."""
+        return site_names(self.module, self.params, self.image_shape)
+
+    def apply(self, pixels) -> jax.Array:
+        """As calling it, but not jitted: for use inside other traced functions."""
+        with exact_products(self.module.dtype):
+            return self.module.apply({"params": self.params}, pixels)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the parameters: the same weights under any name."""
+        digest = hashlib.sha256(repr(self.module).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+        return digest.hexdigest()
+
+    def replace(self, **changes) -> "Model":
+        return dataclasses.replace(self, **changes)
+
+    def with_dtype(self, dtype) -> "Model":
+        """The same model with its passes computed in `dtype`; parameters stay float32, logits too."""
+        return self.replace(module=self.module.clone(dtype=jnp.dtype(dtype).type))
+
+
+def exact_products(dtype):
+    """Float32 models multiply in float32 on every device; the default on GPU and TPU rounds to fewer bits."""
+    return jax.default_matmul_precision("highest" if jnp.dtype(dtype) == jnp.float32 else "default")
+
+
+@jax.jit
+def _forward(model: Model, pixels):
+    return model.apply(pixels)

@@ -1,0 +1,42 @@
+"""A plain ViT in Hugging Face's layout: config.json, preprocessor_config.json, model.safetensors."""
+
+import pathlib
+
+import safetensors.numpy
+from flax import traverse_util
+
+from psaq_jax import files
+from psaq_jax.models.names import HUGGING_FACE_VIT, to_source
+from psaq_jax.models.vit import VisionTransformer
+
+
+def save_huggingface_vit(directory, module: VisionTransformer, params, labels, mean, std) -> None:
+    """Writes a ViTForImageClassification checkpoint that transformers, timm-style tools and `load_model` read.
+
+    Args:
+      labels: class names in the order of the logits.
+      mean, std: per channel, of pixels in [0, 1].
+    """
+    directory = pathlib.Path(directory)
+    height, width = module.image_size
+    config = {
+        "architectures": ["ViTForImageClassification"], "model_type": "vit",
+        "hidden_size": module.width, "num_hidden_layers": module.depth, "num_attention_heads": module.heads,
+        "intermediate_size": module.hidden, "hidden_act": module.activation, "qkv_bias": module.qkv_bias,
+        "layer_norm_eps": module.layer_norm_eps, "image_size": height, "patch_size": module.patch_size[0],
+        "num_channels": 3, "id2label": {str(i): name for i, name in enumerate(labels)},
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }  # fmt: skip
+    processor = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": height, "width": width},
+        "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": list(mean), "image_std": list(std),
+    }  # fmt: skip
+    flat = traverse_util.flatten_dict(params, sep="/")
+    tensors = to_source(flat, HUGGING_FACE_VIT, module.patch_size, "vit")
+    files.write(
+        directory / "model.safetensors",
+        lambda path: safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"}),
+    )
+    files.write_json(directory / "config.json", config)
+    files.write_json(directory / "preprocessor_config.json", processor)

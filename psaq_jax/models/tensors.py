@@ -1,0 +1,127 @@
+"""Named tensors of a checkpoint's safetensors files: found, listed and read. Nothing is ever unpickled."""
+
+import json
+import pathlib
+
+import numpy as np
+import safetensors
+
+from psaq_jax.errors import InputError
+from psaq_jax.models.sources import INDEX, WEIGHTS
+
+OTHERS = {".bin", ".pth", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".safetensors"}
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def read_json(path: pathlib.Path, hint: str) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+      InputError: missing or unreadable file, or not an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {hint}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not readable JSON ({one_line(error)}); {hint}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a {type(value).__name__}, expected a JSON object; {hint}")
+    return value
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The safetensors files of a checkpoint: one, or the shards that its index names.
+
+    Raises:
+      InputError: none, an index that is damaged, or one that names files elsewhere.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        return _shards(directory / INDEX)
+    try:
+        others = sorted(p.name for p in directory.iterdir() if p.suffix in OTHERS)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be listed ({one_line(error)})") from None
+    raise InputError(
+        f"{directory}: found {', '.join(others[:8]) or 'no weights'}, expected {WEIGHTS} (or {INDEX}); "
+        "pickled weights are never read: convert them where you trust them, with "
+        "model.save_pretrained(DIR, safe_serialization=True) or safetensors.torch.save_file(state_dict, FILE)"
+    )
+
+
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+    weight_map = read_json(index, "expected a map of tensor names to shards").get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(v, str) for v in weight_map.values())
+    ):
+        raise InputError(
+            f"{index}: has no usable weight_map, expected tensor names to shard files; download it again"
+        )
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        # A plain name: an index is data from elsewhere, and must not choose files outside its directory.
+        plain = "\0" not in shard and len(shard) < 256 and pathlib.PurePath(shard).name == shard
+        if not plain or not (index.parent / shard).is_file():
+            raise InputError(
+                f"{index}: names shard {shard[:200]!r}, expected a file beside it; download it again"
+            )
+    return [index.parent / shard for shard in shards]
+
+
+class TensorReader:
+    """Reads named tensors of several safetensors files as float32; opening it reads the headers alone.
+
+    Attributes:
+      shapes: {tensor name: shape} of all files.
+    Raises:
+      InputError: a file that is cut off or damaged, or a tensor that two files have.
+    """
+
+    def __init__(self, paths: list[pathlib.Path]):
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._types: dict[str, str] = {}
+        self._files: dict[str, safetensors.safe_open] = {}
+        for path in paths:
+            try:
+                self._add(path, safetensors.safe_open(path, framework="numpy"))
+            except (OSError, ValueError, safetensors.SafetensorError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(
+                    f"{path}: is not a whole safetensors file ({one_line(error)}); download it again"
+                ) from None
+
+    def _add(self, path, file):
+        for name in file.keys():
+            if name in self.shapes:
+                raise InputError(
+                    f"{path}: holds tensor {name!r}, which another shard holds too; download it again"
+                )
+            tensor = file.get_slice(name)
+            self.shapes[name] = tuple(tensor.get_shape())
+            self._types[name] = tensor.get_dtype()
+            self._files[name] = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._files.clear()
+
+    def not_floats(self, names) -> list[str]:
+        """Those of `names` that are neither float16, bfloat16, float32 nor float64, with what they are."""
+        return [f"{name} is {self._types[name]}" for name in names if self._types[name] not in FLOATS]
+
+    def read(self, name: str) -> np.ndarray:
+        with np.errstate(
+            over="ignore"
+        ):  # a float64 beyond float32 becomes infinite, which the caller reports
+            return np.asarray(self._files[name].get_tensor(name)).astype(np.float32)

@@ -1,0 +1,147 @@
+"""The main job's steps between the public functions: calibration sets, and one quantized model evaluated."""
+
+import dataclasses
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import psaq_jax
+from psaq_jax.config import JobConfig, parse_bits
+from psaq_jax.data import Dataset, load_dataset
+from psaq_jax.errors import InputError
+from psaq_jax.evaluation import agreement, collect_logits, metrics, predict_logits
+from psaq_jax.models.loading import load_model
+from psaq_jax.models.model import Model
+from psaq_jax.quantization.artefact import is_artefact, load_quantized
+from psaq_jax.quantization.calibration import calibrate
+from psaq_jax.quantization.transform import QuantizedModel, quantize
+from psaq_jax.synthesis.checkpointing import Checkpoints
+from psaq_jax.synthesis.config import SynthesisConfig
+from psaq_jax.synthesis.driver import SynthesisResult, synthesize
+
+Progress = Callable[[int, int], None]
+
+
+def load_either(source: str) -> Model | QuantizedModel:
+    """A saved quantized model where `source` is its folder, else the float model of any source."""
+    return load_quantized(source) if is_artefact(source) else load_model(source)
+
+
+class Examples(NamedTuple):
+    """What quantized models are compared with float on: a data set, or images that no calibration saw."""
+
+    dataset: Dataset | None
+    pixels: np.ndarray | None
+    workers: int = 0
+
+    def logits(self, model, batch_size: int, progress: Progress | None = None):
+        """(logits [n, classes], labels [n] or None)."""
+        if self.dataset is not None:
+            return collect_logits(model, self.dataset, batch_size, progress, self.workers)
+        return predict_logits(model, self.pixels, batch_size), None
+
+
+def open_data(config: JobConfig, model: Model) -> Dataset | None:
+    """The data set of the job, or None where it has none."""
+    if not config.data:
+        return None
+    dataset = load_dataset(
+        config.data, config.data_errors, config.class_index or None, config.labels_file or None
+    )
+    if dataset.class_names and len(dataset.class_names) > model.classes:
+        raise InputError(
+            f"data {config.data!r} has {len(dataset.class_names)} classes, the model has {model.classes}; "
+            "give the data set that the model was trained for"
+        )
+    return dataset
+
+
+def synthesize_in(
+    workdir, config: JobConfig, model: Model, num_images: int, every_seconds: float, progress: Progress | None = None
+) -> SynthesisResult:
+    """The job's synthesis with checkpoints under WORKDIR/checkpoints: goes on where a killed run stopped.
+
+    Args:
+      num_images: in place of the config's, where more are wanted than calibration takes.
+      every_seconds: between checkpoints; SIGTERM makes one more and ends the process.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", every_seconds)
+    checkpoints.save_on_sigterm()
+    settings = dataclasses.replace(config.synthesis, num_images=num_images)
+    model = model.with_dtype(jnp.dtype(config.dtype))
+    result = synthesize(model, settings, config.seed, progress, checkpoints=checkpoints)
+    checkpoints.close()
+    return result
+
+
+def calibration_images(
+    config: JobConfig, model: Model, dataset: Dataset | None, synthesized
+) -> dict[str, np.ndarray]:
+    """{name: normalised images}: as many noise and real images as synthesized ones; real only where there is data."""
+    count, sets = config.synthesis.num_images, {}
+    for name in config.calibration:
+        if name == "synthesized":
+            sets[name] = np.asarray(synthesized)
+        elif name == "noise":
+            key = jax.random.fold_in(
+                jax.random.key(config.seed), 2**31
+            )  # a stream that no group of images uses
+            sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape)))
+        elif dataset is not None:
+            pool = dataset.train or dataset
+            sets[name] = pool.sample(model.preprocessing, min(count, len(pool)), config.seed)
+    return sets
+
+
+def quantized_models(config: JobConfig, model: Model, sets: dict[str, np.ndarray]):
+    """Yields (run fields, QuantizedModel) for every recipe, calibration set and bit-width."""
+    for recipe in config.quantization.recipes:
+        for calibration, pixels in sets.items():
+            ranges = calibrate(model, pixels, recipe=recipe)
+            for bits in config.quantization.bits:
+                extra = {} if recipe == "paper" else {"images": pixels}
+                q = quantize(model, ranges, *parse_bits(bits), recipe=recipe, **extra)
+                yield {"calibration": calibration, "bits": bits, "recipe": recipe, "seed": config.seed}, q
+
+
+def score(
+    q: QuantizedModel, examples: Examples, float_logits, batch_size: int, progress: Progress | None = None
+):
+    """{"top1", "top5", "loss", "agreement"}; the first three are None without labels."""
+    logits, labels = examples.logits(q, batch_size, progress)
+    if not np.isfinite(logits).all():
+        raise InputError(
+            f"model {q.source}: the quantized model's logits are not finite; its weights are damaged"
+        )
+    measured = (
+        metrics(logits, labels)._asdict() if labels is not None else dict.fromkeys(("top1", "top5", "loss"))
+    )
+    measured.pop("examples", None)
+    return measured | {"agreement": agreement(logits, float_logits)}
+
+
+def synthesis_summary(config: SynthesisConfig, result: SynthesisResult) -> dict:
+    """What results.json says of the synthesis."""
+    return {
+        "iterations": config.iterations,
+        "num_images": config.num_images,
+        "seconds": result.seconds,
+        "seconds_per_iteration": result.seconds_per_iteration,
+        "compile_seconds": result.compile_seconds,
+        "final_loss": {name: float(values[-1]) for name, values in result.history.items()},
+    }
+
+
+def describe_machine() -> dict:
+    """{"device", "versions"} of this process."""
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {"python": platform.python_version(), "psaq_jax": psaq_jax.__version__}
+    versions |= {package: metadata.version(package) for package in packages}
+    kind = platform.processor() or platform.machine() if device.platform == "cpu" else device.device_kind
+    return {"device": f"{jax.device_count()} x {device.platform} ({kind})", "versions": versions}

@@ -1,0 +1,293 @@
+"""Recipe "default": fold, choose ranges, round weights, reconstruct; one segment of the model at a time.
+
+Nothing here needs labels or real images. Every ingredient is a function of its own in the modules named after it
+(folding, clipping, gptq, reconstruction); this one only says in which order they meet a segment.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from psaq_jax.models.model import Model
+from psaq_jax.quantization import clipping, folding, quantizers, streaming
+from psaq_jax.quantization.gptq import codes_of, gptq, searched_scale
+from psaq_jax.quantization.recipes import MERGING, DefaultRecipe, site_filter
+from psaq_jax.quantization.reconstruction import Rounded, reconstruct
+from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
+from psaq_jax.quantization.segments import Link, Segment, chain
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    weights: int
+    activations: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a segment consists of; names relative to it."""
+
+    sites: dict[str, tuple[int, ...]]  # those to quantize: shape for one image
+    layers: dict[str, tuple[int, ...]]  # Dense layers: shape of their input for one image
+
+
+@dataclasses.dataclass(frozen=True)
+class NormFold:
+    """A LayerNorm, the sites that see its output and the Dense layers that take it."""
+
+    norm: str
+    sites: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+NORM1 = NormFold("norm1", ("norm1_output",), ("attention/qkv",))
+NORM2 = NormFold("norm2", ("norm2_output",), ("mlp/dense1",))
+HEADS = {"head_input": "head", "distillation_head_input": "distillation_head"}
+CONSUMERS = {
+    "norm1_output": "attention/qkv", "attention/value": "attention/projection", "norm2_output": "mlp/dense1",
+    "attention/attention_output": "attention/projection", "mlp/activation_output": "mlp/dense2",
+}  # fmt: skip
+
+
+def default_params_and_sites(
+    model: Model, weight_bits: int, activation_bits: int, images: np.ndarray, options: DefaultRecipe
+) -> tuple[dict, dict[str, SiteQuantizer]]:
+    """The quantized tree (kernels as `QuantizedKernel`) and {site: quantizer} in running order.
+
+    Args:
+      images: [n, height, width, 3] float32 normalised.
+    """
+    bits, params = Bits(weight_bits, activation_bits), model.params
+    sites, kernels = {}, {}
+    x_float = x = images
+    for link in chain(model.module, model.params, model.image_shape):
+        segment = link.segment
+        parts = inspect(segment, link.parameters(params), x)
+        folded = fold(segment, parts, link.parameters(params), x_float, bits, options)
+        found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model))
+        rounded, layers = round_weights(segment, parts, folded, found, x, x_float, bits, options)
+        target = streaming.propagate(segment, folded, {}, x_float)
+        if segment.is_block and wants_reconstruction(bits, options):
+            layer_bits = {layer: options.bits(layer, weight_bits) for layer in layers}
+            rounded, layers, found = reconstruct(
+                segment, rounded, layers, layer_bits, found, x, x_float, target, options
+            )
+        x_float, x = target, streaming.propagate(segment, rounded, found, x)
+        params = _replaced(params, link, rounded)
+        kernels |= {link.full_name(f"{layer}/kernel"): kernel for layer, (kernel, _) in layers.items()}
+        sites |= {link.full_name(name): quantizer for name, quantizer in found.items()}
+    return folding.changed(params, kernels), sites
+
+
+def wants_reconstruction(bits: Bits, options: DefaultRecipe) -> bool:
+    """Where the options leave it open: at 4 bits and below, of weights or activations."""
+    few = min(bits.weights, bits.activations) <= 4 and bits.activations < 8
+    return few if options.reconstruct is None else options.reconstruct
+
+
+def _replaced(params: dict, link: Link, part: dict) -> dict:
+    flat = traverse_util.flatten_dict(part, sep="/")
+    return folding.changed(params, {link.full_name(name): value for name, value in flat.items()})
+
+
+def pixel_range(model: Model) -> tuple[float, float]:
+    """Least and greatest normalised value of any pixel: known without data."""
+    p = model.preprocessing
+    ends = np.array([(e * 255 * p.rescale_factor - np.array(p.mean)) / np.array(p.std) for e in (0, 1)])
+    return float(ends.min()), float(ends.max())
+
+
+def inspect(segment: Segment, params, x) -> Parts:
+    """The quantized sites and the Dense layers of a segment; nothing is computed."""
+    wanted, sites, layers = site_filter(None, "default"), {}, {}
+
+    def tap(name, y):
+        if wanted(name):
+            sites[name] = y.shape
+        return y
+
+    def run(params, x):
+        return segment(params, x, tap=tap, watch=lambda name, y: layers.__setitem__(name, y.shape))
+
+    jax.eval_shape(run, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32))
+    return Parts(sites, layers)
+
+
+def norm_folds(parts: Parts) -> list[NormFold]:
+    """The folds that a segment offers."""
+    folds = [fold for fold in (NORM1, NORM2) if fold.sites[0] in parts.sites]
+    for name in parts.sites:
+        if name.endswith(MERGING):
+            merging = name.removesuffix("/norm_output")
+            folds.append(NormFold(f"{merging}/norm", (name,), (f"{merging}/reduction",)))
+    heads = tuple(name for name in HEADS if name in parts.sites)
+    return folds + [NormFold("norm", heads, tuple(HEADS[name] for name in heads))] * bool(heads)
+
+
+def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -> dict:
+    """The segment's parameters with per-channel ranges folded in: the same function."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    norms = norm_folds(parts) if options.fold_norms else []
+    widths = {site: flat[f"{f.norm}/scale"].shape[0] for f in norms for site in f.sites}
+    attention = "attention/query" in parts.sites and options.fold_attention
+    if attention:
+        c = flat["attention/projection/kernel"].shape[0]
+        widths |= {f"attention/{name}": c for name in ("query", "key", "value", "attention_output")}
+    if not widths:
+        return params
+    moments = streaming.channel_moments(segment, params, x, tuple(widths.items()))
+    ends = best_channel_ranges(segment, params, x, moments, bits, options)
+    for item in norms:
+        low = jnp.min(jnp.stack([ends[site][0] for site in item.sites]), 0)
+        high = jnp.max(jnp.stack([ends[site][1] for site in item.sites]), 0)
+        shift = (low + high) / 2 * _may_shift(item, parts, flat)
+        kernel = jnp.concatenate([flat[f"{layer}/kernel"] for layer in item.layers], axis=1)
+        factor = folding.balance(low - shift, high - shift, kernel, options.folding_strength)
+        params = folding.fold_norm(params, item.norm, item.layers, factor, shift)
+    return fold_attention(params, flat, ends, options) if attention else params
+
+
+def best_channel_ranges(segment, params, x, moments, bits: Bits, options: DefaultRecipe) -> dict:
+    """{site: (low [c], high [c])}."""
+    if not options.search_ranges:
+        return {name: (m.low, m.high) for name, m in moments.items()}
+    counts = streaming.channel_histograms(segment, params, x, moments)
+    ends = {}
+    for name, m in moments.items():
+        centers = streaming.statistics.bin_centers(m.low, m.high, streaming.CHANNEL_BINS)
+        site_bits = jnp.float32(options.bits(name, bits.activations))
+        ends[name] = clipping.channel_ranges(counts[name], centers, m.low, m.high, site_bits, options.coverage)
+    return ends
+
+
+def fold_attention(params, flat, ends, options: DefaultRecipe) -> dict:
+    """Values with the projection, then queries with keys."""
+    qkv, projection = "attention/qkv", "attention/projection"
+    movable = f"{qkv}/bias" in flat and f"{projection}/bias" in flat
+    (low, high), (output_low, output_high) = ends["attention/value"], ends["attention/attention_output"]
+    shift = (low + high) / 2 * movable
+    # The value and the attention output share their channels: the geometric mean of both ranges serves both.
+    reach = jnp.sqrt(
+        jnp.maximum(high - shift, shift - low) * jnp.maximum(jnp.abs(output_low - shift), jnp.abs(output_high - shift))
+    )
+    factor = folding.balance(-reach, reach, flat[f"{projection}/kernel"], options.folding_strength)
+    params = folding.fold_values(params, qkv, projection, factor, shift)
+    low, high = ends["attention/key"]
+    shift = (low + high) / 2 * (f"{qkv}/bias" in flat)
+    key = jnp.maximum(jnp.maximum(jnp.abs(low - shift), jnp.abs(high - shift)), folding.EPSILON)
+    query = jnp.maximum(jnp.maximum(*map(jnp.abs, ends["attention/query"])), folding.EPSILON)
+    return folding.fold_queries(params, qkv, jnp.sqrt(key / query), shift)
+
+
+def _may_shift(item: NormFold, parts: Parts, flat: dict) -> bool:
+    """Whether all layers have a bias, and no padding of zeros comes between the norm and a layer."""
+    for site, layer in zip(item.sites, item.layers, strict=True):
+        padded = math.prod(parts.sites[site]) != math.prod(parts.layers[layer])
+        if padded or f"{layer}/bias" not in flat:
+            return False
+    return True
+
+
+def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pixels) -> dict[str, SiteQuantizer]:
+    """A quantizer for every site of the segment, {relative name: quantizer} in running order."""
+    heads = [name for name in parts.sites if name.endswith(streaming.PROBABILITIES)]
+    widths = {name: _width(name, shape) for name, shape in parts.sites.items() if name not in heads}
+    if not widths:
+        return {}
+    moments = streaming.channel_moments(segment, params, x, tuple(widths.items()))
+    ends = {n: (jnp.minimum(m.low.min(), 0.0), jnp.maximum(m.high.max(), 0.0)) for n, m in moments.items()}
+    ends |= {name: tuple(map(jnp.float32, pixels)) for name in ends if name == "input"}
+    costs = {name: channel_costs(name, params, moments, parts) for name in widths}
+    costs |= {name: jnp.zeros(()) for name in heads}
+    counts = streaming.tensor_histograms(segment, params, x, ends, costs)
+    found = {}
+    for name in parts.sites:
+        site_bits = options.bits(name, bits.activations)
+        if name in heads:
+            grids = clipping.probability_quantizer(counts[name], site_bits, options.softmax)
+            found[name] = clipping.choose(*grids)
+            continue
+        low, high = ends[name]
+        if options.search_ranges and name != "input":
+            centers = streaming.statistics.bin_centers(low[None], high[None], streaming.TENSOR_BINS)[0]
+            low, high, _ = clipping.tensor_range(
+                counts[name], centers, low, high, jnp.float32(site_bits), options.coverage
+            )
+        found[name] = clipping.uniform(low, high, site_bits)
+    return found
+
+
+def _width(name: str, shape) -> int:
+    by_head = name.rpartition("/")[2] in ("query", "key", "value", "attention_output")
+    return shape[1] * shape[3] if by_head else shape[-1]
+
+
+def channel_costs(name: str, params, moments, parts: Parts) -> jax.Array:
+    """What a squared error in a channel costs in the product that takes it, [c]; errors of channels add up.
+
+    Kernels: the squared norm of the channel's row. Queries: the keys' mean square, and the other way round.
+    """
+    other = {"attention/query": "attention/key", "attention/key": "attention/query"}.get(name)
+    if other:
+        return moments[other].square
+    layer = CONSUMERS.get(name) or HEADS.get(name) or name.removesuffix("norm_output") + "reduction"
+    if layer not in parts.layers:
+        return jnp.ones(len(moments[name].low))
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return jnp.sum(jnp.square(flat[f"{layer}/kernel"]), 1)
+
+
+def round_weights(segment, parts: Parts, params, sites, x, x_float, bits: Bits, options) -> tuple[dict, dict]:
+    """Every Dense layer of the segment in running order: (parameters with rounded kernels, {layer: `Rounded`})."""
+    rounded, layers = params, {}
+    for layer in parts.layers:
+        kernel = traverse_util.flatten_dict(params, sep="/")[f"{layer}/kernel"]
+        moments = streaming.layer_moments(segment, layer, rounded, sites, x, params, x_float)
+        layer_bits = jnp.float32(options.bits(layer, bits.weights))
+        layers[layer] = round_kernel(kernel, moments.hessian, layer_bits, options)
+        changes = {f"{layer}/kernel": layers[layer].kernel.dequantize()}
+        bias = traverse_util.flatten_dict(rounded, sep="/").get(f"{layer}/bias")
+        if options.bias_correction and bias is not None:
+            missing = moments.float_mean @ kernel - moments.mean @ changes[f"{layer}/kernel"]
+            changes[f"{layer}/bias"] = bias + missing
+        rounded = folding.changed(rounded, changes)
+    return rounded, layers
+
+
+def round_kernel(kernel, hessian, bits, options: DefaultRecipe) -> Rounded:
+    """One kernel [i, o] with the input's second moments [i, i]."""
+    if options.search_weight_scales:
+        scale = searched_scale(kernel, jnp.diagonal(hessian), bits)
+    else:
+        scale = quantizers.weight_scale(kernel, bits)
+    if options.gptq:
+        codes, target = gptq(kernel, hessian, scale, bits, jnp.float32(options.damping))
+    else:
+        codes, target = codes_of(kernel, scale, bits), kernel
+    return Rounded(QuantizedKernel(codes.astype(jnp.int8), scale), target)
+
+
+def without_images(model: Model, ranges, wanted, weight_bits: int, activation_bits: int, options: DefaultRecipe):
+    """What is left of the recipe where there are only ranges: (params, sites), weights rounded to nearest."""
+    sites = {name: clipping.uniform(*ranges[name], options.bits(name, activation_bits)) for name in wanted}
+    kernels = {}
+    for path, value in traverse_util.flatten_dict(model.params, sep="/").items():
+        layer, _, leaf = path.rpartition("/")
+        if leaf == "kernel":
+            kernels[path] = QuantizedKernel(*quantizers.quantize_weights(value, options.bits(layer, weight_bits)))
+    return folding.changed(model.params, kernels), sites
+
+
+def folded_model(model: Model, images: np.ndarray, activation_bits: int, options: DefaultRecipe) -> Model:
+    """The float model with its per-channel ranges folded in: the same function, and what is quantized afterwards."""
+    params, x, bits = model.params, images, Bits(8, activation_bits)
+    for link in chain(model.module, model.params, model.image_shape):
+        own = link.parameters(params)
+        folded = fold(link.segment, inspect(link.segment, own, x), own, x, bits, options)
+        x = streaming.propagate(link.segment, folded, {}, x)
+        params = _replaced(params, link, folded)
+    return model.replace(params=params)

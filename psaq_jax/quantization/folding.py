@@ -1,0 +1,91 @@
+"""Function-preserving changes of parameters: per-channel scales and shifts moved through linear layers.
+
+Each returns a new tree of parameters that computes the same function in exact arithmetic. That is how per-channel
+ranges run per tensor (RepQ-ViT, Li et al., ICCV 2023; SmoothQuant, Xiao et al., ICML 2023), and, the other way round,
+how a model is made hard to quantize without being changed. Shapes: o outputs, c channels.
+"""
+
+import jax.numpy as jnp
+from flax import traverse_util
+
+EPSILON = 1e-12
+
+
+def changed(params: dict, changes: dict) -> dict:
+    """The tree with {"path/to/leaf": array} replaced."""
+    return traverse_util.unflatten_dict({**traverse_util.flatten_dict(params, sep="/"), **changes}, sep="/")
+
+
+def fold_norm(params: dict, norm: str, layers: tuple[str, ...], factor, shift) -> dict:
+    """LayerNorm gives (y − shift)/factor in the place of y; the Dense layers that take it make up for both.
+
+      scale' = scale/factor,  bias' = (bias − shift)/factor,  kernel' = factor·kernel,  bias'' = bias + shift·kernel
+
+    Args:
+      norm: path of the LayerNorm; layers: paths of the Dense layers. A kernel of t·c rows takes t norms of c channels
+        side by side (class token beside mean token).
+      factor, shift: [c]; shift must be zero where a layer has no bias.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    changes = {
+        f"{norm}/scale": flat[f"{norm}/scale"] / factor,
+        f"{norm}/bias": (flat[f"{norm}/bias"] - shift) / factor,
+    }
+    for layer in layers:
+        kernel = flat[f"{layer}/kernel"]
+        times = kernel.shape[0] // factor.shape[0]
+        changes[f"{layer}/kernel"] = kernel * jnp.tile(factor, times)[:, None]
+        if f"{layer}/bias" in flat:
+            changes[f"{layer}/bias"] = flat[f"{layer}/bias"] + jnp.tile(shift, times) @ kernel
+    return changed(params, changes)
+
+
+def fold_values(params: dict, qkv: str, projection: str, factor, shift) -> dict:
+    """Values become (v − shift)/factor; the projection makes up for it. Exact because attention rows sum to one.
+
+    Args:
+      factor, shift: [c], heads outermost; shift must be zero where qkv or the projection has no bias.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    kernel, c = flat[f"{projection}/kernel"], factor.shape[0]
+    scale = jnp.concatenate([jnp.ones(2 * c), 1 / factor])
+    changes = {f"{qkv}/kernel": flat[f"{qkv}/kernel"] * scale, f"{projection}/kernel": kernel * factor[:, None]}
+    if f"{qkv}/bias" in flat:
+        offset = jnp.concatenate([jnp.zeros(2 * c), shift])
+        changes[f"{qkv}/bias"] = (flat[f"{qkv}/bias"] - offset) * scale
+    if f"{projection}/bias" in flat:
+        changes[f"{projection}/bias"] = flat[f"{projection}/bias"] + shift @ kernel
+    return changed(params, changes)
+
+
+def fold_queries(params: dict, qkv: str, factor, shift) -> dict:
+    """Queries become factor·q, keys (k − shift)/factor. Exact: shifted keys add a constant to a row of logits.
+
+    Args:
+      factor, shift: [c], heads outermost; shift must be zero where qkv has no bias.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    c = factor.shape[0]
+    scale = jnp.concatenate([factor, 1 / factor, jnp.ones(c)])
+    changes = {f"{qkv}/kernel": flat[f"{qkv}/kernel"] * scale}
+    if f"{qkv}/bias" in flat:
+        offset = jnp.concatenate([jnp.zeros(c), shift, jnp.zeros(c)])
+        changes[f"{qkv}/bias"] = (flat[f"{qkv}/bias"] - offset) * scale
+    return changed(params, changes)
+
+
+def balance(low, high, kernel, strength) -> jnp.ndarray:
+    """How much to divide each channel by: its half range^strength / its largest weight^(1 − strength), [c].
+
+    1: all channels get the range [−1, 1]. The result follows the channels' scale, whatever the strength: a copy whose
+    channels are scaled up here and down in the kernel comes out as the original does.
+
+    Args:
+      low, high: [c] range of the channels after their shift; kernel: [c or t·c, o], the weights that take them.
+    """
+    reach = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), EPSILON)
+    weights = jnp.max(jnp.abs(kernel).reshape(-1, reach.shape[0], kernel.shape[-1]), axis=(0, 2))
+    weights = jnp.maximum(weights, EPSILON)
+    # A channel that is never excited, or never used, stays as it is.
+    idle = (reach <= EPSILON) | (weights <= EPSILON)
+    return jnp.where(idle, 1.0, reach**strength / weights ** (1 - strength))

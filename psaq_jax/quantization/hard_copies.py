@@ -1,0 +1,61 @@
+"""Function-preserving hard copies: the same model as before, with channels that per-tensor quantization cannot hold.
+
+Modern backbones have few channels that are a hundred times larger than the rest; small models have none. A copy has
+them, and its float logits are the original's: what a recipe loses on the copy alone is the recipe's fault. The changes
+are those that `folding` undoes, the other way round.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from psaq_jax.models.model import Model
+from psaq_jax.quantization import folding
+
+
+def hard_copy(
+    model: Model,
+    seed: int = 0,
+    share: float = 0.05,
+    least: float = 10.0,
+    greatest: float = 100.0,
+    token_offset: float = 100.0,
+) -> Model:
+    """A model of the same function whose layers' inputs have outlier channels, and whose special tokens a high norm.
+
+    In every block a share of the channels of both LayerNorms' outputs, of the values and of the keys is scaled up by
+    `least` to `greatest` (log-uniform), and down again in the weights that take them (for keys: in the queries).
+    Special tokens (class, distillation) get `token_offset` added to all channels alike, which every LayerNorm takes
+    off again: the residual stream has tokens of high norm, as registers of large backbones.
+
+    Args:
+      share: of the channels, 0..1; at least one channel of each.
+    Returns:
+      a model whose float logits differ from the original's by float32 rounding only.
+    """
+    generator = np.random.default_rng(seed)
+
+    def outliers(channels):
+        factor = np.ones(channels, np.float32)
+        chosen = generator.choice(channels, max(1, round(share * channels)), replace=False)
+        factor[chosen] = np.exp(generator.uniform(np.log(least), np.log(greatest), len(chosen)))
+        return jnp.asarray(factor)
+
+    params = model.params
+    if "position_embedding" in params and "class_token" in params:
+        special = 1 + int("distillation_token" in params)
+        positions = jnp.asarray(params["position_embedding"])
+        params = {**params, "position_embedding": positions.at[:special].add(token_offset)}
+    for name in traverse_util.flatten_dict(params, sep="/"):
+        if not name.endswith("attention/qkv/kernel"):
+            continue
+        block = name.removesuffix("/attention/qkv/kernel")
+        qkv, projection = f"{block}/attention/qkv", f"{block}/attention/projection"
+        flat = traverse_util.flatten_dict(params, sep="/")
+        c = flat[f"{projection}/kernel"].shape[0]
+        none = jnp.zeros(c)
+        for norm, layer in ((f"{block}/norm1", qkv), (f"{block}/norm2", f"{block}/mlp/dense1")):
+            params = folding.fold_norm(params, norm, (layer,), 1 / outliers(c), none)
+        params = folding.fold_values(params, qkv, projection, 1 / outliers(c), none)
+        params = folding.fold_queries(params, qkv, 1 / outliers(c), none)
+    return model.replace(params=params)

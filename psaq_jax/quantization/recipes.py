@@ -1,0 +1,89 @@
+"""Which sites a recipe quantizes, and the switches of recipe "default"."""
+
+import dataclasses
+from collections.abc import Callable
+
+from psaq_jax.errors import InputError
+
+RECIPES = ("paper", "default")
+
+# Sites of the models that the paper leaves in floating point: softmax outputs, and q, k, v, which share qkv's range.
+NOT_IN_PAPER = frozenset({"query", "key", "value", "attention_probabilities"})
+
+# Recipe "default": the inputs of every matrix product. A merging's is "merging/norm_output".
+FIRST_AND_LAST = frozenset({"input", "head_input", "distillation_head_input"})
+IN_DEFAULT = FIRST_AND_LAST | {
+    "norm1_output", "query", "key", "attention_probabilities", "value", "attention_output", "norm2_output",
+    "activation_output",
+}  # fmt: skip
+MERGING = "merging/norm_output"
+
+SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
+
+
+def site_filter(module, recipe: str) -> Callable[[str], bool]:
+    """Whether the recipe quantizes the site of a given name.
+
+    Raises:
+      InputError: an unknown recipe.
+    """
+    if recipe not in RECIPES:
+        raise InputError(f"quantization.recipe is {recipe!r}, known are {', '.join(RECIPES)}")
+    if recipe == "default":
+        return lambda name: name.rpartition("/")[2] in IN_DEFAULT or name.endswith(MERGING)
+    return lambda name: name.rpartition("/")[2] not in NOT_IN_PAPER
+
+
+@dataclasses.dataclass(frozen=True)
+class DefaultRecipe:
+    """The ingredients of recipe "default", each with its switch. Frozen and hashable.
+
+    Attributes:
+      first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
+      fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
+      fold_attention: the same for query with key, and for value with the attention output.
+      folding_strength: 1: channels get equal ranges; less: SmoothQuant's compromise with the next weights' ranges.
+      search_ranges: choose ranges by least squared error; off: minimum and maximum.
+      coverage: the search also counts activations stretched by these factors, for what calibration images fail to
+        excite: ((factor, weight), ...). Ranges then widen where bits are plenty and hardly where they are few.
+      softmax: grid of the softmax outputs: one of SOFTMAX; "searched" takes the best of all.
+      gptq: weights rounded with second-order information; off: to nearest.
+      damping: of GPTQ's Hessian, as a part of its mean diagonal.
+      search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
+      bias_correction: biases make up for the mean error of each layer's output.
+      reconstruct: None: where weights or activations have at most 4 bits; True; False.
+      reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
+      seed: of the reconstruction.
+    """
+
+    first_last_8bit: bool = True
+    fold_norms: bool = True
+    fold_attention: bool = True
+    folding_strength: float = 1.0
+    search_ranges: bool = True
+    coverage: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.5, 0.1))
+    softmax: str = "searched"
+    gptq: bool = True
+    damping: float = 0.01
+    search_weight_scales: bool = True
+    bias_correction: bool = True
+    reconstruct: bool | None = False
+    reconstruction_steps: int = 300
+    reconstruction_batch: int = 32
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "coverage", tuple(tuple(map(float, pair)) for pair in self.coverage))
+        if self.softmax not in SOFTMAX:
+            raise InputError(f"quantization.options.softmax is {self.softmax!r}, known are {', '.join(SOFTMAX)}")
+        if not 0 <= self.folding_strength <= 1:
+            raise InputError(
+                f"quantization.options.folding_strength is {self.folding_strength!r}, expected 0 to 1"
+            )
+        if not self.damping > 0:
+            raise InputError(f"quantization.options.damping is {self.damping!r}, expected a positive number")
+
+    def bits(self, name: str, bits: int) -> int:
+        """The bits of a site or layer of that name where the others have `bits`."""
+        ends = FIRST_AND_LAST | {"patch_embedding", "head", "distillation_head"}
+        return max(bits, 8) if self.first_last_8bit and name.rpartition("/")[2] in ends else bits

@@ -1,0 +1,58 @@
+"""What a quantized model is made of: integer kernels and one small quantizer a site, all plain pytrees of arrays."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from psaq_jax.quantization import quantizers
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["codes", "scale"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class QuantizedKernel:
+    """Weights as integer codes int8 [..., channels] and one float32 scale per output channel [channels]."""
+
+    codes: jax.Array
+    scale: jax.Array
+
+    def dequantize(self) -> jax.Array:
+        return self.codes * self.scale
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["scale", "zero_point", "bits"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class UniformQuantizer:
+    """One site's grid: (q − zero_point)·scale for whole q in 0..2^bits−1; all float32 scalars."""
+
+    scale: jax.Array
+    zero_point: jax.Array
+    bits: jax.Array
+
+    def __call__(self, x):
+        codes = quantizers.quantize_activations(x.astype(jnp.float32), self.scale, self.zero_point, self.bits)
+        return ((codes - self.zero_point) * self.scale).astype(x.dtype)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["scale", "steps", "bits"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class LogQuantizer:
+    """A grid of powers for values of at least 0, such as softmax outputs: scale·2^(−q/steps), and 0 for the last code.
+
+    Codes q are whole, 0..2^bits−1; `steps` a whole number of codes an octave (1: log2; 2: the log√2 of RepQ-ViT, Li et
+    al., ICCV 2023; others: the searched base of AdaLog, Wu et al., ECCV 2024). All fields float32 scalars.
+    """
+
+    scale: jax.Array
+    steps: jax.Array
+    bits: jax.Array
+
+    def __call__(self, x):
+        last = 2.0**self.bits - 1
+        ratio = jnp.maximum(x.astype(jnp.float32) / self.scale, jnp.float32(1e-30))  # the logarithm stays finite
+        codes = jnp.clip(jnp.round(-self.steps * jnp.log2(ratio)), 0, last)
+        return jnp.where(codes == last, 0.0, self.scale * jnp.exp2(-codes / self.steps)).astype(x.dtype)
+
+
+SiteQuantizer = UniformQuantizer | LogQuantizer

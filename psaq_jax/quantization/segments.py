@@ -1,0 +1,128 @@
+"""A model as a chain of segments, so that calibration streams activations through one block at a time.
+
+A segment is a transformer block, or what lies between two blocks (embedding, merging, head). Each is a pure function of
+its parameters and of what the segment before gave, so that no pass runs the whole model and equal blocks compile once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from psaq_jax.models.model import exact_products
+from psaq_jax.sites import Site, Tap
+
+Watch = Callable[[str, jax.Array], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Hashable: two blocks of the same shape are equal, so that a function jitted for one serves the other.
+
+    Attributes:
+      module: a block on its own, or the whole model where `blocks` is given.
+      blocks: paths of all blocks of the model.
+      index: this segment follows that many blocks.
+    """
+
+    module: nn.Module
+    blocks: tuple[str, ...] = ()
+    index: int = 0
+
+    @property
+    def is_block(self) -> bool:
+        return not self.blocks
+
+    def __call__(self, params, x, tap: Tap = lambda name, x: x, watch: Watch = lambda name, x: None):
+        """Runs the segment. Traceable; names are relative to the block's path.
+
+        Args:
+          params: of the block, or of the whole model.
+          x: the output of the segment before; pixels for the first.
+          tap: as of `apply_with_tap`.
+          watch: called with the name and the input of every Dense layer.
+        """
+        interceptor = self._inner(tap, watch) if self.is_block else self._between(x, tap, watch)
+        if not self.is_block and self.index:
+            x, given = jnp.zeros((x.shape[0], *self.module.image_size, 3)), x
+            interceptor = self._between(given, tap, watch)
+        with exact_products(self.module.dtype), nn.intercept_methods(interceptor):
+            y = self.module.apply({"params": params}, x)
+        return y if self.is_block or self.index == len(self.blocks) else interceptor.reached["x"]
+
+    def _inner(self, tap, watch):
+        def interceptor(next_fun, args, kwargs, context):
+            name = "/".join(context.module.path)
+            if context.method_name == "__call__" and isinstance(context.module, nn.Dense):
+                watch(name, args[0])
+            y = next_fun(*args, **kwargs)
+            is_site = context.method_name == "__call__" and isinstance(context.module, Site)
+            return tap(name, y) if is_site else y
+
+        return interceptor
+
+    def _between(self, given, tap, watch):
+        """Blocks don't run: the one before this segment gives `given`, the one after it notes what it was called with.
+
+        What the other parts of the model compute meanwhile, on dummies, is dead code that jit drops.
+        """
+        inner, passed = self._inner(tap, watch), [0]
+        silent = self._inner(lambda name, x: x, lambda name, x: None)
+
+        def interceptor(next_fun, args, kwargs, context):
+            if context.method_name == "__call__" and "/".join(context.module.path) in self.blocks:
+                if passed[0] == self.index:
+                    interceptor.reached["x"] = args[0]
+                passed[0] += 1
+                return given if passed[0] == self.index else args[0]
+            return (inner if passed[0] == self.index else silent)(next_fun, args, kwargs, context)
+
+        interceptor.reached = {}
+        return interceptor
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A segment at its place in a model: `path` is "" (between blocks) or the block's."""
+
+    path: str
+    segment: Segment
+
+    def parameters(self, params: dict) -> dict:
+        """The part of the model's tree that the segment takes."""
+        return functools.reduce(lambda tree, key: tree[key], filter(None, self.path.split("/")), params)
+
+    def full_name(self, name: str) -> str:
+        return f"{self.path}/{name}" if self.path else name
+
+
+def chain(module: nn.Module, params, image_shape: tuple[int, int, int]) -> tuple[Link, ...]:
+    """The segments of a model in running order. A block is whatever has a site named residual2.
+
+    Nothing is computed (abstract evaluation). What lies between two blocks and has no site is left out: it is nothing.
+    """
+    calls = []  # ("site" or "module", path, module) in the order of their ends
+
+    def interceptor(next_fun, args, kwargs, context):
+        y = next_fun(*args, **kwargs)
+        if context.method_name == "__call__":
+            calls.append(("/".join(context.module.path), context.module))
+        return y
+
+    with nn.intercept_methods(interceptor):
+        pixels = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        jax.eval_shape(lambda p, x: module.apply({"params": p}, x), params, pixels)
+    paths = tuple(p.rpartition("/")[0] for p, m in calls if isinstance(m, Site) and p.endswith("/residual2"))
+    links, between = [], []
+    for path, called in calls:
+        if path in paths:
+            if between:
+                links.append(Link("", Segment(module, paths, len([k for k in links if k.path]))))
+            links.append(Link(path, Segment(called.clone(parent=None, name=None))))
+            between = []
+        elif isinstance(called, Site) and not path.startswith(tuple(p + "/" for p in paths)):
+            between.append(path)
+    return (*links, Link("", Segment(module, paths, len(paths))))

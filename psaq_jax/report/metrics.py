@@ -1,0 +1,64 @@
+"""Scalars and images for TensorBoard, written by tensorboardX."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from psaq_jax.errors import InputError
+from psaq_jax.report.extras import require
+from psaq_jax.report.images import check_images
+from psaq_jax.report.settings import settings
+from psaq_jax.report.tables import markdown_table
+
+SHOWN = 16  # images of a kind
+
+
+def write_metrics(
+    directory: str | os.PathLike,
+    results: dict,
+    history: Mapping[str, np.ndarray] | None = None,
+    images: Mapping[str, np.ndarray | None] | None = None,
+) -> None:
+    """Writes one event file into `directory` (workdir/metrics), which is made where it is missing.
+
+    Scalars: `synthesis/TERM` with the iteration, from 1, as the step; `float/top1` and the like at step 0;
+    `RECIPE/BITS/CALIBRATION/top1` and the like with the seed as the step. Images: the first 16 of each kind.
+    Text: the results table.
+
+    Args:
+      history: {term: [iterations]}.
+      images: {kind: uint8 [n, h, w, 3], or None}.
+    Raises:
+      InputError: tensorboardX is missing (extra "log"), images that are not uint8 NHWC, no right to write.
+    """
+    writer_class = require("tensorboardX", "log").SummaryWriter
+    pictures = {kind: check_images(x)[:SHOWN] for kind, x in (images or {}).items() if x is not None}
+    try:
+        # The context manager closes the file, and with it the writer's thread, whatever happens.
+        with writer_class(str(directory)) as writer:
+            for term, values in (history or {}).items():
+                for i, value in enumerate(values):
+                    writer.add_scalar(f"synthesis/{term}", float(value), i + 1)
+            _add_results(writer, results)
+            for kind, shown in pictures.items():
+                writer.add_images(f"images/{kind}", shown, dataformats="NHWC")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{directory}: cannot be written ({reason}); choose another folder") from None
+
+
+def _add_results(writer, results) -> None:
+    for name, value in (results.get("float") or {}).items():
+        if isinstance(value, int | float):
+            writer.add_scalar(f"float/{name}", value, 0)
+    for setting in settings(results):
+        tag = "/".join(part for part in (setting.recipe, setting.bits, setting.calibration) if part)
+        for field in ("top1", "top5", "loss", "agreement"):
+            found = getattr(setting, field)
+            # Steps are seeds where every run has both a figure and a seed, otherwise just numbers.
+            if found:
+                steps = setting.seeds if len(setting.seeds) == len(found.values) else range(len(found.values))
+                for step, value in zip(steps, found.values, strict=True):
+                    writer.add_scalar(f"{tag}/{field}", value, step)
+    writer.add_text("results", markdown_table(results), 0)

@@ -1,0 +1,121 @@
+"""One self-contained HTML page of a run: no network, no script, readable on a phone, printed, in the dark."""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from psaq_jax.models.model import Model
+from psaq_jax.report import pictures, sections
+from psaq_jax.report.charts import HEIGHT, WIDTH
+from psaq_jax.report.extras import require
+from psaq_jax.report.sensitivity import Sensitivity
+from psaq_jax.report.settings import settings
+from psaq_jax.report.summary import summary_line
+
+HERE = pathlib.Path(__file__).parent
+ORIGIN = ("device", "versions", "synthesis")  # fields of the results that tell how they were made
+
+
+def render_page(
+    results: dict,
+    *,
+    model: Model | None = None,
+    images: Mapping[str, np.ndarray | None] | None = None,
+    targets: Sequence[int] | None = None,
+    history: Mapping[str, np.ndarray] | None = None,
+    ranges: Mapping[str, Mapping] | None = None,
+    sensitivity: Sequence[Sensitivity] | None = None,
+    sensitivity_bits: str = "",
+    coverage: Sequence[Mapping[str, str]] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    peak_memory_bytes: int | None = None,
+    command: str = "",
+    config: Mapping | None = None,
+) -> str:
+    """The page as HTML text. Sections without data are left out; only `results` (DESIGN §4) must be there.
+
+    Everything that is given is escaped. The page asks for nothing over the network, and its own content
+    security policy forbids that.
+
+    Args:
+      results: percentages from 0 to 100; `runs` may hold any number of seeds.
+      model: the float model: needed for images, similarity maps and computed sizes.
+      images: {"synthesized", "noise", "real": [n, h, w, 3] normalised, or None};
+        the first 12 of each are shown, the first one's patch similarities.
+      targets: class numbers that the synthesized images were made for.
+      history: {term: [iterations]} of the synthesis.
+      ranges: {calibration: {site: (minimum, maximum)}}.
+      sensitivity: of `measure_sensitivity`; sensitivity_bits: what was measured, such as "w4a8".
+      coverage: products as {"name", "execution" ("integer" or "float"), "reason"}.
+      sizes: {"float32" first, then such as "w4a8": bytes} as measured on disk; None: computed from `model`.
+      seconds: {phase: wall seconds}; peak_memory_bytes: of the process or the device.
+      command: the exact command line; config: the whole configuration.
+    Raises:
+      InputError: jinja2 or matplotlib is missing; the message names the extra.
+    """
+    template = _environment().get_template("page.html.jinja")
+    computed = sizes is None and model is not None
+    if computed:
+        sizes = sections.weight_sizes(model.params, [s.bits for s in settings(results)])
+    return template.render(
+        results=results,
+        answer=sections.answer(results),
+        summary=summary_line(results),
+        sizes=sections.size_rows(sizes),
+        sizes_computed=computed,
+        **_pictures(model, images, targets),
+        loss_charts=pictures.loss_charts(history),
+        chart_width=WIDTH,
+        chart_height=HEIGHT,
+        ranges=sections.range_rows(ranges),
+        calibrations=list(ranges or {}),
+        heat_maps=sections.heat_maps(sensitivity),
+        worst={kind: sections.worst_first(sensitivity, kind) for kind in ("activations", "weights", "block", "all")},
+        sensitivity_bits=sensitivity_bits,
+        coverage=list(coverage or ()),
+        seconds=dict(seconds or {}),
+        peak_memory_bytes=peak_memory_bytes,
+        command=command,
+        config=sections.pretty(config) if config else "",
+        has_origin=any([command, config, seconds, sizes, peak_memory_bytes, *map(results.get, ORIGIN)]),
+        top=sections.TOP,
+        kinds=sections.KINDS,
+    )
+
+
+def _pictures(model, images, targets) -> dict:
+    """Galleries, similarity maps and their colour scale, as the template takes them."""
+    given = {kind: np.asarray(x) for kind, x in (images or {}).items() if x is not None and len(x)}
+    if model is None or not given:
+        return {"galleries": {}, "layers": [], "least_similarity": 0.0, "color_stops": []}
+    captions = {"synthesized": pictures.class_names(model, targets)} if targets is not None else {}
+    layers, least = pictures.similarity_layers(model, {kind: x[0] for kind, x in given.items()})
+    return {
+        "galleries": {kind: pictures.gallery(model, x, captions.get(kind)) for kind, x in given.items()},
+        "layers": layers,
+        "least_similarity": least,
+        "color_stops": pictures.color_stops(),
+    }
+
+
+def _environment():
+    jinja2 = require("jinja2", "report")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    markup = require("markupsafe", "report")
+
+    def breakable(name):
+        """A path or site name that may break after "/", "_" and ":"."""
+        escaped = str(markup.escape(name))  # entities hold none of the three
+        return markup.Markup(re.sub("([/_:])", r"\1<wbr>", escaped))
+
+    environment.filters.update(bytes=sections.bytes_text, duration=sections.seconds_text, breakable=breakable)
+    return environment

@@ -1,0 +1,153 @@
+"""Which sites, kernels and blocks lose most when quantized alone: no label and no real image needed.
+
+One jitted function serves every measurement: what is quantized is an argument, a switch for every site and
+kernel, so all measurements and all bit-widths share one compilation.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from psaq_jax.errors import InputError
+from psaq_jax.models.model import Model, exact_products
+from psaq_jax.quantization.calibration import calibrate, check_pixels
+from psaq_jax.quantization.transform import QuantizedModel, dequantize_params, quantize
+from psaq_jax.sites import apply_with_tap
+
+Progress = Callable[[int, int], None]
+HIGHEST_SQNR = 140.0  # dB; about float32's own resolution, and what identical logits get
+BLOCK = re.compile(r"^(.*?block_\d+)/")
+
+
+class Sensitivity(NamedTuple):
+    """What the logits lose when one thing is quantized and all else stays float.
+
+    Attributes:
+      kind: "activations" (a site), "weights" (a kernel), "block" (all of a block's sites and kernels), "all".
+      name: the site, the path of the kernel without "/kernel", the block, or "".
+      sqnr_db: signal-to-quantization-noise ratio of the logits, 10·log10(Σ signal² / Σ error²), over images
+        and classes, each image's mean logit removed (softmax ignores it); at most 140.
+      agreement: percent of images whose top-1 stays the float model's.
+    """
+
+    kind: str
+    name: str
+    sqnr_db: float
+    agreement: float
+
+
+def measure_sensitivity(
+    model: Model, quantized: QuantizedModel, pixels, progress: Progress | None = None
+) -> list[Sensitivity]:
+    """Quantizes one site, kernel or block at a time, then everything, and compares with the float logits.
+
+    Takes one forward pass of all images for each site, kernel and block.
+
+    Args:
+      quantized: of `quantize(model, ...)`: its bits and, in recipe "paper", its grids are what is measured.
+        Other recipes rewrite what surrounds a kernel (folded LayerNorms, corrected biases), so that no kernel
+        means anything alone: they are measured on recipe "paper" at the same bits, with ranges of `pixels`.
+      pixels: [n, height, width, 3] normalised: images like those of calibration, best not the same ones.
+        (Noise against ranges of synthesized images measures how these clip it, and little else.)
+      progress: called as progress(measurements done, measurements in all).
+    Returns:
+      Sites, then kernels, then blocks, each in running order, then all together.
+    Raises:
+      InputError: images of another shape, or `quantized` was made from another architecture.
+    """
+    if quantized.module != model.module:
+        raise InputError("sensitivity: the quantized model has another architecture than the float one; pass its own")
+    pixels = check_pixels(model, pixels)
+    if quantized.recipe != "paper":
+        bits = quantized.weight_bits, quantized.activation_bits
+        quantized = quantize(model, calibrate(model, pixels), *bits, recipe="paper")
+    sites, kernels = tuple(quantized.sites), kernel_paths(model)
+
+    def logits(some_sites, some_kernels):
+        site_switches = {name: name in some_sites for name in sites}
+        kernel_switches = {name: name in some_kernels for name in kernels}
+        return np.asarray(_logits(model, quantized.params, quantized.sites, pixels, site_switches, kernel_switches))
+
+    plan = _plan(sites, kernels)
+    reference, found = logits((), ()), []
+    for one in plan:
+        changed = logits(one.sites, one.kernels)
+        found.append(Sensitivity(one.kind, one.name, sqnr_db(reference, changed), agreement(reference, changed)))
+        if progress:
+            progress(len(found), len(plan))
+    return found
+
+
+def sqnr_db(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Signal-to-quantization-noise ratio in dB of logits [n, classes] against the float ones, at most 140."""
+    reference, logits = (x.astype(np.float64) - x.mean(axis=1, keepdims=True) for x in (reference, logits))
+    signal, error = np.sum(reference**2), np.sum((reference - logits) ** 2)
+    if error <= signal * 10 ** (-HIGHEST_SQNR / 10):
+        return HIGHEST_SQNR
+    return float(10 * np.log10(max(signal, np.finfo(np.float64).tiny) / error))
+
+
+def agreement(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Percent of rows with the same top-1."""
+    return float(100 * np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))
+
+
+def kernel_paths(model: Model) -> tuple[str, ...]:
+    """Paths of all Dense and convolution kernels, such as "block_0/mlp/dense1", in running order."""
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    kernels = [path.removesuffix("/kernel") for path in flat if path.rpartition("/")[2] == "kernel"]
+    calls = {}
+
+    def interceptor(next_fun, args, kwargs, context):
+        calls.setdefault("/".join(context.module.path), len(calls))
+        return next_fun(*args, **kwargs)
+
+    pixels = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    with nn.intercept_methods(interceptor):
+        jax.eval_shape(lambda params, x: model.module.apply({"params": params}, x), model.params, pixels)
+    return tuple(sorted(kernels, key=lambda path: calls.get(path, len(calls))))
+
+
+def block_of(name: str) -> str | None:
+    """The block that a site or kernel belongs to, "block_4" or "stage_1/block_0"; None outside of blocks."""
+    match = BLOCK.match(name)
+    return match[1] if match else None
+
+
+class _Measurement(NamedTuple):
+    kind: str
+    name: str
+    sites: frozenset[str]  # quantized in this measurement; all others stay float
+    kernels: frozenset[str]
+
+
+def _plan(sites: tuple[str, ...], kernels: tuple[str, ...]) -> list[_Measurement]:
+    none = frozenset()
+    plan = [_Measurement("activations", name, frozenset([name]), none) for name in sites]
+    plan += [_Measurement("weights", name, none, frozenset([name])) for name in kernels]
+    for block in dict.fromkeys(filter(None, map(block_of, sites))):
+        inside = (frozenset(name for name in names if block_of(name) == block) for names in (sites, kernels))
+        plan.append(_Measurement("block", block, *inside))
+    return [*plan, _Measurement("all", "", frozenset(sites), frozenset(kernels))]
+
+
+@jax.jit
+def _logits(model: Model, quantized_params, quantizers, pixels, site_switches, kernel_switches):
+    """Logits of the float model with the switched-on sites and kernels quantized."""
+    params = traverse_util.flatten_dict(model.params, sep="/")
+    rounded = traverse_util.flatten_dict(dequantize_params(quantized_params), sep="/")
+    for name, switch in kernel_switches.items():
+        path = f"{name}/kernel"
+        params[path] = jnp.where(switch, rounded[path], params[path])
+
+    def tap(name, x):
+        return jnp.where(site_switches[name], quantizers[name](x), x) if name in quantizers else x
+
+    with exact_products(model.module.dtype):
+        return apply_with_tap(model.module, traverse_util.unflatten_dict(params, sep="/"), pixels, tap)

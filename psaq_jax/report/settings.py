@@ -1,0 +1,67 @@
+"""The runs of a results dictionary (DESIGN §4) gathered into settings, with their spread over seeds."""
+
+import statistics
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """A figure over seeds.
+
+    Attributes:
+      mean: over the runs that have the figure.
+      deviation: sample standard deviation (n − 1); None for a single run.
+      values: the figure of every run, in the order of the runs.
+    """
+
+    mean: float
+    deviation: float | None
+    values: tuple[float, ...]
+
+    def text(self, decimals: int = 2) -> str:
+        """ "88.10", or "88.10 ± 0.42" where several runs give a deviation."""
+        spread = "" if self.deviation is None else f" ± {self.deviation:.{decimals}f}"
+        return f"{self.mean:.{decimals}f}{spread}"
+
+
+class Setting(NamedTuple):
+    """All runs of one recipe, pair of bit-widths and calibration set, whatever their seeds.
+
+    Percentages are 0 to 100, `loss` is in nats. A figure is None where no run has it (no labels).
+    """
+
+    recipe: str
+    bits: str
+    calibration: str
+    seeds: tuple[int, ...]
+    top1: Spread | None
+    top5: Spread | None
+    loss: Spread | None
+    agreement: Spread | None
+    lost: Spread | None  # points of top-1 below the float model; negative where the quantized model is better
+
+
+def settings(results: dict) -> list[Setting]:
+    """The settings of `results["runs"]`, in the order in which they first appear."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for run in results.get("runs") or ():
+        key = (str(run.get("recipe", "")), str(run.get("bits", "")), str(run.get("calibration", "")))
+        groups.setdefault(key, []).append(run)
+    base = (results.get("float") or {}).get("top1")
+    return [_setting(key, runs, base) for key, runs in groups.items()]
+
+
+def spread(values) -> Spread | None:
+    """Mean and deviation of the values that are not None; None where nothing is left."""
+    values = tuple(float(value) for value in values if value is not None)
+    if not values:
+        return None
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, values)
+
+
+def _setting(key, runs, base) -> Setting:
+    figures = {name: spread(run.get(name) for run in runs) for name in ("top1", "top5", "loss", "agreement")}
+    lost = None
+    if base is not None and figures["top1"]:
+        lost = spread(base - value for value in figures["top1"].values)
+    seeds = tuple(dict.fromkeys(run["seed"] for run in runs if run.get("seed") is not None))
+    return Setting(*key, seeds=seeds, lost=lost, **figures)

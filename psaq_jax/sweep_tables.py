@@ -1,0 +1,71 @@
+"""What a sweep leaves for people: one row per model, recipe, bits and calibration, mean and deviation over seeds."""
+
+import csv
+import io
+import pathlib
+from collections.abc import Iterable, Iterator
+
+from psaq_jax import files, text_tables
+from psaq_jax.report.settings import Setting, Spread, settings
+from psaq_jax.report.tables import one_line
+
+FIGURES = ("top1", "lost", "top5", "loss", "agreement")
+HEADER = ("model", "recipe", "bits", "calibration", "seeds", "top-1 %", "points lost", "top-5 %", "loss", "agreement %")
+WORDS = 4  # columns of words
+
+
+def rows(results: Iterable[dict]) -> Iterator[list[str]]:
+    """The cells of the table that people read: per model the float model's row, then its settings."""
+    for result in results:
+        name, base = one_line(result["model"]), result["float"]
+        if base:
+            figures = [f"{base['top1']:.2f}", "", f"{base['top5']:.2f}", f"{base['loss']:.4f}", ""]
+            yield [name, "", "float", "", "", *figures]
+        for s in settings(result):
+            figures = [_text(getattr(s, field), 4 if field == "loss" else 2) for field in FIGURES]
+            yield [name, s.recipe, s.bits, s.calibration, str(len(s.seeds)), *figures]
+
+
+def markdown(results: Iterable[dict]) -> str:
+    return text_tables.markdown(HEADER, rows(results), WORDS)
+
+
+def plain(results: Iterable[dict]) -> str:
+    return text_tables.plain(HEADER, rows(results), WORDS)
+
+
+def as_csv(results: Iterable[dict]) -> str:
+    """One line per setting: its seeds, the float model's top-1, mean and sample standard deviation of every figure.
+
+    Percentages are 0 to 100; a field is empty where there is no figure, a deviation also where there is one seed.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    named = [f"{field}_{part}" for field in FIGURES for part in ("mean", "std")]
+    writer.writerow(["model", "recipe", "bits", "calibration", "seeds", "float_top1", *named])
+    for result in results:
+        base = (result["float"] or {}).get("top1")
+        for s in settings(result):
+            words = [result["model"], s.recipe, s.bits, s.calibration, " ".join(map(str, s.seeds)), base]
+            writer.writerow([*words, *_numbers(s)])
+    return text.getvalue()
+
+
+def write(workdir: pathlib.Path, results: list[dict]) -> dict[str, pathlib.Path]:
+    """Writes results.json (every run), sweep.csv and sweep.md; returns {what it is: path}."""
+    return {
+        "runs": files.write_json(workdir / "results.json", results),
+        "table": files.write_bytes(workdir / "sweep.csv", as_csv(results).encode()),
+        "Markdown": files.write_bytes(workdir / "sweep.md", (markdown(results) + "\n").encode()),
+    }
+
+
+def _text(value: Spread | None, decimals: int) -> str:
+    return "-" if value is None else value.text(decimals)
+
+
+def _numbers(setting: Setting) -> Iterator[float | None]:
+    for field in FIGURES:
+        value = getattr(setting, field)
+        yield value.mean if value else None
+        yield value.deviation if value else None

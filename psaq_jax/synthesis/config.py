@@ -1,0 +1,76 @@
+"""`SynthesisConfig`: every number of the synthesis, with the paper's values as defaults."""
+
+import dataclasses
+
+from psaq_jax.errors import InputError
+
+RECIPES = ("paper", "default")
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisConfig:
+    """How images are synthesized. The defaults are the paper's.
+
+    Attributes:
+      num_images: how many images in all; groups must divide it.
+      group_size: images that are optimized together: they share the similarity grid, jitter and variation target.
+      iterations: optimizer steps in all.
+      rounds: the iterations are shared out among these; the learning rate restarts with each, jitter doubles.
+      learning_rate: Adam's peak rate, in normalised pixels; None: 0.20, for Swin 0.25.
+      jitter: largest roll in pixels at 224 px, one number a round; scaled with the image.
+      total_variation: bounds of the uniform target, for 32 images of 224x224; scaled with sqrt(batch·pixels).
+      total_variation_weight, cross_entropy_weight: of these terms; the entropy's weight is 1.
+      recipe: "paper", or "default", which clips to the model's own pixel range and leaves every special token out of
+        the similarity (the paper: ImageNet's range, and token 0).
+    """
+
+    num_images: int = 32
+    group_size: int = 32
+    iterations: int = 1000
+    rounds: int = 2
+    learning_rate: float | None = None
+    jitter: tuple[float, ...] = (15.0, 30.0)
+    total_variation: tuple[float, float] = (2500.0, 3000.0)
+    total_variation_weight: float = 0.05
+    cross_entropy_weight: float = 1.0
+    recipe: str = "paper"
+
+    def __post_init__(self):
+        object.__setattr__(self, "jitter", tuple(self.jitter))
+        object.__setattr__(self, "total_variation", tuple(self.total_variation))
+        for name in ("num_images", "group_size", "iterations", "rounds"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"synthesis.{name} is {value!r}, expected a whole number of at least 1")
+        if self.num_images % self.group_size:
+            raise InputError(
+                f"synthesis.num_images is {self.num_images}, which groups of synthesis.group_size = {self.group_size} "
+                f"don't divide; take {max(1, self.num_images // self.group_size) * self.group_size} images, or a "
+                "group_size that divides them"
+            )
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError(f"synthesis.learning_rate is {self.learning_rate!r}, expected a positive number")
+        if len(self.jitter) != self.rounds or min(self.jitter) < 0:
+            raise InputError(
+                f"synthesis.jitter is {self.jitter!r}, expected {self.rounds} numbers of at least 0, one a round"
+            )
+        if len(self.total_variation) != 2 or not 0 <= self.total_variation[0] <= self.total_variation[1]:
+            raise InputError(
+                f"synthesis.total_variation is {self.total_variation!r}, expected (least, greatest)"
+            )
+        if self.recipe not in RECIPES:
+            raise InputError(f"synthesis.recipe is {self.recipe!r}, known are {', '.join(RECIPES)}")
+
+    @property
+    def groups(self) -> int:
+        return self.num_images // self.group_size
+
+    @property
+    def round_length(self) -> int:
+        """Iterations in a round; the last round is shorter where the rounds don't divide the iterations."""
+        return -(-self.iterations // self.rounds)
+
+    @property
+    def warmup(self) -> int:
+        """Iterations of linear warm-up in a round: a fifth."""
+        return self.round_length // 5

@@ -1,0 +1,40 @@
+"""The synthesis of a job: in its folder, resumable, with images to spare where there is no data set."""
+
+import dataclasses
+import pathlib
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+
+from psaq_jax.config import JobConfig
+from psaq_jax.models.model import Model
+from psaq_jax.synthesis.checkpointing import Checkpoints
+from psaq_jax.synthesis.driver import Progress, SynthesisResult, synthesize
+
+
+def synthesize_for_job(
+    config: JobConfig, model: Model, folder: pathlib.Path, progress: Progress | None = None
+) -> tuple[SynthesisResult, np.ndarray]:
+    """Synthesizes the job's images, or goes on from FOLDER/checkpoints, where what is finished stays.
+
+    SIGTERM ends the process with its state on the disk; afterwards it does what it did before.
+
+    Returns:
+      (the result for `synthesis.num_images` images, images held out): without a data set one group more is made, to
+      compare models on images that no calibration saw.
+    """
+    count = config.synthesis.num_images
+    spare = 0 if config.data else config.synthesis.group_size
+    settings = dataclasses.replace(config.synthesis, num_images=count + spare)
+    before = signal.getsignal(signal.SIGTERM)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save_on_sigterm()
+    try:
+        passes = model.with_dtype(jnp.dtype(config.dtype))
+        result = synthesize(passes, settings, config.seed, progress, checkpoints=checkpoints)
+        checkpoints.leave_if_stopping()
+        checkpoints.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return result._replace(images=result.images[:count], labels=result.labels[:count]), result.images[count:]

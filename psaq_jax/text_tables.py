@@ -1,0 +1,30 @@
+"""Tables of text: in Markdown, and aligned for a console."""
+
+from collections.abc import Iterable, Sequence
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first `left` columns are words, the others figures. Cells are escaped."""
+    rule = ["---" if i < left else "---:" for i in range(len(header))]
+    lines = [[_escaped(cell) for cell in header], rule, *([_escaped(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """The same as aligned lines, without one at the end; control characters become "?"."""
+    table = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    sides = [str.ljust] * left + [str.rjust] * (len(header) - left)
+    lines = [[side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in table]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def figure(value: float | None, decimals: int = 2) -> str:
+    """A number, or "-" where there is none."""
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _escaped(cell: str) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in cell)
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

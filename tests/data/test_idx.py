@@ -1,0 +1,38 @@
+"""The idx format, written here byte by byte."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from psaq_jax.data.idx import read_idx
+from psaq_jax.errors import InputError
+
+HEADER = b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (2, 3, 4))
+CONTENT = HEADER + bytes(range(24))
+
+
+@pytest.mark.parametrize("name", ["x-idx3-ubyte", "x-idx3-ubyte.gz"])
+def test_plain_and_gzipped(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(CONTENT) if name.endswith(".gz") else CONTENT)
+    np.testing.assert_array_equal(read_idx(tmp_path / name), np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    {
+        "short": ("x", CONTENT[:-1], r"holds 23 bytes, its header says \[2, 3, 4\]"),
+        "header cut": ("x", HEADER[:9], "ends inside its header"),
+        "another type": ("x", b"\x00\x00\x0d" + CONTENT[3:], "starts with 00000d03"),
+        "empty": ("x", b"", "starts with"),
+        "not gzip": ("x.gz", CONTENT, "cannot be read"),
+        "gzip cut": ("x.gz", gzip.compress(CONTENT)[:20], "cannot be read"),
+        "gzip damaged": ("x.gz", gzip.compress(CONTENT)[:12] + b"\xff" * 30, "cannot be read"),
+    }.values(),
+)
+def test_damaged_files(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=expected):
+        read_idx(tmp_path / name)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_idx(tmp_path / "absent")

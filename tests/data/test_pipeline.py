@@ -1,0 +1,103 @@
+"""Batches: every image once, in order, padded and masked, whatever the batch size and the workers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psaq_jax.data import ArraySource, Dataset, load_dataset
+from psaq_jax.errors import InputError
+from psaq_jax.models.preprocessing import Preprocessing
+
+PREPROCESSING = Preprocessing((4, 4), (0.25,) * 3, (0.5,) * 3)
+
+
+def numbered(n):
+    """n images whose first pixel is their number."""
+    images = np.zeros((n, 4, 4, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(n)
+    return Dataset(ArraySource(images, np.arange(n) % 7))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50))
+def test_every_image_once_in_order(n, batch_size):
+    seen = []
+    for batch in numbered(n).batches(PREPROCESSING, batch_size):
+        assert batch.pixels.shape == (batch_size, 4, 4, 3) and batch.pixels.dtype == np.float32
+        assert batch.labels.shape == batch.mask.shape == (batch_size,)
+        assert batch.labels.dtype == np.int32 and batch.mask.dtype == bool
+        numbers = PREPROCESSING.denormalize(batch.pixels)[batch.mask, 0, 0, 0]
+        np.testing.assert_array_equal(batch.labels[batch.mask], numbers % 7)
+        assert not batch.pixels[~batch.mask].any() and not batch.labels[~batch.mask].any()
+        seen += numbers.tolist()
+    assert seen == list(range(n))
+
+
+def test_workers_change_nothing(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.random.default_rng(0).integers(0, 256, (11, 9, 9, 1), np.uint8))
+    dataset = load_dataset(f"npz:{tmp_path / 'x.npz'}")
+    alone = list(dataset.batches(PREPROCESSING, 3))
+    together = list(dataset.batches(PREPROCESSING, 3, workers=2))
+    assert len(alone) == len(together) == 4
+    for a, b in zip(alone, together, strict=True):
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_array_equal(left, right)
+            assert left.dtype == right.dtype
+
+
+def test_workers_report_broken_images(tmp_path):
+    from PIL import Image
+
+    for i in range(5):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        Image.new("L", (4, 4), i).save(tmp_path / "cat" / f"{i}.png")
+    (tmp_path / "cat" / "2.png").write_bytes(b"broken")
+    dataset = load_dataset(f"folder:{tmp_path}", errors="skip")
+    masks = [batch.mask.tolist() for batch in dataset.batches(PREPROCESSING, 2, workers=1)]
+    assert masks == [[True, True], [False, True], [True, False]]
+    assert [message.split(": ")[0] for message in dataset.skipped] == [str(tmp_path / "cat" / "2.png")]
+    with pytest.raises(InputError, match=r"2\.png: cannot be decoded"):
+        list(load_dataset(f"folder:{tmp_path}").batches(PREPROCESSING, 2, workers=1))
+
+
+def test_sample_draws_without_replacement_and_repeats():
+    dataset = numbered(30)
+    first, again, other = (dataset.sample(PREPROCESSING, 12, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    numbers = PREPROCESSING.denormalize(first)[:, 0, 0, 0].tolist()
+    assert len(set(numbers)) == 12 and numbers != sorted(numbers)
+    assert sorted(PREPROCESSING.denormalize(dataset.sample(PREPROCESSING, 30, 0))[:, 0, 0, 0]) == list(
+        range(30)
+    )
+
+
+@pytest.mark.parametrize("n", [0, 31])
+def test_sample_refuses_more_than_there_is(n):
+    with pytest.raises(InputError, match="found 30 images"):
+        numbered(30).sample(PREPROCESSING, n, 0)
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "fashion_mnist", "s3:bucket", "folder:", "npz", "bundled:mnist", "bundled:fashion_mnist:val"]
+)
+def test_unknown_specs(spec):
+    with pytest.raises(InputError, match="found .*, expected .*; ") as error:
+        load_dataset(spec)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_settings():
+    with pytest.raises(InputError, match='errors: found \'ignore\', expected "stop" or "skip"'):
+        Dataset(numbered(3).source, errors="ignore")
+    with pytest.raises(InputError, match="batch_size, workers: found 0, 0"):
+        next(numbered(3).batches(PREPROCESSING, 0))
+    with pytest.raises(InputError, match="with folder:DIR only"):
+        load_dataset("bundled:fashion_mnist", class_index="x.json")
+
+
+def test_images_that_cannot_be_resized_are_named():
+    keep = Preprocessing((5, 5), (0.5,) * 3, (0.5,) * 3, resize="none")
+    with pytest.raises(InputError, match="arrays, image 0: images: found 4x4 pixels"):
+        next(numbered(3).batches(keep, 2))

@@ -1,0 +1,90 @@
+"""Ranges and grids of least squared error, and the grid of powers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psaq_jax.quantization import clipping, statistics
+from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
+
+ONCE = ((1.0, 1.0),)
+STRETCHED = ((1.0, 1.0), (1.5, 0.1))
+
+
+def histogram(x, bins=2048):
+    low, high = jnp.minimum(x.min(0), 0), jnp.maximum(x.max(0), 0)
+    counts = statistics.histogram(x, jnp.ones((len(x), 1)), low, high, bins)
+    return counts, statistics.bin_centers(low, high, bins), low, high
+
+
+@pytest.fixture(scope="module")
+def heavy_tailed():
+    x = np.random.default_rng(0).standard_t(3, size=(20000, 1)).astype(np.float32)
+    return jnp.asarray(x)
+
+
+def test_histogram_counts_with_weights():
+    counts = statistics.histogram(
+        jnp.array([[0.0, 5.0], [1.0, 9.0], [0.4, 5.1]]), jnp.array([[1.0], [2.0], [0.0]]),
+        jnp.array([0.0, 5.0]), jnp.array([1.0, 9.0]), 2,
+    )  # fmt: skip
+    np.testing.assert_array_equal(counts, [[1, 2], [1, 2]])
+
+
+def test_few_bits_clip_and_coverage_widens(heavy_tailed):
+    counts, centers, low, high = histogram(heavy_tailed)
+    found = {}
+    for bits in (4, 8):
+        for name, coverage in (("once", ONCE), ("stretched", STRETCHED)):
+            least, greatest, _ = clipping.tensor_range(
+                counts[0], centers[0], low[0], high[0], jnp.float32(bits), coverage
+            )
+            assert least <= 0 <= greatest
+            found[name, bits] = float(greatest - least)
+    seen = float(high[0] - low[0])
+    assert found["once", 4] < 0.6 * seen
+    assert found["once", 4] < found["once", 8] <= found["stretched", 8]
+    assert found["once", 4] <= found["stretched", 4]
+
+
+def test_the_range_found_is_the_best_of_the_grid(heavy_tailed):
+    counts, centers, low, high = histogram(heavy_tailed)
+    least, greatest, _ = clipping.tensor_range(counts[0], centers[0], low[0], high[0], jnp.float32(4), ONCE)
+
+    def error(least, greatest):
+        return float(jnp.mean(jnp.square(clipping.uniform(least, greatest, 4)(heavy_tailed) - heavy_tailed)))
+
+    others = [error(low[0] * f, high[0] * g) for f in (0.2, 0.5, 1.0) for g in (0.2, 0.5, 1.0)]
+    assert error(least, greatest) <= min(others) * 1.01  # the histogram's bins stand for their contents
+
+
+def test_channel_ranges_follow_each_channel(heavy_tailed):
+    x = jnp.concatenate([heavy_tailed, 100 * heavy_tailed + 500], axis=1)
+    low, high = x.min(0), x.max(0)
+    counts = statistics.histogram(x, jnp.ones((len(x), 1)), low, high, 256)
+    centers = statistics.bin_centers(low, high, 256)
+    least, greatest = clipping.channel_ranges(counts, centers, low, high, jnp.float32(4), ONCE)
+    np.testing.assert_allclose((least[1] - 500) / 100, least[0], rtol=1e-3)
+    np.testing.assert_allclose((greatest[1] - 500) / 100, greatest[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_log_quantizer_gives_powers_and_zero(steps):
+    quantizer = LogQuantizer(jnp.float32(1), jnp.float32(steps), jnp.float32(4))
+    x = np.concatenate([[0.0, 1e-40, 1e-9], 2.0 ** (-np.arange(15) / steps)]).astype(np.float32)
+    np.testing.assert_allclose(quantizer(x), np.concatenate([[0, 0, 0], x[3:]]), rtol=1e-5)
+    exponents = -np.log2(np.asarray(quantizer(np.linspace(0.6, 1, 50, dtype=np.float32)))) * steps
+    np.testing.assert_allclose(exponents, np.rint(exponents), atol=1e-4)
+
+
+def test_softmax_grid_is_chosen_by_error():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(200, 50)) * 3
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    counts = jnp.asarray(np.histogram(-np.log2(p), 2048, (0, clipping.OCTAVES))[0], jnp.float32)
+    errors = {}
+    for choice in ("searched", "log_sqrt2", "log2", "uniform"):
+        quantizer = clipping.choose(*clipping.probability_quantizer(counts, 4, choice, ONCE))
+        assert isinstance(quantizer, UniformQuantizer if choice == "uniform" else LogQuantizer) or choice == "searched"
+        errors[choice] = np.mean((quantizer(p.astype(np.float32)) - p) ** 2)
+    assert errors["searched"] <= 1.02 * min(errors.values())

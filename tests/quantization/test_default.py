@@ -1,0 +1,118 @@
+"""Recipe "default" on the small reference ViT and on golden checkpoints: errors, hard copies, form, compilations."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax.quantization.hard_copies import hard_copy
+from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
+from tests.golden_files import GOLDEN, golden, nhwc
+
+REFERENCE = golden("paper/vit/reference.npz")
+TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_images"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return psaq_jax.load_model(GOLDEN / "paper" / "vit")
+
+
+def quantized(model, weight_bits, activation_bits, images=CALIBRATION, recipe="default", options=None):
+    ranges = psaq_jax.calibrate(model, CALIBRATION, recipe=recipe)
+    return psaq_jax.quantize(
+        model, ranges, weight_bits, activation_bits, recipe=recipe, images=images, options=options
+    )
+
+
+def error(model, q):
+    return float(np.mean(np.square(q(TEST) - model(TEST))))
+
+
+@pytest.mark.parametrize("weight_bits, activation_bits", [(8, 8), (4, 8), (6, 6), (4, 4)])
+def test_is_closer_to_float_than_the_paper(model, weight_bits, activation_bits):
+    ours = quantized(model, weight_bits, activation_bits)
+    paper = quantized(model, weight_bits, activation_bits, recipe="paper")
+    assert error(model, ours) < 0.8 * error(model, paper)
+
+
+def test_loses_no_more_on_a_hard_copy(model):
+    copy = hard_copy(model)
+    original, hard = error(model, quantized(model, 6, 6)), error(copy, quantized(copy, 6, 6))
+    assert hard < 1.5 * original  # other last bits, other roundings
+    assert error(copy, quantized(copy, 6, 6, recipe="paper")) > 5 * original
+
+
+def test_is_integer_codes_and_small_site_quantizers(model):
+    q = quantized(model, 4, 6)
+    kernels = [x for x in jax.tree.leaves(q.params, is_leaf=_is_kernel) if _is_kernel(x)]
+    assert len(kernels) == 2 + 4 * model.module.depth
+    eights = ("patch_embedding", "head")
+    for name in eights:
+        assert np.abs(q.params[name]["kernel"].codes).max() > 7
+    for kernel in filter(_is_kernel, jax.tree.leaves(q.params["block_0"], is_leaf=_is_kernel)):
+        assert kernel.codes.dtype == np.int8 and -8 <= kernel.codes.min() <= kernel.codes.max() <= 7
+    assert list(q.sites) == list(psaq_jax.calibrate(model, CALIBRATION, recipe="default"))
+    for name, quantizer in q.sites.items():
+        assert isinstance(quantizer, UniformQuantizer | LogQuantizer)
+        assert all(np.shape(x) == () and x.dtype == np.float32 for x in jax.tree.leaves(quantizer)), name
+        assert quantizer.bits == (8 if name in ("input", "head_input") else 6)
+    assert q.options == DefaultRecipe()
+
+
+def _is_kernel(x):
+    return isinstance(x, QuantizedKernel)
+
+
+def test_zero_lies_in_every_range(model):
+    for name, quantizer in quantized(model, 8, 8).sites.items():
+        assert quantizer(np.zeros(1, np.float32))[0] == 0, name
+
+
+@pytest.mark.parametrize("switch", [
+    {"first_last_8bit": False}, {"fold_norms": False}, {"fold_attention": False}, {"search_ranges": False},
+    {"softmax": "log_sqrt2"}, {"gptq": False}, {"search_weight_scales": False}, {"bias_correction": False},
+])  # fmt: skip
+def test_every_ingredient_can_be_switched_off(model, switch):
+    options = DefaultRecipe(**switch)
+    q = quantized(model, 4, 4, options=options)
+    assert q.options == options
+    assert (q(TEST) != quantized(model, 4, 4)(TEST)).any()
+
+
+def test_works_with_ranges_alone(model):
+    assert error(model, quantized(model, 8, 8, images=None)) < 1e-2
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"]
+)
+def test_serves_every_family(name):
+    model = psaq_jax.load_model(GOLDEN / name)
+    images = np.random.default_rng(0).normal(size=(6, *model.image_shape)).astype(np.float32)
+    q = psaq_jax.quantize(
+        model, psaq_jax.calibrate(model, images, recipe="default"), 8, 8, recipe="default", images=images
+    )
+    difference = np.abs(q(images) - model(images)).max()
+    assert difference < 0.05 * np.abs(model(images)).max()
+
+
+def test_other_images_and_bits_compile_nothing(model, compilations):
+    quantized(model, 8, 8)
+    with compilations() as count:
+        quantized(model, 4, 6, images=CALIBRATION[::-1].copy())
+    assert count() == 0
+
+
+def test_refuses_images_of_another_shape(model):
+    with pytest.raises(psaq_jax.InputError, match="calibration images are"):
+        quantized(model, 8, 8, images=CALIBRATION[:, :-1])
+
+
+@pytest.mark.parametrize("field, value", [("softmax", "log3"), ("folding_strength", 2.0), ("damping", 0.0)])
+def test_refuses_impossible_options(field, value):
+    with pytest.raises(psaq_jax.InputError, match=f"options.{field} is"):
+        dataclasses.replace(DefaultRecipe(), **{field: value})

@@ -1,0 +1,94 @@
+"""Folding leaves the function as it was: step by step, over whole models of every family, and undone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax.quantization import folding
+from psaq_jax.quantization.default import folded_model
+from psaq_jax.quantization.hard_copies import hard_copy
+from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.sites import observe
+from tests.golden_files import GOLDEN
+
+C = 32
+
+
+@pytest.fixture(scope="module")
+def model():
+    return psaq_jax.load_model(GOLDEN / "paper" / "vit")
+
+
+def pixels(model, count=3):
+    return np.random.default_rng(0).normal(size=(count, *model.image_shape)).astype(np.float32)
+
+
+def factors(channels, seed):
+    generator = np.random.default_rng(seed)
+    return jnp.asarray(np.exp(generator.normal(size=channels)), jnp.float32), jnp.asarray(
+        generator.normal(size=channels), jnp.float32
+    )
+
+
+@pytest.mark.parametrize("fold", ["norm", "values", "queries"])
+def test_each_fold_is_an_identity(model, fold):
+    c, qkv = model.module.width, "block_1/attention/qkv"
+    factor, shift = factors(c, 0)
+    params = {
+        "norm": lambda: folding.fold_norm(model.params, "block_1/norm1", (qkv,), factor, shift),
+        "values": lambda: folding.fold_values(model.params, qkv, "block_1/attention/projection", factor, shift),
+        "queries": lambda: folding.fold_queries(model.params, qkv, factor, shift),
+    }[fold]()
+    before = model(pixels(model))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(model.params), strict=True))
+    np.testing.assert_allclose(model.replace(params=params)(pixels(model)), before, atol=2e-5)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_balance_follows_the_scale_of_a_channel(strength):
+    generator = np.random.default_rng(0)
+    low, high = -generator.uniform(size=6), generator.uniform(size=6)
+    kernel, scale = generator.normal(size=(6, 4)), np.array([1, 10, 100, 1, 0.1, 1.0])
+    balance = folding.balance(low, high, kernel, strength)
+    scaled = folding.balance(low * scale, high * scale, kernel / scale[:, None], strength)
+    np.testing.assert_allclose(scaled, balance * scale, rtol=1e-5)
+    if strength == 1:
+        np.testing.assert_allclose(np.maximum(-low, high) / balance, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded", "more/timm_swin_padded"],
+)
+def test_folded_models_give_the_same_logits(name):
+    """Swin that pads its maps with zeros behind a norm is where a shift would not be an identity."""
+    model = psaq_jax.load_model(GOLDEN / name)
+    images = pixels(model)
+    folded = folded_model(model, images, 8, DefaultRecipe())
+    np.testing.assert_allclose(folded(images), model(images), atol=5e-5)
+
+
+def test_hard_copy_of_a_gated_model_is_the_same_function():
+    model = psaq_jax.load_model(GOLDEN / "checkpoints/hf_dinov2_swiglu")
+    np.testing.assert_allclose(hard_copy(model)(pixels(model)), model(pixels(model)), atol=1e-4)
+
+
+def test_hard_copy_is_the_same_function_with_outlier_channels(model):
+    images = pixels(model)
+    copy = hard_copy(model)
+    np.testing.assert_allclose(copy(images), model(images), atol=1e-4)
+    before, after = observe(model.module, model.params, images), observe(copy.module, copy.params, images)
+    for site in ("block_1/norm1_output", "block_1/norm2_output", "block_1/attention/attention_output", "tokens"):
+        assert after[site][1] - after[site][0] > 5 * (before[site][1] - before[site][0]), site
+
+
+def test_folding_brings_a_hard_copy_back(model):
+    images, options = pixels(model), DefaultRecipe()
+    folded, copy = folded_model(model, images, 8, options), folded_model(hard_copy(model), images, 8, options)
+    wanted = ("block_1/norm1_output", "block_1/attention/value", "block_1/attention/key", "block_1/norm2_output")
+    ours = observe(folded.module, folded.params, images)
+    theirs = observe(copy.module, copy.params, images)
+    for site in wanted:
+        np.testing.assert_allclose(theirs[site], ours[site], rtol=1e-3, err_msg=site)

@@ -1,0 +1,114 @@
+"""Image grids, loss curves, patch similarities: PNG files that decode, of the right size and content."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from psaq_jax.errors import InputError
+from psaq_jax.report import image_grid, loss_curves, similarity, similarity_figure
+from psaq_jax.report.extras import require
+from psaq_jax.synthesis.entropy import kernel_density
+from tests.report.samples import history, image_sets
+
+
+def decoded(png: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.format == "PNG"
+    return image
+
+
+def test_grid_enlarges_small_images_by_whole_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), np.uint8)
+    grid = decoded(image_grid(images, columns=3))
+    assert grid.size == (8 + 3 * 120, 8 + 2 * 120)  # 4 x 28 = 112 pixels and a gap of 8
+    tile = np.asarray(grid)[8 : 8 + 112, 8 + 120 : 8 + 232]
+    np.testing.assert_array_equal(tile[::4, ::4], images[1])
+    np.testing.assert_array_equal(tile[3::4, 3::4], images[1])
+
+
+def test_grid_keeps_large_images_and_takes_labels():
+    images = np.zeros((2, 224, 224, 3), np.uint8)
+    plain, labelled = decoded(image_grid(images)), decoded(image_grid(images, ["x" * 200, "<b>é\n日本</b>"]))
+    assert plain.size == (8 + 2 * 232, 8 + 232)
+    assert labelled.width == plain.width and labelled.height > plain.height
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((2, 4, 4, 3)), np.zeros((0, 4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)]
+)
+def test_grid_refuses(images):
+    with pytest.raises(InputError, match="expected uint8"):
+        image_grid(images)
+
+
+def test_grid_refuses_another_number_of_labels():
+    with pytest.raises(InputError, match="3 labels for 2 images"):
+        image_grid(np.zeros((2, 4, 4, 3), np.uint8), ["a", "b", "c"])
+
+
+def test_loss_curves():
+    assert decoded(loss_curves(history())).size == (1350, 870)
+    assert decoded(loss_curves({"loss": [1.0]})).width == 1350
+    with pytest.raises(InputError, match="history is empty"):
+        loss_curves({"loss": []})
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_similarity_figure(name, request):
+    model = request.getfixturevalue(name)
+    sets = image_sets(model, 1)
+    first = {kind: images[0] for kind, images in sets.items()}
+    assert decoded(similarity_figure(model, first)).width > 1000
+    without = decoded(similarity_figure(model, first | {"real": None}, layer=0))
+    assert without.width > 800
+
+
+def test_similarity_figure_refuses(vit):
+    with pytest.raises(InputError, match="no image"):
+        similarity_figure(vit, {"real": None})
+    image = image_sets(vit, 1)["noise"][0]
+    with pytest.raises(InputError, match="block_0/attention"):
+        similarity_figure(vit, {"noise": image}, layer="block_77")
+    with pytest.raises(InputError, match="found shape"):
+        similarity_figure(vit, {"noise": image[:-1]})
+
+
+@pytest.mark.parametrize("name, special", [("vit", 1), ("swin", 0)])
+def test_similarities_leave_out_special_tokens_and_keep_windows(name, special, request):
+    model = request.getfixturevalue(name)
+    found = similarity.similarities(model, image_sets(model, 1)["noise"][0])
+    assert list(found) == similarity.layers(model)
+    for values in found.values():
+        windows, patches, _ = values.shape
+        np.testing.assert_allclose(values[:, np.arange(patches), np.arange(patches)], 1, rtol=1e-5)
+        assert similarity.mosaic(values).size == windows * patches**2
+    if special:
+        rows, columns = model.module.grid
+        assert values.shape == (1, rows * columns, rows * columns)
+
+
+def test_mosaic_puts_windows_side_by_side():
+    windows = np.arange(4)[:, None, None] * np.ones((4, 2, 2))
+    np.testing.assert_array_equal(similarity.mosaic(windows), [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])
+
+
+def test_densities_are_those_of_the_loss():
+    values = np.random.default_rng(0).uniform(0.2, 1, (1, 30, 30)).astype(np.float32)
+    density = similarity.densities({"noise": values})["noise"]
+    np.testing.assert_allclose(np.trapezoid(density.values, density.grid), 1, rtol=1e-3)
+    exact = np.asarray(kernel_density(values[0], density.grid[::20].astype(np.float32)))
+    # Entries are binned to a fifth of the bandwidth, which blurs the curve by about 1 %.
+    np.testing.assert_allclose(density.values[::20], exact, atol=0.03 * exact.max())
+
+
+def test_default_layer_lies_three_quarters_through():
+    assert similarity.default_layer([f"block_{i}" for i in range(12)]) == "block_8"
+    assert similarity.default_layer(["block_0"]) == "block_0"
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(InputError, match=r'pip install "psaq_jax\[report\]"'):
+        require("no_such_package_of_ours.figure", "report")

@@ -1,0 +1,191 @@
+"""The page's HTML: everything escaped, nothing from outside, sections that vanish without data."""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from psaq_jax.report import Sensitivity, render_page, sections
+from psaq_jax.report.charts import line_chart, ticks
+from tests.report.samples import history, image_sets, results
+
+EVIL = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>"
+VOID = {"meta", "link", "img", "br", "wbr"}
+
+
+class Parsed(html.parser.HTMLParser):
+    """Tags, attributes, ids and text of a page; fails on tags that are closed in the wrong order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text, self.empty = [], [], [], "", set()
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def values(self, *names):
+        return [value for _, name, value in self.attributes if name in names]
+
+
+SENSITIVITY = [
+    Sensitivity("activations", "block_0/residual1", 12.25, 90.0),
+    Sensitivity("activations", "input", 30.0, 99.0),
+    Sensitivity("weights", "block_0/mlp/dense1", -3.0, 50.0),
+    Sensitivity("block", "block_0", -5.0, 45.0),
+    Sensitivity("all", "", -6.0, 40.0),
+]
+
+
+def full_page(model, name="bundled:fashion_mnist_vit", **changes):
+    sets = image_sets(model)
+    ranges = {kind: {"input": (-1.0, 2.0), f"{name}/site": (0.5, 0.75)} for kind in sets}
+    arguments = {
+        "model": model, "images": sets, "targets": [0, 1, 2, 99], "history": history(), "ranges": ranges,
+        "sensitivity": SENSITIVITY, "sensitivity_bits": "w4a8", "sizes": {"float32": 4_000_000, "w4a8": 600_000},
+        "coverage": [{"name": "block_0/attention·value", "execution": "float", "reason": "softmax is not quantized"}],
+        "seconds": {"evaluation": 75.0}, "peak_memory_bytes": 2_500_000_000,
+        "command": "python -m launch.quantize --config=configs/demo.py", "config": {"model": name, "seed": 0},
+    }  # fmt: skip
+    return render_page(results(seeds=(0, 1)) | {"model": name}, **arguments | changes)
+
+
+@pytest.fixture(scope="module")
+def page(vit):
+    return Parsed(full_page(vit))
+
+
+def test_every_section_is_there(page):
+    ids = page.values("id")
+    assert ids == ["settings", "images", "losses", "similarity", "ranges", "sensitivity", "coverage", "origin"]
+    assert [target for target in page.values("href") if target != "data:,"] == [f"#{name}" for name in ids]
+
+
+def test_figures_are_there(vit, page):
+    images = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert len(images) == 3 * 4 + 3 * vit.module.depth
+    assert all(re.match(r"data:image/png;base64,[\w+/]+=*$", address) for address in images)
+    assert page.tags.count("svg") == 4 + vit.module.depth
+    assert all(page.values("alt"))
+
+
+def test_the_numbers_are_there(page):
+    for text in (
+        "91.30 %", "88.25 %", "± 0.35", "3.05", "4 MB", "600 kB", "6.7×", "1 min 15 s", "2.5 GB", "12.2", "−3.0",
+        "python -m launch.quantize --config=configs/demo.py", "2 CPU cores", "0.10.2", '"seed": 0', "0, 1",
+    ):  # fmt: skip
+        assert text in page.text, text
+
+
+def test_nothing_comes_from_outside_and_nothing_runs(page):
+    assert "script" not in page.tags and not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert all(value.startswith(("data:", "#")) for value in page.values("src", "href", "srcset", "action", "data"))
+    styles = "".join(value for value in page.values("style")) + page.text
+    assert "url(" not in styles and "@import" not in styles and "http:" not in styles and "https:" not in styles
+    assert any("default-src 'none'" in value for value in page.values("content"))
+
+
+def test_everything_is_escaped(vit):
+    evil = vit.replace(labels=(EVIL, *vit.labels[1:]))
+    changes = results()
+    for run in changes["runs"]:
+        run.update(calibration=EVIL, bits=EVIL, recipe=EVIL)
+    changes |= {"device": EVIL, "versions": {EVIL: EVIL}, "model": EVIL}
+    changes["synthesis"]["final_loss"] = {EVIL: EVIL}
+    text = render_page(
+        changes, model=evil, images={EVIL: image_sets(vit)["noise"], "synthesized": image_sets(vit)["real"]},
+        targets=[0, 0, 0, 0], history={EVIL: [1.0, 2.0]}, ranges={EVIL: {EVIL: (0.0, 1.0)}},
+        sensitivity=[s._replace(name=f"block_0/{EVIL}") for s in SENSITIVITY], sensitivity_bits=EVIL,
+        coverage=[{"name": EVIL, "execution": EVIL, "reason": EVIL}], sizes={EVIL: 2, "b" + EVIL: 1},
+        seconds={EVIL: 1.0}, command=EVIL, config={EVIL: EVIL},
+    )  # fmt: skip
+    parsed = Parsed(text)
+    assert "script" not in parsed.tags and "onerror" not in [name for _, name, _ in parsed.attributes]
+    assert not [value for value in parsed.values("src", "href") if not value.startswith(("data:", "#"))]
+    assert "<script" not in text and "<img src=http" not in text
+    assert not [value for value in parsed.values("class", "style", "id") if "alert" in value]
+
+
+def test_no_labels(vit):
+    parsed = Parsed(render_page(results(labelled=False, calibrations=("synthesized", "noise")), model=vit))
+    assert "agreement with float" in parsed.text and "91.00 %" in parsed.text
+    assert "top-1, %" not in parsed.text and "points lost" not in parsed.text
+    assert "computed" in parsed.text
+
+
+def test_least_data():
+    parsed = Parsed(render_page({"model": "m", "runs": []}))
+    assert parsed.values("id") == ["settings"]
+    assert "img" not in parsed.tags and "svg" not in parsed.tags
+    Parsed(render_page({"runs": [{"bits": "w8a8", "calibration": "noise", "agreement": 99.0}]}))
+    Parsed(render_page({"model": "m", "runs": [], "float": {"top1": 90.0}, "versions": None, "synthesis": None}))
+
+
+def test_missing_images_and_one_calibration(vit):
+    sets = image_sets(vit)
+    text = full_page(vit, images=sets | {"real": None, "noise": sets["noise"][:0]}, ranges={"real": {"input": (0, 1)}})
+    parsed = Parsed(text)
+    images = [value for tag, name, value in parsed.attributes if (tag, name) == ("img", "src")]
+    assert len(images) == 4 + vit.module.depth
+    assert "All 1 sites" in parsed.text
+
+
+def test_swin(swin):
+    assert Parsed(full_page(swin)).tags.count("svg") == 4 + 4
+
+
+def test_texts_of_sizes_and_times():
+    assert [sections.bytes_text(n) for n in (0, 999, 1200, 45_678, 999_600, 5_100_000, 123_456_789, 2.5e9)] == [
+        "0 B", "999 B", "1.2 kB", "46 kB", "1 MB", "5.1 MB", "123 MB", "2.5 GB",
+    ]  # fmt: skip
+    assert [sections.seconds_text(s) for s in (0.0412, 12.34, 59.96, 125, 7620)] == [
+        "0.0412 s", "12.3 s", "1 min 00 s", "2 min 05 s", "2 h 07 min",
+    ]  # fmt: skip
+
+
+def test_computed_sizes():
+    params = {"a": {"kernel": np.zeros((10, 4)), "bias": np.zeros(4)}}
+    assert sections.weight_sizes(params, ["w4a8", "w8a8", "w4a8", "float"]) == {
+        "float32": 4 * 44, "w4a8": 20 + 4 * 8, "w8a8": 40 + 4 * 8,
+    }  # fmt: skip
+
+
+def test_ranges_are_placed_in_one_bar():
+    (row,) = sections.range_rows({"noise": {"x": (-1.0, 3.0)}, "real": {"x": (0.0, 1.0)}})
+    assert row.zero == 25 and row.disagreement == 4
+    assert [(s.left, s.width) for s in row.spans] == [(0, 100), (25, 25)]
+    assert row.texts == {"noise": "−1 … 3", "real": "0 … 1"}
+    (constant,) = sections.range_rows({"noise": {"x": (2.0, 2.0)}})
+    assert constant.spans[0].width == 0 and constant.zero is None
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-3.2, 512.0), (1e-7, 3e-7), (1e6, 5e9), (0.299, 0.301)])
+def test_ticks_are_round_and_inside(bounds):
+    found = ticks(*bounds, most=5)
+    assert 2 <= len(found) <= 6
+    assert all(bounds[0] - 1e-6 * bounds[1] <= value <= bounds[1] * (1 + 1e-6) for value, _ in found)
+    assert len({label for _, label in found}) == len(found)
+
+
+def test_charts_survive_gaps_constants_and_single_points():
+    x = np.arange(5.0)
+    assert line_chart("t", {"a": (x, np.full(5, np.nan))}, "x") is None
+    gap = line_chart("t", {"a": (x, np.array([1, np.nan, 2, np.inf, 3]))}, "x")
+    assert gap.lines[0][1].count("M") == 3 and "nan" not in gap.lines[0][1]
+    assert line_chart("t", {"a": (x, np.full(5, 2.0))}, "x").y_ticks
+    assert line_chart("t", {"a": (x[:1], x[:1])}, "x").lines[0][1].endswith("h0.1")
+    assert line_chart("t", {"a": (np.arange(5000.0), np.arange(5000.0))}, "x").lines[0][1].count("L") < 800

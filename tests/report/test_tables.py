@@ -1,0 +1,131 @@
+"""The console table, its Markdown twin, and the sentence below it."""
+
+import re
+
+import pytest
+
+from psaq_jax.report import markdown_table, results_table, summary_line
+from psaq_jax.report.settings import settings
+from tests.report.samples import results, runs
+
+
+def test_table_of_one_seed():
+    lines = results_table(results()).splitlines()
+    assert lines[0] == "bundled:fashion_mnist_vit · recipe paper · 10,000 images"
+    assert lines[2].split("  ") and lines[2].split()[:2] == ["bits", "calibration"]
+    assert [line.split() for line in lines[4:8]] == [
+        ["float", "91.30"],
+        ["w8a8", "synthesized", "88.00", "3.30", "91.00"],
+        ["noise", "89.00", "2.30", "92.00"],
+        ["real", "89.50", "1.80", "92.50"],
+    ]
+    assert len(lines) == 4 + 1 + 6
+
+
+def test_columns_line_up():
+    lines = results_table(results(seeds=(0, 1))).splitlines()[3:]
+    ends = [[match.end() for match in re.finditer(r"[-\d.]+(?= |$)", line)][-1] for line in lines[2:]]
+    assert len(set(ends)) == 1
+
+
+def test_several_seeds_give_mean_and_sample_deviation():
+    text = results_table(results(seeds=(0, 1, 2)))
+    assert "88.50 ± 0.50" in text and "2.80 ± 0.50" in text
+    assert "3 seeds, mean ± standard deviation" in text
+
+
+def test_without_labels_only_agreement_is_shown():
+    text = results_table(results(labelled=False))
+    assert "agreement" in text and "top-1" not in text and "lost" not in text and "float" not in text
+    assert "no labelled images" in text
+
+
+def test_no_runs():
+    assert "float" in results_table({"model": "m", "float": {"top1": 90.0, "examples": 10}, "runs": []})
+    assert results_table({"model": "m", "runs": []})
+
+
+def test_several_recipes_get_a_column():
+    both = results()
+    both["runs"] += [run | {"recipe": "default"} for run in runs()]
+    lines = results_table(both).splitlines()
+    assert lines[2].split()[0] == "recipe"
+    assert sum(line.startswith("default") for line in lines) == 2
+
+
+def test_color_only_when_asked():
+    assert "\033" not in results_table(results())
+    colored = results_table(results(), color=True)
+    assert "\033[" in colored
+    assert re.sub(r"\033\[\d+m", "", colored) == results_table(results())
+
+
+def test_control_characters_of_names_do_not_reach_the_console():
+    named = results() | {"model": "a\033[2Jb\nc"}
+    text = results_table(named)
+    assert "\033" not in text and "a?[2Jb?c" in text
+
+
+def test_markdown():
+    lines = markdown_table(results()).splitlines()
+    assert lines[0] == "| bits | calibration | top-1 % | points lost | agreement % |"
+    assert lines[1] == "| --- | --- | ---: | ---: | ---: |"
+    assert lines[3] == "| w8a8 | synthesized | 88.00 | 3.30 | 91.00 |"
+    piped = results()
+    piped["runs"][0]["calibration"] = "a|b<c"
+    assert "a\\|b&lt;c" in markdown_table(piped)
+
+
+def test_settings_keep_order_and_gather_seeds():
+    found = settings(results(seeds=(3, 5)))
+    assert [(s.bits, s.calibration) for s in found][:4] == [
+        ("w8a8", "synthesized"), ("w8a8", "noise"), ("w8a8", "real"), ("w4a8", "synthesized"),
+    ]  # fmt: skip
+    assert found[0].seeds == (3, 5)
+    assert found[0].top1.values == (89.5, 90.5)
+    assert settings(results())[0].top1.deviation is None
+
+
+@pytest.mark.parametrize(
+    "levels, said, not_said",
+    [
+        (
+            {"synthesized": 88.0},
+            ["1.00 points below noise", "does not collapse", "not what synthesized"],
+            ["above"],
+        ),
+        ({"synthesized": 90.0}, ["1.00 points above noise", "does not collapse"], ["below"]),
+        ({"synthesized": 89.0}, ["level with noise"], ["above", "below"]),
+        (
+            {"noise": 20.0},
+            ["68.00 points above noise", "noise loses up to 73.3 points", "win back"],
+            ["collapse as"],
+        ),
+        (
+            {"noise": 20.0, "synthesized": 15.0},
+            ["5.00 points below", "do not everywhere do better"],
+            ["win back"],
+        ),
+    ],
+    ids=["below", "above", "level", "collapse-recovered", "collapse-not-recovered"],
+)
+def test_sentence_follows_the_numbers(levels, said, not_said):
+    sentence = summary_line(results(**levels))
+    assert sentence.endswith(".") and "\n" not in sentence
+    for part in said:
+        assert part in sentence
+    for part in not_said:
+        assert part not in sentence
+
+
+def test_sentence_names_its_limits():
+    assert "one seed" in summary_line(results())
+    assert "one seed" not in summary_line(results(seeds=(0, 1)))
+    assert "without labels" in summary_line(results(labelled=False))
+    assert "within the spread of seeds" in summary_line(results(seeds=(0, 4), synthesized=88.9))
+
+
+def test_sentence_without_noise_or_runs():
+    assert "best top-1 is 88.00 %" in summary_line(results(calibrations=("synthesized",)))
+    assert "Nothing was quantized" in summary_line({"runs": []})
+    assert "none has a figure" in summary_line({"runs": [{"bits": "w8a8", "calibration": "noise"}]})

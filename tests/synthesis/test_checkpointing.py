@@ -1,0 +1,94 @@
+"""A synthesis that is killed goes on from its last checkpoint and ends with the same bits."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax.synthesis import driver
+from psaq_jax.synthesis.checkpointing import Checkpoints
+from psaq_jax.synthesis.config import SynthesisConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = ROOT / "tests" / "golden" / "paper" / "vit"
+CONFIG = SynthesisConfig(num_images=6, group_size=2, iterations=8)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr(driver, "LONGEST_CHUNK", 2)
+    return psaq_jax.load_model(TINY)
+
+
+@pytest.mark.parametrize("at, first", [(2, 4), (8, 8), (10, 12), (14, 16), (22, 24)])  # a wave's end is kept later
+def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, at, first):
+    whole = psaq_jax.synthesize(model, CONFIG, seed=1)
+
+    def interrupt(done, total):
+        if done == at:
+            raise Killed
+
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    with pytest.raises(Killed):
+        psaq_jax.synthesize(model, CONFIG, seed=1, progress=interrupt, checkpoints=checkpoints)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    steps = []
+    result = psaq_jax.synthesize(
+        model, CONFIG, seed=1, progress=lambda done, _: steps.append(done), checkpoints=checkpoints
+    )
+    checkpoints.close()
+    assert steps[0] == first, "went on from the checkpoint, not from the start"
+    np.testing.assert_array_equal(result.images, whole.images)
+    np.testing.assert_array_equal(result.labels, whole.labels)
+    for name, values in whole.history.items():
+        np.testing.assert_array_equal(result.history[name], values)
+
+
+def command(workdir):
+    fields = ("num_images=4", "group_size=2", "iterations=400")
+    return [
+        sys.executable, "-m", "launch.synthesize", "--config=configs/demo.py", f"--config.model={TINY}",
+        f"--workdir={workdir}", "--quiet", "--checkpoint_seconds=0",
+        *(f"--config.synthesis.{field}" for field in fields),
+    ]  # fmt: skip
+
+
+def environment(tmp_path):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return os.environ | cache | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def test_killed_processes_end_with_the_same_bits(tmp_path):
+    """Ten SIGKILLs and a SIGTERM at random moments, some while a checkpoint is being written."""
+    settings = {"cwd": ROOT, "env": environment(tmp_path), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    subprocess.run(command(tmp_path / "whole"), check=True, timeout=600, **settings)
+    rng, kills = random.Random(0), 0
+    running = tmp_path / "killed" / "checkpoints" / "running"
+    while kills < 11:
+        process = subprocess.Popen(command(tmp_path / "killed"), **settings)
+        before = {path.name for path in running.glob("*")}
+        while process.poll() is None and {path.name for path in running.glob("*")} == before:
+            time.sleep(0.005)  # until this process writes its first checkpoint
+        time.sleep(rng.uniform(0, 0.05))
+        if process.poll() is not None:
+            break  # it finished before its turn came
+        process.send_signal(signal.SIGTERM if kills == 5 else signal.SIGKILL)
+        process.communicate(timeout=600)
+        kills += 1
+    assert kills >= 10
+    subprocess.run(command(tmp_path / "killed"), check=True, timeout=600, **settings)
+    for name in ("synthesized.npy", "labels.npy"):
+        whole = (tmp_path / "whole" / "images" / name).read_bytes()
+        assert (tmp_path / "killed" / "images" / name).read_bytes() == whole

@@ -1,0 +1,117 @@
+"""Patch-similarity entropy against the release's numbers, and its behaviour at the edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psaq_jax.synthesis import entropy
+from tests.golden_files import golden
+
+REFERENCE = golden("paper/patch_similarity_entropy.npz")
+CASES = {"vit": None, "vit_smooth": None, "swin": 2}
+
+
+def case(name):
+    return {
+        key.removeprefix(name + "/"): value for key, value in REFERENCE.items() if key.startswith(name + "/")
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_similarity_and_grid_match_the_release(name):
+    ref = case(name)
+    similarity = entropy.patch_similarity(ref["attention"])
+    np.testing.assert_allclose(
+        similarity, ref["similarity"], rtol=1e-5, atol=1e-6
+    )  # cosines of up to 16 float32 sums
+    np.testing.assert_allclose(entropy.similarity_grid(similarity), ref["grid"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, images", CASES.items())
+def test_density_matches_the_release(name, images):
+    ref = case(name)
+    groups = ref["similarity"].reshape(images or len(ref["similarity"]), -1)
+    density = jax.vmap(entropy.kernel_density, (0, None))(groups, ref["grid"])
+    # A similarity wrong in its last bit (6e-8) moves exp(-(x-s)^2/2h^2) by up to 6e-8/h times a few.
+    np.testing.assert_allclose(density, ref["density"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, images", CASES.items())
+def test_entropy_and_gradient_match_the_release(name, images):
+    ref = case(name)
+    value, gradient = jax.jit(jax.value_and_grad(entropy.patch_similarity_entropy), static_argnums=1)(
+        ref["attention"], images
+    )
+    np.testing.assert_allclose(value, ref["entropy"], rtol=2e-5)  # seen: 4e-6
+    scale = np.abs(ref["grad_attention"]).max()
+    # The bandwidth of 0.01 multiplies the rounding of similarities a hundredfold; seen: 2.6e-5.
+    np.testing.assert_allclose(gradient / scale, ref["grad_attention"] / scale, atol=1e-4)
+
+
+def test_density_gradient_is_the_derivative():
+    similarity = np.random.default_rng(0).uniform(-0.2, 1, (5, 5))
+    grid = np.linspace(-0.2, 1, 10)
+
+    def in_numpy(s):
+        return np.exp(-((grid[:, None] - s.reshape(-1)) ** 2) / 2e-4).mean(1) / (0.01 * np.sqrt(2 * np.pi))
+
+    weights = np.arange(1.0, 11)
+    gradient = jax.grad(lambda s: (entropy.kernel_density(s, grid.astype("f")) * weights).sum())(
+        similarity.astype("f")
+    )
+    numeric = np.zeros_like(similarity)
+    for index in np.ndindex(similarity.shape):
+        step = np.zeros_like(similarity)
+        step[index] = 1e-6
+        numeric[index] = weights @ (in_numpy(similarity + step) - in_numpy(similarity - step)) / 2e-6
+    np.testing.assert_allclose(
+        gradient, numeric, rtol=1e-3, atol=1e-3 * np.abs(numeric).max()
+    )  # float32 against 64
+
+
+def test_zero_patches_have_finite_gradients():
+    attention = np.random.default_rng(1).normal(size=(2, 3, 7, 4)).astype("f")
+    attention[0, :, 3] = 0
+    gradient = jax.grad(entropy.patch_similarity_entropy)(attention)
+    assert np.isfinite(gradient).all()
+
+
+def test_windows_of_one_image_are_pooled():
+    attention = np.random.default_rng(2).normal(size=(8, 2, 5, 4)).astype("f")
+    pooled = entropy.patch_similarity_entropy(attention, images=2)
+    similarity = entropy.patch_similarity(attention).reshape(2, -1)
+    grid = entropy.similarity_grid(similarity)
+    expected = np.mean([entropy.image_entropy(s, grid) for s in similarity])
+    np.testing.assert_allclose(pooled, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("special", [0, 1, 2, 5])
+def test_special_tokens_are_left_out(special):
+    attention = np.random.default_rng(3).normal(size=(2, 3, 9, 4)).astype("f")
+    assert entropy.patch_similarity(attention, special).shape == (2, 9 - special, 9 - special)
+    np.testing.assert_array_equal(
+        entropy.patch_similarity(attention, special), entropy.patch_similarity(attention[:, :, special:], 0)
+    )
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: entropy.patch_similarity(jnp.zeros((2, 3, 4))), "expected .batch, heads, tokens, head_dim."),
+        (lambda: entropy.patch_similarity(jnp.zeros((2, 3, 4, 5)), 4), "leaves no patch"),
+        (
+            lambda: entropy.patch_similarity_entropy(jnp.zeros((4, 3, 4, 5)), images=3),
+            "cannot belong to 3 images",
+        ),
+    ],
+)
+def test_wrong_shapes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_no_pass_holds_grid_by_tokens_by_tokens():
+    attention = jax.ShapeDtypeStruct((2, 3, 50, 8), jnp.float32)
+    text = jax.jit(jax.grad(entropy.patch_similarity_entropy)).lower(attention).compile().as_text()
+    assert "10,49,49" not in text and "49,49,10" not in text

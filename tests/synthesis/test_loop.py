@@ -1,0 +1,157 @@
+"""The loop against six recorded steps of the release, and its promises: seeds, chunks, resumption, compilations."""
+
+import jax
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax.synthesis import driver, loop
+from psaq_jax.synthesis.config import SynthesisConfig
+from tests.golden_files import GOLDEN, golden, nhwc
+
+REFERENCE = golden("paper/vit/reference.npz")
+TERMS = ("loss", "cross_entropy", "total_variation", "entropy")  # the order of the reference's columns
+
+
+@pytest.fixture(scope="module")
+def model():
+    return psaq_jax.load_model(GOLDEN / "paper" / "vit")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return {
+        key.removeprefix("synthesis/"): value
+        for key, value in REFERENCE.items()
+        if key.startswith("synthesis/")
+    }
+
+
+@jax.jit
+def loss_and_gradient(model, images, offset, flip, labels, target):
+    def loss(images):
+        return loop.objective(model, loop.jitter(images, offset, flip), labels, target)
+
+    return jax.value_and_grad(loss, has_aux=True)(images)
+
+
+def test_learning_rates_match_the_release():
+    rates = [loop.learning_rate(0.2, i, 100, 500) for i in range(500)]
+    np.testing.assert_allclose(rates, golden("paper/image_priors.npz")["learning_rate"], rtol=1e-5, atol=1e-8)
+
+
+def test_six_steps_match_the_release(model, reference):
+    """Each from the reference's previous image: left to run free, Adam's division amplifies the last bits."""
+    starts = [nhwc(reference["initial"]), *map(nhwc, reference["images"])]
+    state = loop.GroupState(
+        starts[0], loop.adam().init(starts[0]), reference["labels"], reference["tv_target"], None
+    )
+    base = reference["learning_rates"].max()
+    for i in range(6):
+        (_, terms), gradient = loss_and_gradient(
+            model, starts[i], reference["offsets"][i], reference["flips"][i], state.labels, state.target
+        )
+        expected = reference["losses_total_ce_tv_entropy_then_layers"][i, :4]
+        np.testing.assert_allclose([terms[name] for name in TERMS], expected, rtol=2e-5)  # seen: 2.4e-6
+        if i == 0:
+            scale = np.abs(reference["step0/grad"]).max()
+            # The bandwidth multiplies rounding (see test_entropy); seen: 5.0e-5 of the largest entry.
+            np.testing.assert_allclose(gradient / scale, nhwc(reference["step0/grad"]) / scale, atol=1e-4)
+        rate = loop.learning_rate(base, i, 2, 6)
+        np.testing.assert_allclose(rate, reference["learning_rates"][i], rtol=1e-6)
+        state = loop.update(state._replace(images=starts[i]), gradient, rate)
+        # Adam divides by the gradient's size, so a few near-zero gradients turn; seen: mean 4.1e-6.
+        assert np.abs(state.images - starts[i + 1]).mean() < 1e-5
+
+
+def test_attention_and_layer_entropies_match_the_release(model, reference):
+    jittered = loop.jitter(nhwc(reference["initial"]), reference["offsets"][0], reference["flips"][0])
+    _, attention = psaq_jax.sites.record(model.module, model.params, jittered, "*/attention_output")
+    layers = reference["losses_total_ce_tv_entropy_then_layers"][0, 4:]
+    for i, value in enumerate(attention.values()):
+        np.testing.assert_allclose(
+            value, reference[f"step0/attention_{i}"], rtol=1e-4, atol=2e-6
+        )  # float32 passes
+        np.testing.assert_allclose(loop.patch_similarity_entropy(value), layers[i], rtol=2e-5)
+
+
+SMALL = SynthesisConfig(num_images=4, group_size=2, iterations=6, jitter=(30, 60))
+
+
+def test_equal_seeds_give_equal_images_and_others_do_not(model):
+    first, again = (psaq_jax.synthesize(model, SMALL, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.images, again.images)
+    assert np.abs(psaq_jax.synthesize(model, SMALL, seed=4).images - first.images).max() > 0.1
+    assert first.images.shape == (4, 32, 32, 3) and first.images.dtype == np.float32
+    assert {name: len(values) for name, values in first.history.items()} == dict.fromkeys(loop.TERMS, 6)
+
+
+def test_groups_do_not_depend_on_each_other(model):
+    both = psaq_jax.synthesize(model, SMALL, seed=1)
+    one = psaq_jax.synthesize(
+        model, SynthesisConfig(num_images=2, group_size=2, iterations=6, jitter=(30, 60)), seed=1
+    )
+    np.testing.assert_array_equal(both.images[:2], one.images)
+
+
+def test_chunks_do_not_change_the_images(model, monkeypatch):
+    whole = psaq_jax.synthesize(model, SMALL, seed=2)
+    monkeypatch.setattr(driver, "LONGEST_CHUNK", 3)
+    parts = psaq_jax.synthesize(model, SMALL, seed=2)
+    np.testing.assert_array_equal(whole.images, parts.images)
+
+
+def test_new_seeds_compile_nothing(model, compilations):
+    psaq_jax.synthesize(model, SMALL, seed=5)
+    with compilations() as count:
+        psaq_jax.synthesize(model, SMALL, seed=6)
+    assert count() == 0
+
+
+def test_the_loss_falls(model):
+    config = SynthesisConfig(num_images=4, group_size=4, iterations=60)
+    history = psaq_jax.synthesize(model, config, seed=0).history["loss"]
+    assert history[-5:].mean() < history[:5].mean()
+
+
+@pytest.mark.parametrize("iterations, expected", [(1000, 25), (6, 6), (1, 1), (101, 25), (26, 13), (46, 23)])
+def test_chunks_add_up(iterations, expected):
+    lengths = driver.chunk_lengths(iterations)
+    assert sum(lengths) == iterations and lengths[0] == expected and len(set(lengths)) <= 2
+
+
+def test_recipe_default_keeps_to_the_models_own_pixels(model):
+    config = SynthesisConfig(num_images=2, group_size=2, iterations=4, recipe="default")
+    images = psaq_jax.synthesize(model, config).images
+    assert (images >= model.preprocessing.lower - 1e-6).all() and (
+        images <= model.preprocessing.upper + 1e-6
+    ).all()
+
+
+def test_nan_stops_with_iteration_and_term(model):
+    config = SynthesisConfig(num_images=2, group_size=2, iterations=4, cross_entropy_weight=float("nan"))
+    with pytest.raises(psaq_jax.InputError, match="loss is not finite at iteration 1"):
+        psaq_jax.synthesize(model, config)
+
+
+def test_a_term_that_breaks_is_named():
+    terms = {name: np.zeros((1, 5), np.float32) for name in loop.TERMS}
+    terms["entropy"][0, 3] = terms["loss"][0, 3] = np.nan
+    with pytest.raises(psaq_jax.InputError, match="entropy is not finite at iteration 24"):
+        driver.check_finite(terms, start=20)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_images": 33}, "num_images is 33, which groups .* don't divide"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"rounds": 3}, "jitter"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"recipe": "papper"}, "known are paper, default"),
+        ({"total_variation": (3.0, 1.0)}, "total_variation"),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(psaq_jax.InputError, match=message):
+        SynthesisConfig(**changes)

@@ -1,0 +1,47 @@
+"""Total variation, clip, jitter and flip against the release's numbers."""
+
+import jax
+import numpy as np
+
+from psaq_jax.synthesis import priors
+from tests.golden_files import golden, nhwc
+
+REFERENCE = golden("paper/image_priors.npz")
+
+
+def test_total_variation_and_gradient_match_the_release():
+    images = nhwc(REFERENCE["tv/images"])
+    value, gradient = jax.value_and_grad(priors.total_variation)(images)
+    np.testing.assert_allclose(value, REFERENCE["tv/value"], rtol=1e-6)
+    np.testing.assert_allclose(gradient, nhwc(REFERENCE["tv/grad"]), rtol=1e-5, atol=1e-7)
+
+
+def test_total_variation_of_flat_images_has_gradient_zero():
+    np.testing.assert_array_equal(jax.grad(priors.total_variation)(np.ones((2, 8, 8, 3), np.float32)), 0)
+
+
+def test_clip_matches_the_release_exactly():
+    np.testing.assert_array_equal(
+        priors.clip(nhwc(REFERENCE["clip/images"])), nhwc(REFERENCE["clip/clipped"])
+    )
+
+
+def test_clip_with_a_models_own_range():
+    wide = np.linspace(-9, 9, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
+    clipped = priors.clip(wide, (0.5,) * 3, (0.25,) * 3)
+    assert clipped.min() == -2 and clipped.max() == 2
+
+
+def test_roll_and_flip_match_the_release_exactly():
+    images = nhwc(REFERENCE["jitter/images"])
+    np.testing.assert_array_equal(priors.jitter(images, 3, False), nhwc(REFERENCE["jitter/rolled_3"]))
+    np.testing.assert_array_equal(
+        priors.jitter(images, -2, True), nhwc(REFERENCE["jitter/rolled_minus_2_flipped"])
+    )
+
+
+def test_gradients_flow_back_through_flip_and_roll():
+    images = nhwc(REFERENCE["jitter/images"])
+    weights = np.random.default_rng(0).normal(size=images.shape).astype("f")
+    gradient = jax.grad(lambda x: (priors.jitter(x, 3, True) * weights).sum())(images)
+    np.testing.assert_array_equal(gradient, np.roll(weights[:, :, ::-1], (-3, -3), (1, 2)))

@@ -1,0 +1,57 @@
+"""Job settings: what is refused, and how it is said."""
+
+import dataclasses
+
+import pytest
+
+from configs import demo
+from psaq_jax import config
+from psaq_jax.errors import InputError
+from psaq_jax.synthesis.config import SynthesisConfig
+
+
+def test_the_demo_s_config_is_the_papers():
+    job = config.from_mapping(config.JobConfig, demo.get_config().to_dict())
+    assert job.synthesis == SynthesisConfig()
+    assert job.quantization.bits == ("w8a8", "w4a8") and job.calibration == ("synthesized", "noise", "real")
+
+
+def test_every_field_of_a_job_is_in_the_demo_s_config():
+    values = demo.get_config().to_dict()
+    assert set(values) == {field.name for field in dataclasses.fields(config.JobConfig)}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"synthesys": {}}, "config.synthesys is not a known field; did you mean 'synthesis'"),
+        ({"synthesis": {"iteration": 3}}, "config.synthesis.iteration is not a known field; did you mean 'iterations'"),
+        ({"synthesis": 3}, "config.synthesis is 3, expected its own fields"),
+        ({"seed": "x"}, "config.seed is 'x', expected int"),
+        ({"seed": -1}, "seed is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"dtype": "float16"}, "dtype is 'float16', known are float32, bfloat16"),
+        ({"calibration": ("sythesized",)}, "calibration is 'sythesized', known are"),
+        ({"calibration": ()}, "calibration is empty"),
+        ({"quantization": {"bits": ("w9a8",)}}, "'w9a8': weight bits is 9, expected a whole number of bits from 2"),
+        ({"quantization": {"bits": ("w4a1",)}}, "'w4a1': activation bits is 1"),
+        ({"quantization": {"bits": ("8/8",)}}, "expected a form such as 'w4a8'"),
+        ({"quantization": {"bits": ()}}, "quantization.bits is empty"),
+        ({"quantization": {"recipe": "papper"}}, "quantization.recipe is 'papper', known are"),
+        ({"synthesis": {"num_images": 40}}, "which groups of synthesis.group_size = 32 don't divide"),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(InputError) as error:
+        config.from_mapping(config.JobConfig, {"model": "bundled:fashion_mnist_vit"} | changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_model_is_named():
+    with pytest.raises(InputError, match="config.model is missing"):
+        config.from_mapping(config.JobConfig, {})
+
+
+@pytest.mark.parametrize("setting, bits", [("w8a8", (8, 8)), ("w2a4", (2, 4)), ("w4a8", (4, 8))])
+def test_bits_are_read(setting, bits):
+    assert config.parse_bits(setting) == bits

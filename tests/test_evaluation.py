@@ -1,0 +1,213 @@
+"""Evaluation against NumPy written out here, over data sets small enough to count by hand."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psaq_jax.data import ArraySource, Dataset
+from psaq_jax.errors import InputError
+from psaq_jax.evaluation import agreement, collect_logits, evaluate, metrics, predict_logits
+from psaq_jax.models.preprocessing import Preprocessing
+
+
+class Linear:
+    """A model of one dense layer that counts its compilations."""
+
+    def __init__(self, classes=7, labels=None, dtype=jnp.float32):
+        self.preprocessing = self.preprocess = Preprocessing((4, 4), (0.5,) * 3, (0.25,) * 3)
+        self.labels, self.traces = labels, 0
+        self.kernel = jax.random.normal(jax.random.key(0), (48, classes))
+
+        def forward(kernel, pixels):
+            self.traces += 1
+            return (pixels.reshape(len(pixels), -1) @ kernel).astype(dtype)
+
+        self.forward = jax.jit(forward)
+
+    def __call__(self, pixels):
+        return self.forward(self.kernel, pixels)
+
+
+class Table(Linear):
+    """A model whose logits are rows of a table, picked by the image's first byte."""
+
+    def __init__(self, table, labels=None):
+        super().__init__(np.shape(table)[1], labels)
+        self.preprocessing = Preprocessing((4, 4), (0.0,) * 3, (1.0,) * 3, rescale_factor=1.0)
+        self.forward = lambda _, pixels: jnp.asarray(table, jnp.float32)[pixels[:, 0, 0, 0].astype(int)]
+
+
+def images_and_labels(n, classes=7, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8), rng.integers(0, classes, n)
+
+
+def numbered(n):
+    images = np.zeros((n, 4, 4, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(n)
+    return images
+
+
+def reference(logits, labels):
+    """(top-1, top-5 in percent, loss) with a stable sort, so that the first of equal logits wins."""
+    logits = np.asarray(logits, np.float64)
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    hits = order[:, :5] == np.asarray(labels)[:, None]
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels]
+    return 100 * hits[:, 0].mean(), 100 * hits.any(-1).mean(), losses.mean()
+
+
+@pytest.mark.parametrize("classes", [2, 4, 7, 30])
+def test_metrics_equal_numpy(classes):
+    model, (images, labels) = Linear(classes), images_and_labels(53, classes)
+    found = evaluate(model, (images, labels), batch_size=16)
+    expected = reference(model(model.preprocessing(images)), labels)
+    assert found.examples == 53
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-6)
+    if classes <= 5:
+        assert found.top5 == 100
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 40))
+def test_any_batch_size_counts_every_image_once(n, batch_size):
+    rng = np.random.default_rng(n)
+    table, labels = rng.normal(size=(n, 9)), rng.integers(0, 9, n)
+    calls = []
+    found = evaluate(
+        Table(table),
+        (numbered(n), labels),
+        batch_size,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    expected = reference(table.astype(np.float32), labels)
+    assert found.examples == n
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-9)
+    assert calls[-1] == (n, n) and len(calls) == -(-n // min(n, batch_size))
+
+
+def test_ties_go_to_the_first_class_as_argmax():
+    table = np.zeros((3, 8))
+    table[2, 3:] = 1
+    found = evaluate(Table(table), (numbered(3), np.array([0, 5, 7])))
+    # Image 0: class 0 of equals, right. Image 1: class 5 ranks sixth. Image 2: class 7 is the fifth of 3..7.
+    assert found[:2] == (pytest.approx(100 / 3), pytest.approx(200 / 3))
+    np.testing.assert_allclose(found.loss, (2 * np.log(8) + np.log(3 + 5 * np.e) - 1) / 3, rtol=1e-6)
+
+
+def test_huge_logits_give_a_finite_loss():
+    found = evaluate(Table([[1e5, 0, -1e5]]), (numbered(1), np.array([2])))
+    assert found.loss == 2e5
+
+
+def test_one_compilation_whatever_the_remainder():
+    model = Linear()
+    evaluate(model, images_and_labels(53), batch_size=16)
+    predict_logits(model, np.zeros((37, 4, 4, 3), np.float32), batch_size=16)
+    assert model.traces == 1
+
+
+def test_collected_logits_agree_with_everything_else():
+    model, (images, labels) = Linear(), images_and_labels(20)
+    logits, found_labels = collect_logits(model, (images, labels), 8)
+    assert logits.dtype == np.float32 and logits.shape == (20, 7)
+    np.testing.assert_array_equal(found_labels, labels)
+    np.testing.assert_array_equal(logits, predict_logits(model, model.preprocessing(images), 8))
+    np.testing.assert_allclose(
+        metrics(logits, found_labels), evaluate(model, (images, labels), 8), rtol=1e-12
+    )
+
+
+def test_bfloat16_logits_become_float32():
+    assert predict_logits(Linear(dtype=jnp.bfloat16), np.zeros((3, 4, 4, 3)), 2).dtype == np.float32
+
+
+def test_skipped_images_are_not_counted():
+    class Broken(ArraySource):
+        def __getitem__(self, index):
+            if index in (1, 4):
+                raise InputError("broken")
+            return super().__getitem__(index)
+
+    table = np.eye(6)
+    dataset = Dataset(Broken(numbered(6), np.array([0, 0, 2, 0, 0, 5])), errors="skip")
+    found = evaluate(Table(table), dataset, 4)
+    assert (found.top1, found.examples) == (75.0, 4)
+    with pytest.raises(InputError, match="arrays, image 1: broken"):
+        evaluate(Table(table), Dataset(Broken(numbered(6), np.zeros(6, int))))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 250])
+def test_a_label_beyond_the_classes_is_named_with_its_image(batch_size):
+    labels = np.array([0, 1, 2, 3, 9, 8])
+    with pytest.raises(InputError, match="found label 9 at image 4, expected 0 to 6"):
+        evaluate(Linear(7), (numbered(6), labels), batch_size)
+
+
+def test_unlabelled_images_cannot_be_evaluated_but_predicted():
+    dataset = Dataset(ArraySource(numbered(3)))
+    with pytest.raises(InputError, match="without labels"):
+        evaluate(Linear(), dataset)
+    logits, labels = collect_logits(Linear(), dataset, 2)
+    assert logits.shape == (3, 7) and labels.tolist() == [-1] * 3
+
+
+def test_the_same_classes_in_another_order_are_refused():
+    source = ArraySource(numbered(2), np.array([0, 1]))
+    source.class_names = ("cat", "dog")
+    with pytest.raises(InputError, match="another order .*class_index"):
+        evaluate(Linear(2, labels=("dog", "cat")), Dataset(source))
+    for labels in (("cat", "dog"), ("tench", "goldfish"), None):
+        assert evaluate(Linear(2, labels=labels), Dataset(source)).examples == 2
+
+
+def test_bad_arguments():
+    with pytest.raises(InputError, match="batch_size: found 0"):
+        evaluate(Linear(), images_and_labels(3), 0)
+    with pytest.raises(InputError, match=r"pixels: found shape \[4, 4, 3\]"):
+        predict_logits(Linear(), np.zeros((4, 4, 3)))
+    with pytest.raises(InputError, match="labels: found int64"):
+        evaluate(Linear(), (numbered(3), np.zeros(2, int)))
+    with pytest.raises(InputError, match="expected equal shapes"):
+        agreement(np.zeros((3, 2)), np.zeros((2, 2)))
+
+
+def test_agreement_is_a_percentage_of_equal_top1():
+    a = np.array([[1, 0], [0, 1], [1, 1], [0, 1]])
+    b = np.array([[9, 0], [1, 0], [2, 2], [0, 3]])
+    assert agreement(a, b) == 75.0
+    assert agreement(a, a) == 100.0
+
+
+SHARDED = """
+import sys; sys.path.insert(0, "tests")
+import jax, numpy as np
+from test_evaluation import Linear, images_and_labels
+from psaq_jax.evaluation import evaluate
+assert jax.device_count() == 4
+seen = []
+class Watched(Linear):
+    def __call__(self, pixels):
+        seen.append((pixels.shape[0], len(pixels.sharding.device_set)))
+        return super().__call__(pixels)
+found = evaluate(Watched(), images_and_labels(53), 15)
+assert seen == [(16, 4)] * 4, seen
+print(*map(repr, found))
+"""
+
+
+def test_four_devices_give_the_result_of_one():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    expected = evaluate(Linear(), images_and_labels(53), 16)
+    np.testing.assert_allclose([float(x) for x in run.stdout.split()], expected, rtol=1e-6)

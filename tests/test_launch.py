@@ -1,0 +1,128 @@
+"""The jobs as users start them: what they write, and one line with exit code 2 for bad input."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ROOT / "tests" / "golden" / "paper" / "vit"
+SMALL = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
+
+
+def launch(script, *arguments, config="configs/demo.py"):
+    command = [sys.executable, "-m", f"launch.{script}", f"--config={config}", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, images=rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8), labels=np.arange(10))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    workdir = tmp_path_factory.mktemp("run") / "workdir"
+    done = launch("quantize", f"--config.model={TINY}", f"--config.data=npz:{data}", f"--workdir={workdir}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_the_main_job_writes_what_it_says(finished):
+    workdir, done = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["float"]["examples"] == 10 and results["synthesis"]["iterations"] == 4
+    assert [(r["calibration"], r["bits"]) for r in results["runs"]] == [
+        (calibration, bits) for calibration in ("synthesized", "noise", "real") for bits in ("w8a8", "w4a8")
+    ]
+    images = np.load(workdir / "images" / "synthesized.npy")
+    assert images.shape == (4, 32, 32, 3) and images.dtype == np.float32
+    names = {"synthesized.png", "noise.png", "real.png", "loss.png", "similarity.png"}
+    assert names <= {path.name for path in (workdir / "images").iterdir()}
+    assert (workdir / "report.html").stat().st_size > 10_000
+    assert "agreement" in done.stdout and str(workdir / "report.html") in done.stdout
+
+
+def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
+    workdir, _ = finished
+    artefact = workdir / "quantized" / "w4a8-paper-synthesized"
+    run = next(r for r in json.loads((workdir / "results.json").read_text())["runs"] if r["bits"] == "w4a8")
+    arguments = (f"--config.model={artefact}", f"--config.data=npz:{data}", f"--workdir={tmp_path}")
+    assert launch("evaluate", *arguments).returncode == 0
+    assert json.loads((tmp_path / "results.json").read_text())["quantized"]["top1"] == run["top1"]
+    assert launch("predict", *arguments).returncode == 0
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    logits = np.load(tmp_path / "logits.npy")
+    assert logits.shape == (10, 10) and [len(line["top5"]) for line in lines] == [5] * 10
+    assert [line["top5"][0]["label"] for line in lines] == [str(i) for i in logits.argmax(-1)]
+
+
+def test_no_data_is_needed(tmp_path):
+    done = launch("quantize", f"--config.model={TINY}", "--config.data=", f"--workdir={tmp_path}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["float"] is None and {r["calibration"] for r in results["runs"]} == {"synthesized", "noise"}
+    assert all(r["top1"] is None and 0 <= r["agreement"] <= 100 for r in results["runs"])
+    assert np.load(tmp_path / "images" / "synthesized.npy").shape[0] == 4
+
+
+def truncated(folder):
+    shutil.copytree(TINY, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return (f"--config.model={folder}",)
+
+
+def empty_data(folder):
+    np.savez(folder.with_suffix(".npz"), images=np.zeros((0, 32, 32, 3), np.uint8), labels=np.zeros(0, int))
+    return (f"--config.model={TINY}", f"--config.data=npz:{folder.with_suffix('.npz')}")
+
+
+def wrong_labels(folder):
+    np.savez(folder.with_suffix(".npz"), images=np.zeros((2, 32, 32, 3), np.uint8), labels=np.array([3, 10]))
+    return (f"--config.model={TINY}", f"--config.data=npz:{folder.with_suffix('.npz')}", *SMALL)
+
+
+def file_as_workdir(folder):
+    folder.write_text("")
+    return (f"--config.model={TINY}", "--config.data=", f"--workdir={folder}", *SMALL)
+
+
+BAD = {
+    "no such model": (lambda folder: (f"--config.model={folder}",), "no such directory"),
+    "truncated weights": (truncated, "model.safetensors: is not a whole safetensors file"),
+    "unknown field": (lambda folder: ("--config.synthesis.iteration=3",), "did you mean 'iterations'"),
+    "impossible bits": (lambda folder: ("--config.quantization.bits=('w9a8',)",), "w9a8"),
+    "indivisible images": (lambda folder: ("--config.synthesis.num_images=33",), "num_images is 33"),
+    "wrong type": (lambda folder: ("--config.seed=x",), "seed"),
+    "empty data": (empty_data, "[0, 32, 32, 3]"),
+    "labels outside": (wrong_labels, "label 10"),
+    "workdir is a file": (file_as_workdir, "cannot be written"),
+    "unknown flag": (lambda folder: ("--nonsense=1",), "nonsense"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
+    make, message = BAD[name]
+    arguments = make(tmp_path / "bad")
+    if not any(a.startswith("--workdir") for a in arguments):
+        arguments += (f"--workdir={tmp_path / 'workdir'}",)
+    done = launch("quantize", *arguments)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_config_file_is_one_line(tmp_path):
+    done = launch("quantize", f"--workdir={tmp_path}", config="configs/none.py")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "none.py" in done.stderr

@@ -17,6 +17,7 @@ from launch import config as launch_config
 from psaq_jax import files, pipeline, report
 from psaq_jax.evaluation import metrics
 from psaq_jax.report.writing import write_pictures
+from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
 CONFIG = launch_config.define_config()
@@ -32,17 +33,9 @@ def main():
         quantize(config, model, dataset, workdir)
 
 
-def synthesize(config, model, workdir):
-    """(SynthesisResult, images held out): without data one group more is made, to compare models on."""
-    count = config.synthesis.num_images
-    spare = config.synthesis.group_size if not config.data else 0
-    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar("synthesize")
-    result = pipeline.synthesize_in(workdir, config, model, count + spare, seconds, bar)
-    return result._replace(images=result.images[:count], labels=result.labels[:count]), result.images[count:]
-
-
 def quantize(config, model, dataset, workdir):
-    result, held_out = synthesize(config, model, workdir)
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar("synthesize")
+    result, held_out = synthesize_for_job(config, model, workdir, bar, seconds)
     files.write_npy(workdir / "images" / "synthesized.npy", result.images)
     sets = pipeline.calibration_images(config, model, dataset, result.images)
     examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)

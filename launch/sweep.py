@@ -2,7 +2,7 @@
 
     python -m launch.sweep --config=configs/sweeps/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds) and DIR/results.json (every run), after
+Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds) and DIR/runs.json (every run), after
 every seed. Killed at any moment, the same command goes on; with more seeds, models or bits it computes what is new.
 """
 

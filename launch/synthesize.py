@@ -11,8 +11,9 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from psaq_jax import files, pipeline
+from psaq_jax import files
 from psaq_jax.report.writing import write_images
+from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
 CONFIG = launch_config.define_config()
@@ -29,7 +30,7 @@ def main():
 
 def synthesize(config, model, workdir):
     seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar("synthesize")
-    result = pipeline.synthesize_in(workdir, config, model, config.synthesis.num_images, seconds, bar)
+    result, _ = synthesize_for_job(config, model, workdir, bar, seconds, hold_out=False)
     written = files.write_npy(workdir / "images" / "synthesized.npy", result.images)
     files.write_npy(workdir / "images" / "labels.npy", result.labels)
     grid = write_images(workdir / "images", model, {"synthesized": result.images}, result.labels)["synthesized"]

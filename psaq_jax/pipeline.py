@@ -1,13 +1,11 @@
 """The main job's steps between the public functions: calibration sets, and one quantized model evaluated."""
 
-import dataclasses
 import platform
 from collections.abc import Callable
 from importlib import metadata
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import psaq_jax
@@ -20,9 +18,8 @@ from psaq_jax.models.model import Model
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.transform import QuantizedModel, quantize
-from psaq_jax.synthesis.checkpointing import Checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.driver import SynthesisResult, synthesize
+from psaq_jax.synthesis.driver import SynthesisResult
 
 Progress = Callable[[int, int], None]
 
@@ -59,24 +56,6 @@ def open_data(config: JobConfig, model: Model) -> Dataset | None:
             "give the data set that the model was trained for"
         )
     return dataset
-
-
-def synthesize_in(
-    workdir, config: JobConfig, model: Model, num_images: int, every_seconds: float, progress: Progress | None = None
-) -> SynthesisResult:
-    """The job's synthesis with checkpoints under WORKDIR/checkpoints: goes on where a killed run stopped.
-
-    Args:
-      num_images: in place of the config's, where more are wanted than calibration takes.
-      every_seconds: between checkpoints; SIGTERM makes one more and ends the process.
-    """
-    checkpoints = Checkpoints(workdir / "checkpoints", every_seconds)
-    checkpoints.save_on_sigterm()
-    settings = dataclasses.replace(config.synthesis, num_images=num_images)
-    model = model.with_dtype(jnp.dtype(config.dtype))
-    result = synthesize(model, settings, config.seed, progress, checkpoints=checkpoints)
-    checkpoints.close()
-    return result
 
 
 def calibration_images(

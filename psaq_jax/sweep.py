@@ -11,6 +11,7 @@ seeds, recipes, calibrations or bits) computes what is new; any other change is 
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from psaq_jax.config import JobConfig
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import metrics
 from psaq_jax.models.loading import load_model
+from psaq_jax.models.model import Model
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
@@ -34,16 +36,20 @@ class SweepConfig(JobConfig):
     Attributes:
       models: sources for `load_model`; default: `model` alone.
       seeds: default: `seed` alone.
+      crop_fraction: preprocessing in place of the checkpoint's own: short side to size / crop_fraction, rounded down,
+        bicubic, centre crop (timm's crop_pct); 0: the checkpoint's own.
     """
 
     model: str = ""
     models: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    crop_fraction: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        models = (self.models,) if isinstance(self.models, str) else tuple(self.models)
-        seeds = (self.seeds,) if isinstance(self.seeds, int) else tuple(self.seeds)
+        models, seeds = (
+            tuple(x) if isinstance(x, list | tuple) else (x,) for x in (self.models, self.seeds)
+        )
         object.__setattr__(self, "models", tuple(dict.fromkeys(models or (self.model,))))
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(seeds or (self.seed,))))
         for name in self.models:
@@ -52,6 +58,19 @@ class SweepConfig(JobConfig):
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
                 raise InputError(f"seeds has {seed!r}, expected whole numbers from 0 to 2147483647")
+        if self.crop_fraction and not 0.1 <= self.crop_fraction <= 1:
+            raise InputError(f"crop_fraction is {self.crop_fraction!r}, expected 0.1 to 1, or 0: the checkpoint's own")
+
+    def preprocessed(self, model: Model) -> Model:
+        """The model with this config's preprocessing."""
+        if not self.crop_fraction:
+            return model
+        before = tuple(math.floor(side / self.crop_fraction) for side in model.image_size)
+        changed = dataclasses.replace(
+            model.preprocessing, resize="cover", resize_size=before, interpolation="bicubic",
+            crop_fraction=self.crop_fraction,
+        )  # fmt: skip
+        return model.replace(preprocessing=changed)
 
 
 def run_sweep(config: SweepConfig, workdir: pathlib.Path, bars: Bars = lambda title: None, tell=None) -> list[dict]:
@@ -83,7 +102,7 @@ class _Cells:
 
     def __init__(self, config: SweepConfig, source: str, folder: pathlib.Path, bars: Bars):
         self.config, self.source, self.folder, self.bars = config, source, folder, bars
-        self.model = load_model(source)
+        self.model = config.preprocessed(load_model(source))
         self.dataset = pipeline.open_data(config, self.model)
         self._float_logits = None
 

@@ -52,9 +52,9 @@ def as_csv(results: Iterable[dict]) -> str:
 
 
 def write(workdir: pathlib.Path, results: list[dict]) -> dict[str, pathlib.Path]:
-    """Writes results.json (every run), sweep.csv and sweep.md; returns {what it is: path}."""
+    """Writes runs.json (every run, by model), sweep.csv and sweep.md; returns {what it is: path}."""
     return {
-        "runs": files.write_json(workdir / "results.json", results),
+        "runs": files.write_json(workdir / "runs.json", results),
         "table": files.write_bytes(workdir / "sweep.csv", as_csv(results).encode()),
         "Markdown": files.write_bytes(workdir / "sweep.md", (markdown(results) + "\n").encode()),
     }

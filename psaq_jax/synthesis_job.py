@@ -14,21 +14,29 @@ from psaq_jax.synthesis.driver import Progress, SynthesisResult, synthesize
 
 
 def synthesize_for_job(
-    config: JobConfig, model: Model, folder: pathlib.Path, progress: Progress | None = None
+    config: JobConfig,
+    model: Model,
+    folder: pathlib.Path,
+    progress: Progress | None = None,
+    every_seconds: float = 60.0,
+    hold_out: bool | None = None,
 ) -> tuple[SynthesisResult, np.ndarray]:
     """Synthesizes the job's images, or goes on from FOLDER/checkpoints, where what is finished stays.
 
     SIGTERM ends the process with its state on the disk; afterwards it does what it did before.
 
+    Args:
+      every_seconds: between checkpoints.
+      hold_out: whether to make one group more; None: where the job has no data set.
     Returns:
       (the result for `synthesis.num_images` images, images held out): without a data set one group more is made, to
       compare models on images that no calibration saw.
     """
     count = config.synthesis.num_images
-    spare = 0 if config.data else config.synthesis.group_size
+    spare = config.synthesis.group_size * (not config.data if hold_out is None else hold_out)
     settings = dataclasses.replace(config.synthesis, num_images=count + spare)
     before = signal.getsignal(signal.SIGTERM)
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", every_seconds)
     checkpoints.save_on_sigterm()
     try:
         passes = model.with_dtype(jnp.dtype(config.dtype))

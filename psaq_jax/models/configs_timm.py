@@ -48,6 +48,7 @@ def _arguments(config: Mapping, name_says: dict[str, Any], source: str) -> Field
     defaults = dict(name_says)
     if cfg.get("fixed_input_size") and isinstance(cfg.get("input_size"), list | tuple):
         defaults["img_size"] = list(cfg["input_size"][-2:])  # as timm does it
+    defaults["global_pool"] = config.get("global_pool", name_says["global_pool"])
     defaults["num_classes"] = config.get("num_classes", cfg.get("num_classes", 1000))
     return Fields(defaults | dict(given), f"{where}'s model_args (or what its architecture says)")
 

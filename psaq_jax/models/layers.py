@@ -26,6 +26,30 @@ def _gelu_forward(x):
 
 gelu.defvjp(_gelu_forward, lambda derivative, cotangent: (cotangent * derivative,))
 
+
+@jax.custom_vjp
+def softmax(logits: jax.Array) -> jax.Array:
+    """Softmax over the last axis, in float32. The derivative needs the result alone, and no division: XLA turns
+    divisions by a row's sum into products or not depending on the partitioning, and images would depend on it.
+    """
+    logits = logits.astype(jnp.float32)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    return weights * (1 / jnp.sum(weights, axis=-1, keepdims=True))
+
+
+def _softmax_forward(logits):
+    result = softmax(logits)
+    return result, (result, jnp.zeros((), logits.dtype))
+
+
+def _softmax_backward(residuals, cotangent):
+    result, like = residuals
+    inner = jnp.sum(result * cotangent, axis=-1, keepdims=True)
+    return ((result * (cotangent - inner)).astype(like.dtype),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_new": lambda x: nn.gelu(x, approximate=True),

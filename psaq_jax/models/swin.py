@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax.models.layers import Mlp, layer_norm, patchify
+from psaq_jax.models.layers import Mlp, layer_norm, patchify, softmax
 from psaq_jax.sites import Site
 
 MASKED = -100.0  # added to the logits of tokens that only the roll has brought together
@@ -100,7 +100,7 @@ class WindowAttention(nn.Module):
             regions = jnp.asarray(regions)
             mask = jnp.where(regions[:, :, None] == regions[:, None, :], 0.0, MASKED)[:, None]
             logits = (logits.reshape(-1, len(mask), self.heads, n, n) + mask).reshape(logits.shape)
-        probabilities = Site(name="attention_probabilities")(nn.softmax(logits).astype(self.dtype))
+        probabilities = Site(name="attention_probabilities")(softmax(logits).astype(self.dtype))
         x = Site(name="attention_output")(jnp.einsum("bhnm,bhmd->bhnd", probabilities, value))
         x = x.transpose(0, 2, 1, 3).reshape(batch, n, c)
         return Site(name="projection_output")(nn.Dense(c, dtype=self.dtype, name="projection")(x))

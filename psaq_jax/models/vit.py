@@ -12,7 +12,7 @@ Further sites (query, key, value, attention_probabilities) serve recipes that qu
 import flax.linen as nn
 import jax.numpy as jnp
 
-from psaq_jax.models.layers import Mlp, Product, SwiGlu, layer_norm, patchify
+from psaq_jax.models.layers import Mlp, Product, SwiGlu, layer_norm, patchify, softmax
 from psaq_jax.sites import Site
 
 
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         )
         logits = Product("bhnd,bhmd->bhnm", name="query_key")(query, key) * head_width**-0.5
         logits = Site(name="attention_logits")(logits)
-        probabilities = nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
+        probabilities = softmax(logits).astype(self.dtype)
         probabilities = Site(name="attention_probabilities")(probabilities)
         x = Product("bhnm,bhmd->bhnd", name="attention_value")(probabilities, value)
         x = Site(name="attention_output")(x)

@@ -74,8 +74,8 @@ def uniform(low, high, bits: int) -> UniformQuantizer:
     return UniformQuantizer(scale, zero_point, jnp.float32(bits))
 
 
-@functools.partial(jax.jit, static_argnames="choice")
-def probability_quantizer(counts, bits, choice: str) -> tuple[jax.Array, LogQuantizer, UniformQuantizer]:
+@functools.partial(jax.jit, static_argnames=("choice", "coverage"))
+def probability_quantizer(counts, bits, choice: str, coverage) -> tuple[jax.Array, LogQuantizer, UniformQuantizer]:
     """The grid of least squared error for softmax outputs.
 
     Args:
@@ -89,7 +89,8 @@ def probability_quantizer(counts, bits, choice: str) -> tuple[jax.Array, LogQuan
     tops = jnp.exp2(-jnp.arange(0, 6, 0.25))
 
     def error(quantizer):
-        return jnp.sum(counts * jnp.square(quantizer(p) - p))
+        stretched = [(weight, jnp.minimum(stretch * p, 1.0)) for stretch, weight in coverage]
+        return sum(weight * jnp.sum(counts * jnp.square(quantizer(x) - x)) for weight, x in stretched)
 
     def best(make, *grids):
         values = [axis.reshape(-1) for axis in jnp.meshgrid(*grids, indexing="ij")]
@@ -99,9 +100,7 @@ def probability_quantizer(counts, bits, choice: str) -> tuple[jax.Array, LogQuan
 
     steps = STEPS[choice] or (1,)
     error_log, log = best(lambda top, r: LogQuantizer(top, r, bits), tops, jnp.asarray(steps, jnp.float32))
-    error_uniform, even = best(
-        lambda top: UniformQuantizer(top / (2.0**bits - 1), jnp.zeros_like(top), bits), tops
-    )
+    error_uniform, even = best(lambda top: UniformQuantizer(top / (2.0**bits - 1), jnp.zeros_like(top), bits), tops)
     logarithmic = {"searched": error_log < error_uniform, "uniform": jnp.array(False)}.get(choice, jnp.array(True))
     return logarithmic, log, even
 

@@ -4,49 +4,20 @@ Nothing here needs labels or real images. Every ingredient is a function of its 
 (folding, clipping, gptq, reconstruction); this one only says in which order they meet a segment.
 """
 
-import dataclasses
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from psaq_jax.models.model import Model
-from psaq_jax.quantization import clipping, folding, quantizers, streaming
+from psaq_jax.quantization import clipping, folding, quantizers, statistics, streaming
+from psaq_jax.quantization.channel_folding import HEADS, Bits, Parts, fold, inspect
 from psaq_jax.quantization.gptq import codes_of, gptq, searched_scale
-from psaq_jax.quantization.recipes import MERGING, DefaultRecipe, site_filter
+from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
-from psaq_jax.quantization.segments import Link, Segment, chain
+from psaq_jax.quantization.segments import Link, chain
 
-
-@dataclasses.dataclass(frozen=True)
-class Bits:
-    weights: int
-    activations: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a segment consists of; names relative to it."""
-
-    sites: dict[str, tuple[int, ...]]  # those to quantize: shape for one image
-    layers: dict[str, tuple[int, ...]]  # Dense layers: shape of their input for one image
-
-
-@dataclasses.dataclass(frozen=True)
-class NormFold:
-    """A LayerNorm, the sites that see its output and the Dense layers that take it."""
-
-    norm: str
-    sites: tuple[str, ...]
-    layers: tuple[str, ...]
-
-
-NORM1 = NormFold("norm1", ("norm1_output",), ("attention/qkv",))
-NORM2 = NormFold("norm2", ("norm2_output",), ("mlp/dense1",))
-HEADS = {"head_input": "head", "distillation_head_input": "distillation_head"}
 CONSUMERS = {
     "norm1_output": "attention/qkv", "attention/value": "attention/projection", "norm2_output": "mlp/dense1",
     "attention/attention_output": "attention/projection", "mlp/activation_output": "mlp/dense2",
@@ -101,97 +72,6 @@ def pixel_range(model: Model) -> tuple[float, float]:
     return float(ends.min()), float(ends.max())
 
 
-def inspect(segment: Segment, params, x) -> Parts:
-    """The quantized sites and the Dense layers of a segment; nothing is computed."""
-    wanted, sites, layers = site_filter(None, "default"), {}, {}
-
-    def tap(name, y):
-        if wanted(name):
-            sites[name] = y.shape
-        return y
-
-    def run(params, x):
-        return segment(params, x, tap=tap, watch=lambda name, y: layers.__setitem__(name, y.shape))
-
-    jax.eval_shape(run, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32))
-    return Parts(sites, layers)
-
-
-def norm_folds(parts: Parts) -> list[NormFold]:
-    """The folds that a segment offers."""
-    folds = [fold for fold in (NORM1, NORM2) if fold.sites[0] in parts.sites]
-    for name in parts.sites:
-        if name.endswith(MERGING):
-            merging = name.removesuffix("/norm_output")
-            folds.append(NormFold(f"{merging}/norm", (name,), (f"{merging}/reduction",)))
-    heads = tuple(name for name in HEADS if name in parts.sites)
-    return folds + [NormFold("norm", heads, tuple(HEADS[name] for name in heads))] * bool(heads)
-
-
-def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -> dict:
-    """The segment's parameters with per-channel ranges folded in: the same function."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    norms = norm_folds(parts) if options.fold_norms else []
-    widths = {site: flat[f"{f.norm}/scale"].shape[0] for f in norms for site in f.sites}
-    attention = "attention/query" in parts.sites and options.fold_attention
-    if attention:
-        c = flat["attention/projection/kernel"].shape[0]
-        widths |= {f"attention/{name}": c for name in ("query", "key", "value", "attention_output")}
-    if not widths:
-        return params
-    moments = streaming.channel_moments(segment, params, x, tuple(widths.items()))
-    ends = best_channel_ranges(segment, params, x, moments, bits, options)
-    for item in norms:
-        low = jnp.min(jnp.stack([ends[site][0] for site in item.sites]), 0)
-        high = jnp.max(jnp.stack([ends[site][1] for site in item.sites]), 0)
-        shift = (low + high) / 2 * _may_shift(item, parts, flat)
-        kernel = jnp.concatenate([flat[f"{layer}/kernel"] for layer in item.layers], axis=1)
-        factor = folding.balance(low - shift, high - shift, kernel, options.folding_strength)
-        params = folding.fold_norm(params, item.norm, item.layers, factor, shift)
-    return fold_attention(params, flat, ends, options) if attention else params
-
-
-def best_channel_ranges(segment, params, x, moments, bits: Bits, options: DefaultRecipe) -> dict:
-    """{site: (low [c], high [c])}."""
-    if not options.search_ranges:
-        return {name: (m.low, m.high) for name, m in moments.items()}
-    counts = streaming.channel_histograms(segment, params, x, moments)
-    ends = {}
-    for name, m in moments.items():
-        centers = streaming.statistics.bin_centers(m.low, m.high, streaming.CHANNEL_BINS)
-        site_bits = jnp.float32(options.bits(name, bits.activations))
-        ends[name] = clipping.channel_ranges(counts[name], centers, m.low, m.high, site_bits, options.coverage)
-    return ends
-
-
-def fold_attention(params, flat, ends, options: DefaultRecipe) -> dict:
-    """Values with the projection, then queries with keys."""
-    qkv, projection = "attention/qkv", "attention/projection"
-    movable = f"{qkv}/bias" in flat and f"{projection}/bias" in flat
-    (low, high), (output_low, output_high) = ends["attention/value"], ends["attention/attention_output"]
-    shift = (low + high) / 2 * movable
-    # The value and the attention output share their channels: the geometric mean of both ranges serves both.
-    reach = jnp.sqrt(
-        jnp.maximum(high - shift, shift - low) * jnp.maximum(jnp.abs(output_low - shift), jnp.abs(output_high - shift))
-    )
-    factor = folding.balance(-reach, reach, flat[f"{projection}/kernel"], options.folding_strength)
-    params = folding.fold_values(params, qkv, projection, factor, shift)
-    low, high = ends["attention/key"]
-    shift = (low + high) / 2 * (f"{qkv}/bias" in flat)
-    key = jnp.maximum(jnp.maximum(jnp.abs(low - shift), jnp.abs(high - shift)), folding.EPSILON)
-    query = jnp.maximum(jnp.maximum(*map(jnp.abs, ends["attention/query"])), folding.EPSILON)
-    return folding.fold_queries(params, qkv, jnp.sqrt(key / query), shift)
-
-
-def _may_shift(item: NormFold, parts: Parts, flat: dict) -> bool:
-    """Whether all layers have a bias, and no padding of zeros comes between the norm and a layer."""
-    for site, layer in zip(item.sites, item.layers, strict=True):
-        padded = math.prod(parts.sites[site]) != math.prod(parts.layers[layer])
-        if padded or f"{layer}/bias" not in flat:
-            return False
-    return True
-
-
 def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pixels) -> dict[str, SiteQuantizer]:
     """A quantizer for every site of the segment, {relative name: quantizer} in running order."""
     heads = [name for name in parts.sites if name.endswith(streaming.PROBABILITIES)]
@@ -208,12 +88,12 @@ def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pix
     for name in parts.sites:
         site_bits = options.bits(name, bits.activations)
         if name in heads:
-            grids = clipping.probability_quantizer(counts[name], site_bits, options.softmax)
+            grids = clipping.probability_quantizer(counts[name], site_bits, options.softmax, options.coverage)
             found[name] = clipping.choose(*grids)
             continue
         low, high = ends[name]
         if options.search_ranges and name != "input":
-            centers = streaming.statistics.bin_centers(low[None], high[None], streaming.TENSOR_BINS)[0]
+            centers = statistics.bin_centers(low[None], high[None], streaming.TENSOR_BINS)[0]
             low, high, _ = clipping.tensor_range(
                 counts[name], centers, low, high, jnp.float32(site_bits), options.coverage
             )

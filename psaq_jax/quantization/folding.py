@@ -74,6 +74,21 @@ def fold_queries(params: dict, qkv: str, factor, shift) -> dict:
     return changed(params, changes)
 
 
+def fold_gated(params: dict, dense1: str, dense2: str, factor) -> dict:
+    """Of a gated block (SwiGLU), the half that multiplies the gate is divided by factor; dense2 makes up for it.
+
+    Args:
+      factor: [c], the hidden width; dense1 has 2·c outputs, the gate's first.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    scale = jnp.concatenate([jnp.ones_like(factor), 1 / factor])
+    return changed(params, {
+        f"{dense1}/kernel": flat[f"{dense1}/kernel"] * scale,
+        f"{dense1}/bias": flat[f"{dense1}/bias"] * scale,
+        f"{dense2}/kernel": flat[f"{dense2}/kernel"] * factor[:, None],
+    })  # fmt: skip
+
+
 def balance(low, high, kernel, strength) -> jnp.ndarray:
     """How much to divide each channel by: its half range^strength / its largest weight^(1 − strength), [c].
 

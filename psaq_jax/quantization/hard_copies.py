@@ -23,8 +23,9 @@ def hard_copy(
 ) -> Model:
     """A model of the same function whose layers' inputs have outlier channels, and whose special tokens a high norm.
 
-    In every block a share of the channels of both LayerNorms' outputs, of the values and of the keys is scaled up by
-    `least` to `greatest` (log-uniform), and down again in the weights that take them (for keys: in the queries).
+    In every block a share of the channels of both LayerNorms' outputs, of the values and of the keys (of a SwiGLU's
+    gated values too) is scaled up by `least` to `greatest` (log-uniform), and down again in the weights that take them
+    (for keys: in the queries).
     Special tokens (class, distillation) get `token_offset` added to all channels alike, which every LayerNorm takes
     off again: the residual stream has tokens of high norm, as registers of large backbones.
 
@@ -57,5 +58,9 @@ def hard_copy(
         for norm, layer in ((f"{block}/norm1", qkv), (f"{block}/norm2", f"{block}/mlp/dense1")):
             params = folding.fold_norm(params, norm, (layer,), 1 / outliers(c), none)
         params = folding.fold_values(params, qkv, projection, 1 / outliers(c), none)
+        dense1, dense2 = f"{block}/mlp/dense1", f"{block}/mlp/dense2"
+        hidden = flat[f"{dense2}/kernel"].shape[0]
+        if flat[f"{dense1}/kernel"].shape[1] == 2 * hidden:
+            params = folding.fold_gated(params, dense1, dense2, 1 / outliers(hidden))
         params = folding.fold_queries(params, qkv, 1 / outliers(c), none)
     return model.replace(params=params)

@@ -77,9 +77,7 @@ class DefaultRecipe:
         if self.softmax not in SOFTMAX:
             raise InputError(f"quantization.options.softmax is {self.softmax!r}, known are {', '.join(SOFTMAX)}")
         if not 0 <= self.folding_strength <= 1:
-            raise InputError(
-                f"quantization.options.folding_strength is {self.folding_strength!r}, expected 0 to 1"
-            )
+            raise InputError(f"quantization.options.folding_strength is {self.folding_strength!r}, expected 0 to 1")
         if not self.damping > 0:
             raise InputError(f"quantization.options.damping is {self.damping!r}, expected a positive number")
 

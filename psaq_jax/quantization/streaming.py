@@ -85,8 +85,7 @@ def _moments(segment, params, x, mask, widths):
 @jax.jit
 def _merged(a, b):
     return [
-        (jnp.minimum(p[0], q[0]), jnp.maximum(p[1], q[1]), p[2] + q[2], p[3] + q[3])
-        for p, q in zip(a, b, strict=True)
+        (jnp.minimum(p[0], q[0]), jnp.maximum(p[1], q[1]), p[2] + q[2], p[3] + q[3]) for p, q in zip(a, b, strict=True)
     ]
 
 

@@ -16,6 +16,7 @@ from psaq_jax.report.summary import summary_line
 
 HERE = pathlib.Path(__file__).parent
 ORIGIN = ("device", "versions", "synthesis")  # fields of the results that tell how they were made
+CONSTANTS = {"chart_width": WIDTH, "chart_height": HEIGHT, "top": sections.TOP, "kinds": sections.KINDS}
 
 
 def render_page(
@@ -56,34 +57,47 @@ def render_page(
     Raises:
       InputError: jinja2 or matplotlib is missing; the message names the extra.
     """
-    template = _environment().get_template("page.html.jinja")
+    origin = {"seconds": dict(seconds or {}), "peak_memory_bytes": peak_memory_bytes, "command": command}
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            **_answer(results, model, sizes),
+            **_pictures(model, images, targets),
+            **_measurements(ranges, sensitivity),
+            **origin,
+            loss_charts=pictures.loss_charts(history),
+            sensitivity_bits=sensitivity_bits,
+            coverage=list(coverage or ()),
+            config=sections.pretty(config) if config else "",
+            has_origin=any([config, sizes, model, *origin.values(), *map(results.get, ORIGIN)]),
+            **CONSTANTS,
+        )
+    )
+
+
+def _answer(results, model, sizes) -> dict:
+    """The figures of every setting, the sentence about them, and sizes before and after."""
     computed = sizes is None and model is not None
     if computed:
         sizes = sections.weight_sizes(model.params, [s.bits for s in settings(results)])
-    return template.render(
-        results=results,
-        answer=sections.answer(results),
-        summary=summary_line(results),
-        sizes=sections.size_rows(sizes),
-        sizes_computed=computed,
-        **_pictures(model, images, targets),
-        loss_charts=pictures.loss_charts(history),
-        chart_width=WIDTH,
-        chart_height=HEIGHT,
-        ranges=sections.range_rows(ranges),
-        calibrations=list(ranges or {}),
-        heat_maps=sections.heat_maps(sensitivity),
-        worst={kind: sections.worst_first(sensitivity, kind) for kind in ("activations", "weights", "block", "all")},
-        sensitivity_bits=sensitivity_bits,
-        coverage=list(coverage or ()),
-        seconds=dict(seconds or {}),
-        peak_memory_bytes=peak_memory_bytes,
-        command=command,
-        config=sections.pretty(config) if config else "",
-        has_origin=any([command, config, seconds, sizes, peak_memory_bytes, *map(results.get, ORIGIN)]),
-        top=sections.TOP,
-        kinds=sections.KINDS,
-    )
+    return {
+        "results": results,
+        "answer": sections.answer(results),
+        "summary": summary_line(results),
+        "sizes": sections.size_rows(sizes),
+        "sizes_computed": computed,
+    }
+
+
+def _measurements(ranges, sensitivity) -> dict:
+    kinds = ("activations", "weights", "block", "all")
+    return {
+        "ranges": sections.range_rows(ranges),
+        "calibrations": list(ranges or {}),
+        "heat_maps": sections.heat_maps(sensitivity),
+        "worst": {kind: sections.worst_first(sensitivity, kind) for kind in kinds},
+    }
 
 
 def _pictures(model, images, targets) -> dict:

@@ -35,8 +35,8 @@ def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array
         raise ValueError(f"special_tokens={special_tokens} leaves no patch of {attention.shape[2]} tokens")
     x = attention.astype(jnp.float32).mean(axis=1)[:, special_tokens:]
     # The square root of a clamped sum: zero vectors get gradient zero, where a clamped norm would give NaN.
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2))
-    x = x / norm
+    # One division a patch, then a product: XLA makes this of x / norm too, but not in every partitioning.
+    x = x * (1 / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2)))
     return jnp.einsum("bpd,bqd->bpq", x, x, precision="highest")
 
 

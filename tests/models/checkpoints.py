@@ -58,3 +58,18 @@ def refused(source, **arguments) -> str:
     assert "\n" not in message
     assert "\r" not in message
     return message
+
+
+def shard(directory, files=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
+    """Splits model.safetensors in two."""
+    values = tensors(directory)
+    (directory / "model.safetensors").unlink()
+    weight_map = {name: files[i % 2] for i, name in enumerate(sorted(values))}
+    for file in files:
+        write_tensors(directory, {n: v for n, v in values.items() if weight_map[n] == file}, file)
+    write_index(directory, weight_map)
+    return weight_map
+
+
+def write_index(directory, weight_map):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

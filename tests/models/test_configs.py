@@ -157,6 +157,7 @@ BAD = {
         TIMM | {"model_args": {"global_pool": "avg"}},
         "global_pool = 'avg', expected one of token",
     ),
+    "timm pooling at the top": (TIMM | {"global_pool": "avg"}, "global_pool = 'avg', expected one of token"),
     "timm labels": (TIMM | {"label_names": ["a"]}, "label_names"),
 }
 

@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 
 import psaq_jax
+from psaq_jax.sites import record
 from tests.golden_files import GOLDEN, golden, nhwc
-from tests.models.checkpoints import ALL, copied, edit_config, reference, tensors, write_tensors
+from tests.models.checkpoints import (
+    ALL,
+    BFLOAT16,
+    copied,
+    edit_config,
+    read_config,
+    reference,
+    tensors,
+    write_tensors,
+)
 
 # Float32 sums in another order, logits of order 1: a correct port is within about 3e-6; 2e-5 is the promise.
 TOLERANCE = 5e-6
@@ -45,8 +55,6 @@ def test_patch_embedding_is_the_convolution_of_the_source():
         for column in range(model.module.grid[1]):
             patch = pixels[:, row * size : (row + 1) * size, column * size : (column + 1) * size]
             expected[:, row, column] = np.einsum("brci,oirc->bo", patch, weight) + source["patch_embed.proj.bias"]
-    from psaq_jax.sites import record
-
     _, sites = record(model.module, model.params, pixels, "patch_embedding_output")
     found = sites["patch_embedding_output"]
     np.testing.assert_allclose(found, expected.reshape(found.shape), atol=TOLERANCE)
@@ -58,8 +66,6 @@ def test_a_model_without_the_query_key_value_bias_is_one_with_a_bias_of_zero(tmp
     values = tensors(with_zeros)
     write_tensors(with_zeros, {k: 0 * v if k.endswith("qkv.bias") else v for k, v in values.items()})
     write_tensors(without, {k: v for k, v in values.items() if not k.endswith("qkv.bias")})
-    from tests.models.checkpoints import read_config
-
     edit_config(without, model_args=read_config(without)["model_args"] | {"qkv_bias": False})
     expected, found = psaq_jax.load_model(with_zeros)(pixels), psaq_jax.load_model(without)(pixels)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
@@ -67,8 +73,6 @@ def test_a_model_without_the_query_key_value_bias_is_one_with_a_bias_of_zero(tmp
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])  # their rounding of weights
 def test_half_precision_checkpoints_are_computed_in_float32(tmp_path, kind, tolerance):
-    from tests.models.checkpoints import BFLOAT16
-
     dtype = BFLOAT16 if kind == "bfloat16" else np.dtype(kind)
     directory = copied("hf_vit", tmp_path)
     rounded = {k: v.astype(dtype) for k, v in tensors(directory).items()}

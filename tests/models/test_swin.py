@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import psaq_jax
 from psaq_jax.models import swin
 from psaq_jax.quantization.recipes import site_filter
+from psaq_jax.sites import site_names
 from tests.golden_files import GOLDEN, golden, nhwc
 
 MORE = sorted(path.parent.name for path in (GOLDEN / "more").glob("*/config.json"))
@@ -89,8 +91,6 @@ def test_merging_takes_the_four_patches_column_by_column():
     }
     assert merging.apply(variables, x).shape == (1, 2, 2, 2)  # an odd map is padded
     seen = []
-    from flax import linen as nn
-
     def look(next_fun, args, kwargs, context):
         if isinstance(context.module, nn.LayerNorm):
             seen.append(args[0])
@@ -114,8 +114,6 @@ def tiny(**changes):
 def test_twelve_sites_a_block(depths):
     module = tiny(depths=depths)
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
-    from psaq_jax.sites import site_names
-
     wanted = site_filter(module, "paper")
     names = [name for name in site_names(module, params, (16, 16, 3)) if wanted(name)]
     assert len(names) == 3 + 12 * sum(depths) + 2 + 3

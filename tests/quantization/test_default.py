@@ -23,9 +23,7 @@ def model():
 
 def quantized(model, weight_bits, activation_bits, images=CALIBRATION, recipe="default", options=None):
     ranges = psaq_jax.calibrate(model, CALIBRATION, recipe=recipe)
-    return psaq_jax.quantize(
-        model, ranges, weight_bits, activation_bits, recipe=recipe, images=images, options=options
-    )
+    return psaq_jax.quantize(model, ranges, weight_bits, activation_bits, recipe=recipe, images=images, options=options)
 
 
 def error(model, q):

@@ -1,0 +1,17 @@
+"""Swin-S of the published table (PSAQ-ViT, ECCV 2022): ImageNet, 32 images synthesized, recipe "paper".
+
+    python -m launch.compare --config=configs/paper/swin_small.py --workdir=DIR [--config.data=folder:DIR]
+
+Hardware: one GPU or TPU of 16 GB, and 8 CPU cores to decode images with.
+Time:     synthesis about 2 minutes a seed on one H100, and 7 passes over 50,000 images, each a minute where 8 cores
+          decode: about 10 minutes. Estimated from the operations, not measured.
+Expected: top-1 83.20 (float), 75.14 (W4A8), 76.64 (W8A8): as published, one run.
+"""
+
+import ml_collections
+
+from configs.paper.common import published_row
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return published_row("swin_small", "timm/swin_small_patch4_window7_224.ms_in1k", crop_fraction=0.9)

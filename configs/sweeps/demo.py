@@ -1,0 +1,27 @@
+"""A sweep on the bundled model: two recipes, four bit-widths, three calibrations, three seeds; 72 cells.
+
+    python -m launch.sweep --config=configs/sweeps/demo.py --workdir=DIR
+
+The images of a seed are synthesized once and shared by its cells. Three seeds of the paper's synthesis and 72 passes
+over 10,000 images of 28x28 pixels. More models: --config.models='("bundled:fashion_mnist_vit", "DIR")'; for large ones
+`--config.synthesis.iterations=100` shows the shape of the table first (in another workdir).
+"""
+
+import ml_collections
+
+from launch.config import synthesis_fields
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.models = ("bundled:fashion_mnist_vit",)  # each: hub id, directory or bundled:NAME
+    c.data = "bundled:fashion_mnist"  # of all models; "" for none: agreement replaces accuracy
+    c.seeds = (0, 1, 2)  # of noise, labels, jitter and the choice of real images
+    c.batch_size = 250  # images a pass of the evaluation
+    c.dtype = "float32"  # of the synthesis' passes: float32 or bfloat16
+    c.synthesis = synthesis_fields()  # the paper's
+    c.quantization = ml_collections.ConfigDict()
+    c.quantization.bits = ("w8a8", "w6a6", "w4a8", "w4a4")  # weights 2 to 8, activations 4 to 8
+    c.quantization.recipe = "paper,default"  # names separated by commas
+    c.calibration = ("synthesized", "noise", "real")  # each is calibrated and evaluated apart
+    return c

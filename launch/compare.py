@@ -1,0 +1,65 @@
+"""Compares with the published table of PSAQ-ViT, or live with its PyTorch release.
+
+    python -m launch.compare --config=configs/paper/deit_tiny.py --workdir=DIR [--config.data=folder:DIR ...]
+    python -m launch.compare --config=configs/demo.py --workdir=DIR --baseline_dir=CLONE --baseline_python=PYTHON
+
+The first runs the main job over --config.seeds and writes DIR/comparison.md: mean and spread beside the published
+figures. The second runs the release from CLONE (github zkkli/PSAQ-ViT; nothing in it is changed) in PYTHON, an
+interpreter with torch and timm, on the same weights and images, and writes DIR/comparison.md and comparison.json; the
+release's own log is DIR/release/release.log. --config.model also takes a shape with random weights, such as deit_tiny.
+Killed at any moment, the same command goes on.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from launch import config as launch_config
+from psaq_jax import sweep, sweep_tables
+from psaq_jax.comparison import published
+from psaq_jax.comparison.job import compare_with_release
+from psaq_jax.config import from_mapping
+from psaq_jax.errors import InputError
+from psaq_jax.files import write_bytes
+from psaq_jax.pipeline import describe_machine
+
+CONFIG = launch_config.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the job writes.", required=True)
+CLONE = flags.DEFINE_string("baseline_dir", "", "A clone of zkkli/PSAQ-ViT, for the live comparison.")
+PYTHON = flags.DEFINE_string("baseline_python", "", "An interpreter with torch and timm, to run it.")
+ITERATIONS = flags.DEFINE_integer("baseline_iterations", 0, "Of the release's synthesis; 0: as many as ours.")
+DEVICE = flags.DEFINE_enum("baseline_device", "auto", ["auto", "cpu", "cuda"], "Where the release runs.")
+
+
+def main():
+    if not isinstance(CONFIG.value, ConfigDict):
+        raise InputError("--config is missing, expected --config=configs/paper/NAME.py or configs/demo.py")
+    config = from_mapping(published.CompareConfig, CONFIG.value.to_dict())
+    if bool(CLONE.value) != bool(PYTHON.value):
+        raise InputError("--baseline_dir and --baseline_python belong together; give both or neither")
+    command = " ".join(["python -m launch.compare", *sys.argv[1:]])
+    workdir = pathlib.Path(WORKDIR.value)
+    if CLONE.value:
+        # JAX would take most of a GPU's memory before the release starts; it reads this when it first sees the GPU.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        text, page = compare_with_release(
+            config, workdir, CLONE.value, PYTHON.value, ITERATIONS.value, DEVICE.value, command, launch_config.bar
+        )
+    else:
+        text, page = with_published(config, workdir, command)
+    print(text)
+    print(f"  page: {page}")
+
+
+def with_published(config, workdir, command):
+    row = published.published_row(config)
+    results = sweep.run_sweep(config, workdir, launch_config.bar, lambda so_far: sweep_tables.write(workdir, so_far))[0]
+    text = published.page(row, results, command, describe_machine())
+    return published.plain(row, results), write_bytes(workdir / "comparison.md", text.encode())
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

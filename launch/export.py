@@ -1,0 +1,46 @@
+"""A float or saved quantized model as StableHLO or ONNX.
+
+    python -m launch.export --config.model=SOURCE|ARTEFACT --format=stablehlo|onnx --workdir=DIR
+        [--execution=simulated|integer] [--weights=inside|beside]
+
+Writes DIR/model.stablehlo (loads in any process that has jax; with --weights=beside, DIR/model.safetensors) or
+DIR/model.onnx (QDQ; for ONNX Runtime), and DIR/export.json: input, normalisation, labels, hashes and how far its logits
+were from ours on noise. A file that could not be loaded and run is not written.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import config as launch_config
+from psaq_jax import pipeline
+from psaq_jax.errors import InputError
+from psaq_jax.export.onnx_file import export_onnx
+from psaq_jax.export.stablehlo import PLACES, export_stablehlo
+from psaq_jax.quantization.integer import integer_model
+from psaq_jax.quantization.transform import QuantizedModel
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "A file in configs/; only `model` is read.")
+FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of the exported file.")
+EXECUTION = flags.DEFINE_enum("execution", "simulated", ["simulated", "integer"], "Of a quantized model in StableHLO.")
+WEIGHTS = flags.DEFINE_enum("weights", "inside", PLACES, "Where StableHLO's weights are: in its file or beside it.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the exported files.", required=True)
+
+
+def main():
+    model = pipeline.load_either(launch_config.read_job(CONFIG).model)
+    if EXECUTION.value == "integer":
+        if FORMAT.value == "onnx" or not isinstance(model, QuantizedModel):
+            raise InputError(
+                "--execution=integer is for a quantized model in StableHLO; an ONNX runtime chooses for itself"
+            )
+        model = integer_model(model)
+    if FORMAT.value == "onnx":
+        written = export_onnx(model, WORKDIR.value)
+    else:
+        written = export_stablehlo(model, WORKDIR.value, WEIGHTS.value)
+    for path in written:
+        print(f"  {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

@@ -1,0 +1,43 @@
+"""Times a model's forward pass in float32, bfloat16, simulated quantization and integers, interleaved in one run.
+
+    python -m launch.latency --config=configs/latency.py --workdir=DIR [--cases=deit_tiny,ARTEFACT,...]
+
+Writes DIR/latency.json: a row a model, batch size and execution, with the fields of `psaq_jax.latency.measure` and, for
+integers, every matrix product: integer or float, and why. Where integers are slower than float32, the table says so.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from launch import config as launch_config
+from psaq_jax import files, latency, pipeline
+from psaq_jax.config import parse_bits
+from psaq_jax.errors import InputError
+
+CONFIG = launch_config.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for latency.json.", required=True)
+CASES = flags.DEFINE_list("cases", [], "Cases to time, in place of the config's.")
+
+
+def main():
+    config = CONFIG.value
+    if config is None:
+        raise InputError("--config is missing, expected --config=configs/latency.py")
+    rows, products = [], {}
+    for name in CASES.value or config.cases:
+        models = latency.executions(name, *parse_bits(config.bits))
+        products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
+        rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))
+    results = {**pipeline.describe_machine(), "rows": rows, "products": products}
+    path = files.write_json(pathlib.Path(WORKDIR.value) / "latency.json", results)
+    table = latency.table(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(f"  results: {path} on {results['device']}")
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

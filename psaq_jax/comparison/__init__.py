@@ -1,0 +1,1 @@
+"""Comparison with the published tables, and live with the PyTorch release of PSAQ-ViT."""

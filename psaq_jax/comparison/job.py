@@ -1,0 +1,70 @@
+"""The live comparison as a job: everything checked first, then both sides, then the page."""
+
+import dataclasses
+import os
+import pathlib
+
+from psaq_jax import files, pipeline
+from psaq_jax.benchmark import case_model
+from psaq_jax.comparison import page
+from psaq_jax.comparison.live import BY_RELEASE, BY_US, compare_live
+from psaq_jax.comparison.published import CompareConfig
+from psaq_jax.comparison.release import check_clone, open_release, source_hash
+from psaq_jax.errors import InputError
+from psaq_jax.report.writing import write_images
+from psaq_jax.sweep import Bars
+from psaq_jax.workdir import open_workdir
+
+
+def compare_with_release(
+    config: CompareConfig, workdir: pathlib.Path, clone: str, python: str, iterations: int = 0, device: str = "auto",
+    command: str = "", bars: Bars = lambda title: None,
+) -> tuple[str, pathlib.Path]:  # fmt: skip
+    """Compares `config.model` at `config.seed`, and writes comparison.json, comparison.md and images/.
+
+    Args:
+      clone, python: of the release; see `open_release`.
+      iterations: of the release's synthesis; 0: as many as ours.
+      command: for the page.
+    Returns:
+      (the tables as text, the page's path)
+    Raises:
+      InputError: bad input, a clone or interpreter that cannot be used, a crash of the release.
+    """
+    if iterations < 0:
+        raise InputError(f"--baseline_iterations is {iterations}, expected at least 1, or 0 for as many as ours")
+    iterations = iterations or config.synthesis.iterations
+    root = check_clone(clone)
+    model = config.preprocessed(case_model(config.model))
+    dataset = pipeline.open_data(config, model)
+    identity = dataclasses.asdict(config) | {
+        "model_fingerprint": model.fingerprint(), "baseline_source": source_hash(root),
+        "baseline_iterations": iterations, "baseline_device": device,
+    }  # fmt: skip
+    with open_workdir(workdir, identity):
+        release, versions = open_release(root, python, workdir / "release", device)
+        found, sets = compare_live(config, model, dataset, release, workdir, iterations, bars)
+        machine = pipeline.describe_machine()
+        found = {"model": config.model, "seed": config.seed} | machine | {"baseline": versions} | found
+        files.write_json(workdir / "comparison.json", found)
+        pictures = write_images(workdir / "images", model, {"psaq_jax": sets[BY_US], "release": sets[BY_RELEASE]})
+        shown = {name: str(path.relative_to(workdir)) for name, path in pictures.items()}
+        facts = _facts(config, model, machine, versions, identity["baseline_source"], command)
+        text = page.markdown(found, facts, shown)
+        return page.console(found), files.write_bytes(workdir / "comparison.md", text.encode())
+
+
+def _facts(config, model, machine, versions, source, command) -> dict[str, str]:
+    """What was run, for the page."""
+    synthesis, size = config.synthesis, "x".join(map(str, model.image_size))
+    return {
+        "model": f"{config.model}, {size} pixels, {model.classes} classes",
+        "synthesized images": f"{synthesis.num_images} in groups of {synthesis.group_size}",
+        "data": config.data or "none: agreement on images synthesized by psaq_jax that no calibration saw",
+        "seed": str(config.seed),
+        "machine": f"{machine['device']}, {os.cpu_count()} CPU cores",
+        "psaq_jax": ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
+        "release": f"sources {source[:12]}, python {versions['python']}, torch {versions['torch']}, timm "
+        f"{versions['timm']}, on {versions['device']}",
+        "command": command,
+    }

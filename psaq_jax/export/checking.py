@@ -1,0 +1,83 @@
+"""What both formats share: the trial of an exported file before it is called exported, and its description."""
+
+import hashlib
+import pathlib
+from importlib import metadata
+
+import jax
+import numpy as np
+
+from psaq_jax import files
+from psaq_jax.errors import InputError
+from psaq_jax.models.model import Model
+from psaq_jax.quantization.transform import QuantizedModel
+
+BATCHES = (1, 3)  # sizes that an exported file is tried at: its batch is symbolic
+FLOAT_TOLERANCE = 1e-3  # of the logits' range
+
+
+def check(run, model: Model | QuantizedModel, path) -> dict:
+    """Runs an exported model beside the one that it came from, on noise, before anything calls it exported.
+
+    Args:
+      run: pixels [b, h, w, 3] float32 -> logits [b, classes].
+    Returns:
+      {"images", "mean_difference", "largest_difference", "tolerance"}, in logits. The mean is what counts: rounding to
+      codes turns a difference in the last bit of a sum into a whole step now and then.
+    Raises:
+      InputError: logits of another shape, not finite, or further away than one activation step on average.
+    """
+    pixels = np.asarray(jax.random.normal(jax.random.key(0), (sum(BATCHES), *model.image_shape)))
+    parts = np.split(pixels, np.cumsum(BATCHES)[:-1])
+    expected = np.concatenate([np.asarray(model(part)) for part in parts])
+    found = np.concatenate([np.asarray(run(part)) for part in parts])
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        raise InputError(f"{path}: its logits are {found.shape}, expected {expected.shape}, all finite; not exported")
+    difference, tolerance = np.abs(found - expected), step(model, expected)
+    if difference.mean() > tolerance:
+        raise InputError(
+            f"{path}: its logits are {difference.mean():.3g} off on average, expected {tolerance:.3g}; not exported"
+        )
+    return {
+        "images": len(pixels),
+        "mean_difference": float(difference.mean()),
+        "largest_difference": float(difference.max()),
+        "tolerance": float(tolerance),
+    }
+
+
+def step(model: Model | QuantizedModel, logits) -> float:
+    """One activation step of the logits: their site's scale; where they are not quantized, their range in codes."""
+    if not isinstance(model, QuantizedModel):
+        return FLOAT_TOLERANCE * float(np.ptp(logits))
+    if "logits" in model.sites:
+        return float(model.sites["logits"].scale)
+    return float(np.ptp(logits)) / (2 ** (model.activation_bits or 8) - 1)
+
+
+def write_description(path: pathlib.Path, model, written: list[pathlib.Path], checked: dict, **more) -> pathlib.Path:
+    """What a program needs beside the exported files: input, preprocessing, labels, hashes, how it was checked."""
+    preprocessing = model.preprocessing
+    quantized = {}
+    if isinstance(model, QuantizedModel):
+        quantized = {name: getattr(model, name) for name in ("weight_bits", "activation_bits", "recipe")}
+    packages = ("psaq_jax", "jax", "onnx", "onnxruntime")
+    description = {
+        **more,
+        "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in written},
+        "input": {"name": "pixels", "dtype": "float32", "shape": ["batch", *model.image_shape]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", model.classes]},
+        "normalisation": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
+        "labels": list(model.labels),
+        "quantization": quantized or None,
+        "checked": checked,
+        "versions": {name: version for name in packages if (version := _version(name))},
+    }
+    return files.write_json(path, description)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,73 @@
+"""`export_onnx`: a float or quantized vision transformer as one ONNX file that ONNX Runtime has run."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax.numpy as jnp
+
+from psaq_jax import files
+from psaq_jax.errors import InputError
+from psaq_jax.export import checking
+from psaq_jax.export.onnx_graph import LARGEST_FILE
+from psaq_jax.export.onnx_vit import vit_graph
+from psaq_jax.models.model import Model
+from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.report.extras import require
+
+FILE, DESCRIPTION = "model.onnx", "export.json"
+
+
+def export_onnx(model: Model | QuantizedModel, directory) -> list[pathlib.Path]:
+    """Writes model.onnx and export.json (preprocessing, labels, hash, how it was checked).
+
+    The graph takes float32 pixels [batch, height, width, 3], any batch, and gives float32 logits. A quantized model's
+    kernels are int8 or, where their codes fit 4 bits, int4; see `onnx_vit` for how sites are written.
+
+    Raises:
+      InputError: a family that is not covered, a file beyond protobuf's 2 GB, onnx or onnxruntime not installed, a
+        graph that the checker refuses or whose logits are off, or no right to write.
+    """
+    path = pathlib.Path(directory) / FILE
+    model = dataclasses.replace(model, module=model.module.clone(dtype=jnp.float32))  # what the graph computes in
+    content = onnx_bytes(model, str(path))
+    checked = check_onnx(content, model, path)
+    written = [files.write_bytes(path, content)]
+    description = pathlib.Path(directory) / DESCRIPTION
+    return [*written, checking.write_description(description, model, written, checked, format="onnx")]
+
+
+def onnx_bytes(model: Model | QuantizedModel, where: str = FILE) -> bytes:
+    """The serialized graph, not yet checked."""
+    if not isinstance(model.module, VisionTransformer):
+        raise InputError(
+            f"{where}: ONNX export covers ViT, DeiT and DINOv2, found {type(model.module).__name__}; "
+            "use --format=stablehlo"
+        )
+    sites = model.sites if isinstance(model, QuantizedModel) else {}
+    graph, logits = vit_graph(model.module, model.params, sites)
+    preprocessing = model.preprocessing
+    metadata = {
+        "labels": json.dumps(model.labels),
+        "normalisation": json.dumps({"mean": preprocessing.mean, "std": preprocessing.std}),
+    }
+    shape = ("batch", *model.image_shape)
+    try:
+        content = graph.model(shape, logits, ("batch", model.classes), metadata)
+    except ValueError as error:  # protobuf's own limit
+        raise InputError(f"{where}: cannot be serialized ({error}); quantize the model or use StableHLO") from None
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"{where}: has {len(content)} bytes, protobuf ends at {LARGEST_FILE}; quantize the model")
+    return content
+
+
+def check_onnx(content: bytes, model, path) -> dict:
+    """The checker's, shape inference's and ONNX Runtime's consent; see `checking.check` for the rest."""
+    onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnx")
+    try:
+        onnx.checker.check_model(content, full_check=True)
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
+        raise InputError(f"{path}: the graph is not valid ({error}); not exported") from None
+    return checking.check(lambda pixels: session.run(None, {"pixels": pixels})[0], model, path)

@@ -1,0 +1,72 @@
+"""A small builder of ONNX graphs: nodes and initializers in order, every name unique.
+
+Operator set 21 is the first with 4-bit integers; ONNX Runtime takes it from 1.20, TensorRT from 10.
+"""
+
+import collections
+
+import numpy as np
+
+from psaq_jax.quantization.packing import pack
+from psaq_jax.report.extras import require
+
+OPSET, IR_VERSION = 21, 10
+LARGEST_FILE = 2**31 - 1  # bytes of a protobuf message
+
+
+class Graph:
+    """Nodes and initializers. Values are known by their names."""
+
+    def __init__(self):
+        self.onnx = require("onnx", "onnx")
+        self.nodes, self.initializers = [], []
+        self._counts = collections.Counter(["pixels", "logits"])
+
+    def constant(self, name: str, array) -> str:
+        """An initializer of the array's own type."""
+        name = self._unique(name)
+        self.initializers.append(self.onnx.numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def constant_int4(self, name: str, codes: np.ndarray) -> str:
+        """An initializer of signed 4-bit integers, two in a byte."""
+        name = self._unique(name)
+        packed = pack(codes, 4).tobytes()
+        self.initializers.append(
+            self.onnx.helper.make_tensor(name, self.onnx.TensorProto.INT4, codes.shape, packed, raw=True)
+        )
+        return name
+
+    def shape(self, *sides: int) -> str:
+        """An initializer for Reshape: 0 keeps the input's side, −1 is what is left."""
+        return self.constant("shape", np.array(sides, np.int64))
+
+    def add(self, operator: str, *inputs: str, name: str = "", **attributes) -> str:
+        """A node with one output; returns the output's name."""
+        output = self._unique(name or operator.lower())
+        self.nodes.append(self.onnx.helper.make_node(operator, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def model(self, input_shape: tuple, output: str, output_shape: tuple, metadata: dict[str, str]) -> bytes:
+        """The serialized model, with the input "pixels" and the output "logits"; strings are symbolic sides."""
+        helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
+        self.nodes.append(helper.make_node("Identity", [output], ["logits"], name="logits"))
+        graph = helper.make_graph(
+            self.nodes,
+            "psaq_jax",
+            [helper.make_tensor_value_info("pixels", kind, input_shape)],
+            [helper.make_tensor_value_info("logits", kind, output_shape)],
+            self.initializers,
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="psaq_jax",
+        )
+        helper.set_model_props(model, metadata)
+        return model.SerializeToString()
+
+    def _unique(self, name: str) -> str:
+        self._counts[name] += 1
+        return name if self._counts[name] == 1 else f"{name}.{self._counts[name] - 1}"

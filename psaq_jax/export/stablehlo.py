@@ -1,0 +1,79 @@
+"""`export_stablehlo`: any model as StableHLO through jax.export, for processes that have jax and not psaq_jax.
+
+    from jax import export
+    model = export.deserialize(open("model.stablehlo", "rb").read())
+    logits = model.call(pixels)            # weights inside
+    logits = model.call(weights, pixels)   # weights beside: safetensors.numpy.load_file("model.safetensors")
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax import export
+
+from psaq_jax import files
+from psaq_jax.errors import InputError
+from psaq_jax.export import checking
+from psaq_jax.models.model import Model
+from psaq_jax.quantization.transform import QuantizedModel
+
+FILE, WEIGHTS, DESCRIPTION = "model.stablehlo", "model.safetensors", "export.json"
+PLATFORMS = ("cpu", "cuda", "tpu")
+PLACES = ("inside", "beside")
+
+
+def export_stablehlo(
+    model: Model | QuantizedModel, directory, weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS
+) -> list[pathlib.Path]:
+    """Writes model.stablehlo, export.json and, with weights "beside", model.safetensors.
+
+    The function takes float32 pixels [b, height, width, 3], any b, and gives float32 logits [b, classes]. A quantized
+    model's kernels are int8 codes with their scales; an `IntegerModel`'s products are int8 times int8 into int32.
+
+    Raises:
+      InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off, or no
+        right to write.
+    """
+    if weights not in PLACES:
+        raise InputError(f"weights is {weights!r}, known are {', '.join(PLACES)}")
+    path = pathlib.Path(directory) / FILE
+    tensors = named_arrays(model) if weights == "beside" else {}
+    content = stablehlo_bytes(model, weights, platforms)
+    arguments = (tensors,) if tensors else ()
+    loaded = export.deserialize(bytearray(content))
+    checked = checking.check(lambda pixels: loaded.call(*arguments, pixels), model, path)
+    written = [files.write_bytes(path, content)]
+    if tensors:
+        written.insert(0, files.write_bytes(path.with_name(WEIGHTS), safetensors.numpy.save(tensors)))
+    more = {"format": "stablehlo", "platforms": list(platforms), "weights": weights}
+    return [*written, checking.write_description(path.with_name(DESCRIPTION), model, written, checked, **more)]
+
+
+def stablehlo_bytes(model, weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS) -> bytes:
+    """The serialized function, not yet checked."""
+    pixels = jax.ShapeDtypeStruct(export.symbolic_shape(f"b, {', '.join(map(str, model.image_shape))}"), jnp.float32)
+    if weights == "inside":
+        function, arguments = model.__call__, (pixels,)
+    else:
+        tensors, structure = named_arrays(model), jax.tree.structure(model)
+        names = list(tensors)  # jit sorts a dictionary's keys
+
+        def function(tensors, pixels):
+            return jax.tree.unflatten(structure, [tensors[name] for name in names])(pixels)
+
+        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}
+        arguments = (shapes, pixels)
+    try:
+        return bytes(export.export(jax.jit(function), platforms=platforms)(*arguments).serialize())
+    except (ValueError, NotImplementedError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise InputError(f"{type(model.module).__name__}: cannot be exported ({reason})") from None
+
+
+def named_arrays(model) -> dict[str, np.ndarray]:
+    """The leaves of a model in their order, by name: "params/block_0/attention/qkv/kernel/codes"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(model)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}

@@ -1,0 +1,134 @@
+"""Which matrix products of a quantized model can run on integers, and why the others cannot.
+
+A factor of a product is on a *grid* where its values are those of a quantized site, or zero, or weights' codes: moving,
+cutting, padding with zeros and joining tensors of one site keeps them there, arithmetic does not.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from psaq_jax.models.layers import Product
+from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer
+from psaq_jax.quantization.transform import QuantizedModel, dequantize_params
+from psaq_jax.sites import Site
+
+LARGEST_SUM = 2**31 - 1  # of an int32 accumulator
+
+# A product's last name -> for each factor that is an activation, the sites that it may be on the grid of; the first
+# that is quantized counts. Each is looked for beside the product, then in the modules around it.
+FACTORS = {
+    "patch_embedding": (("input",),),
+    "qkv": (("norm1_output",),),
+    "query_key": (("query", "qkv_output"), ("key", "qkv_output")),
+    "attention_value": (("attention_probabilities",), ("value", "qkv_output")),
+    "projection": (("attention_output",),),
+    "dense1": (("norm2_output",),),
+    "dense2": (("activation_output",),),
+    "reduction": (("norm_output",),),
+    "head": (("head_input",),),
+    "distillation_head": (("distillation_head_input",),),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixProduct:
+    """One matrix product of a model.
+
+    Attributes:
+      name: path of its module, such as "block_0/attention/query_key".
+      sites: for each factor that is an activation, the site whose grid it is on; "" where it is on none.
+      multiply_adds: for one image.
+      integer: int8 times int8 into int32; otherwise float32.
+      reason: why not, or what bounds the accumulator.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    multiply_adds: int
+    integer: bool
+    reason: str
+
+
+def plan(q: QuantizedModel) -> tuple[MatrixProduct, ...]:
+    """Every matrix product of the model in running order. Nothing is computed but the weights' largest codes."""
+    kernels = traverse_util.flatten_dict(q.params, sep="/")
+    running, calls = [], []
+
+    def interceptor(next_fun, args, kwargs, context):
+        y, name = next_fun(*args, **kwargs), "/".join(context.module.path)
+        if context.method_name == "__call__":
+            if isinstance(context.module, Site):
+                running.append(name)
+            elif isinstance(context.module, nn.Dense | Product):
+                calls.append((name, args[0].shape, y.shape))
+        return y
+
+    def forward(params, pixels):
+        with nn.intercept_methods(interceptor):
+            return q.module.apply({"params": dequantize_params(params)}, pixels)
+
+    jax.eval_shape(forward, q.params, jax.ShapeDtypeStruct((1, *q.image_shape), jnp.float32))
+    return tuple(_product(q, kernels, running, *call) for call in calls)
+
+
+def coverage(products: Iterable[MatrixProduct]) -> float:
+    """The integer products' share of all multiply-adds, 0 to 1."""
+    products = tuple(products)
+    return sum(p.multiply_adds for p in products if p.integer) / max(sum(p.multiply_adds for p in products), 1)
+
+
+def _product(q, kernels, running, name, shape, output_shape) -> MatrixProduct:
+    candidates = FACTORS.get(name.rpartition("/")[2], ((),))
+    sites = tuple(_grid(name, names, running, q.sites) for names in candidates)
+    length = shape[-1]
+    multiply_adds = math.prod(output_shape) * length
+    largest = [2 ** int(q.sites[site].bits) - 1 for site in sites if site in q.sites]
+    kernel = kernels.get(f"{name}/kernel")
+    if kernel is not None:
+        largest.append(_largest_code(kernel))
+    reason = _obstacle(q, sites, candidates, kernel)
+    bound = length * math.prod(largest)
+    if not reason and bound > LARGEST_SUM:
+        reason = f"sums of {length} products may reach {bound}, int32 ends at {LARGEST_SUM}"
+    integer = not reason
+    return MatrixProduct(name, sites, multiply_adds, integer, reason or f"sums are at most {bound}, within int32")
+
+
+def _largest_code(kernel) -> int:
+    codes = np.asarray(kernel.codes, np.int32) if isinstance(kernel, QuantizedKernel) else np.ones(1)
+    return max(int(np.abs(codes).max()), 1)
+
+
+def _obstacle(q, sites, candidates, kernel) -> str:
+    """Why a product cannot be integer, or ""."""
+    if kernel is not None and not isinstance(kernel, QuantizedKernel):
+        return "its weights are not quantized"
+    for site, names in zip(sites, candidates, strict=True):
+        if not site:
+            return f"its input is not quantized (site {' or '.join(names) or 'unknown'})"
+        if not isinstance(q.sites[site], UniformQuantizer):
+            return f"the grid of {site.rpartition('/')[2]} is not uniform ({type(q.sites[site]).__name__})"
+    return ""
+
+
+def _grid(product: str, names, running, quantized) -> str:
+    """The site whose grid a factor of a product is on, or ""."""
+    for name in names:
+        scope = product.rpartition("/")[0]
+        while True:
+            site = f"{scope}/{name}" if scope else name
+            if site in running:  # the nearest one of this name, quantized or not
+                if site in quantized:
+                    return site
+                break
+            if not scope:
+                break
+            scope = scope.rpartition("/")[0]
+    return ""

@@ -1,0 +1,132 @@
+"""ONNX files against ONNX Runtime: the same logits, integer weights, any batch, nothing written that does not run."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psaq_jax import InputError, calibrate, load_model, quantize
+from psaq_jax.data import load_dataset
+from psaq_jax.evaluation import agreement, predict_logits
+from psaq_jax.export import checking, onnx_file
+from psaq_jax.export.onnx_file import export_onnx
+from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
+from tests.export.small_models import SWIN, VIT, VITS, random_model, random_pixels, random_quantized
+
+onnx = pytest.importorskip("onnx", reason='onnx is not installed: pip install "psaq_jax[onnx]"')
+runtime = pytest.importorskip("onnxruntime", reason='onnxruntime is not installed: pip install "psaq_jax[onnx]"')
+
+
+def run(path, pixels):
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"pixels": pixels})[0]
+
+
+def initializers(path) -> dict[str, tuple[str, int]]:
+    """{name: (type, numbers)}."""
+    kinds = {value: name for name, value in onnx.TensorProto.DataType.items()}
+    return {x.name: (kinds[x.data_type], math.prod(x.dims)) for x in onnx.load(path).graph.initializer}
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_float(tmp_path, name):
+    model, pixels = random_model(VITS[name]), random_pixels(VITS[name])
+    path, _ = export_onnx(model, tmp_path)
+    for count in (1, 5):
+        np.testing.assert_allclose(run(path, pixels[:count]), model(pixels[:count]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [*((name, (4, 8)) for name in VITS), *(("vit", bits) for bits in ((8, 8), (8, 4), (4, 6), (2, 5)))],
+    ids=str,
+)
+def test_quantized(tmp_path, name, bits):
+    """Within a step of the logits but for one in ten, where a rounding has turned around and carried on."""
+    q, pixels = random_quantized(VITS[name], *bits), random_pixels(VITS[name], 32)
+    path, _ = export_onnx(q, tmp_path)
+    difference = np.abs(run(path, pixels) - np.asarray(q(pixels)))
+    assert np.mean(difference <= 1.01 * float(q.sites["logits"].scale)) >= 0.9
+
+
+@pytest.mark.parametrize("softmax", ["uniform", "logarithmic"])
+def test_recipe_default(tmp_path, softmax):
+    q, pixels = random_quantized(VIT, 4, 8, "default"), random_pixels(VIT, 32)
+    if softmax == "logarithmic":
+        grid = LogQuantizer(jnp.float32(0.7), jnp.float32(2), jnp.float32(5))
+        names = [name for name in q.sites if name.endswith("probabilities")]
+        q = dataclasses.replace(q, sites=q.sites | dict.fromkeys(names, grid))
+    path, _ = export_onnx(q, tmp_path)
+    expected = np.asarray(q(pixels))
+    assert np.abs(run(path, pixels) - expected).mean() <= checking.step(q, expected)
+
+
+@pytest.mark.parametrize(("weight_bits", "kind"), [(8, "INT8"), (5, "INT8"), (4, "INT4"), (2, "INT4")])
+def test_kernels_are_integers(tmp_path, weight_bits, kind):
+    found = initializers(export_onnx(random_quantized(VIT, weight_bits, 8), tmp_path)[0])
+    kernels = {name: x for name, x in found.items() if "kernel/codes" in name}
+    assert len(kernels) == 2 + 4 * VIT.depth and {x[0] for x in kernels.values()} == {kind}
+    smallest = min(x[1] for name, x in kernels.items() if not name.startswith("head"))
+    assert max(x[1] for x in found.values() if x[0] == "FLOAT") < smallest
+    assert found["position_embedding_table/codes"][0] == "UINT8"
+
+
+def test_the_graph(tmp_path):
+    """Symbolic batch, operator set 21, a QuantizeLinear and a DequantizeLinear a site, what a program needs to know."""
+    q = random_quantized()
+    path, description = export_onnx(q, tmp_path)
+    model = onnx.load(path)
+    assert [o.version for o in model.opset_import] == [21]
+    sides = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    assert sides == ["batch", 16, 20, 3]
+    operators = [node.op_type for node in model.graph.node]
+    uniform = sum(isinstance(x, UniformQuantizer) for x in q.sites.values())
+    assert operators.count("QuantizeLinear") == uniform - 1  # the position table is stored as codes
+    assert operators.count("DequantizeLinear") == uniform + 2 + 4 * VIT.depth
+    properties = {p.key: json.loads(p.value) for p in model.metadata_props}
+    assert properties == {"labels": list("abcde"), "normalisation": {"mean": [0.4] * 3, "std": [0.2] * 3}}
+    assert json.loads(description.read_text())["quantization"]["weight_bits"] == 4
+
+
+def test_the_bundled_model(tmp_path):
+    model, data = load_model("bundled:fashion_mnist_vit"), load_dataset("bundled:fashion_mnist")
+    q = quantize(model, calibrate(model, data.train.sample(model.preprocessing, 32, 0)), 4, 8)
+    path, _ = export_onnx(q, tmp_path)
+    pixels = data.sample(model.preprocessing, 1000, 0)
+    found, expected = run(path, pixels), predict_logits(q, pixels)
+    assert agreement(found, expected) >= 99  # 99.5 on 10,000
+    steps = np.abs(found - expected) / float(q.sites["logits"].scale)
+    assert steps.mean() < 1 and np.mean(steps < 1.01) >= 0.95
+
+
+def test_swin_is_refused_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="covers ViT, DeiT and DINOv2, found SwinTransformer") as caught:
+        export_onnx(random_model(SWIN), tmp_path)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_does_not_run_is_not_written(tmp_path, monkeypatch):
+    whole = onnx_file.onnx_bytes
+
+    def broken(model, where):
+        graph = onnx.load_from_string(whole(model, where))
+        del graph.graph.node[3]
+        return graph.SerializeToString()
+
+    monkeypatch.setattr(onnx_file, "onnx_bytes", broken)
+    with pytest.raises(InputError, match="the graph is not valid"):
+        export_onnx(random_model(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_of_another_model_is_not_written(tmp_path, monkeypatch):
+    whole = onnx_file.onnx_bytes
+    other = random_model().replace(params=VIT.init(jax.random.key(7), random_pixels())["params"])
+    monkeypatch.setattr(onnx_file, "onnx_bytes", lambda model, where: whole(other, where))
+    with pytest.raises(InputError, match="off on average"):
+        export_onnx(random_model(), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,106 @@
+"""StableHLO files: run by jax alone, integer weights, any batch, nothing written that does not run."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax import export
+
+from psaq_jax import InputError
+from psaq_jax.export import checking
+from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, stablehlo_bytes
+from psaq_jax.quantization.integer import integer_model
+from tests.export.small_models import SWIN, VIT, random_model, random_pixels, random_quantized
+
+# -I: neither the working directory nor PYTHONPATH; an installed psaq_jax is kept out by hand.
+LOADER = """
+import sys
+sys.modules["psaq_jax"] = sys.modules["flax"] = None
+import numpy as np, safetensors.numpy
+from jax import export
+folder, beside = sys.argv[1], sys.argv[2] == "beside"
+with open(folder + "/model.stablehlo", "rb") as file:
+    model = export.deserialize(bytearray(file.read()))
+weights = (safetensors.numpy.load_file(folder + "/model.safetensors"),) if beside else ()
+for count in (1, 5):
+    np.save(f"{folder}/logits{count}.npy", model.call(*weights, np.load(folder + "/pixels.npy")[:count]))
+"""
+
+
+def model_of(kind):
+    if kind == "float":
+        return random_model()
+    if kind == "swin":
+        return random_quantized(SWIN)
+    q = random_quantized(VIT, 4, 8)
+    return integer_model(q) if kind == "integer" else q
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [("float", "inside"), ("simulated", "beside"), ("integer", "inside"), ("integer", "beside"), ("swin", "inside")],
+)
+def test_a_process_without_psaq_jax_gets_the_same_logits(tmp_path, kind, weights):
+    model = model_of(kind)
+    export_stablehlo(model, tmp_path, weights)
+    pixels = random_pixels(model.module)
+    np.save(tmp_path / "pixels.npy", pixels)
+    subprocess.run([sys.executable, "-I", "-c", LOADER, str(tmp_path), weights], check=True, timeout=120)
+    for count in (1, 5):
+        found, expected = np.load(tmp_path / f"logits{count}.npy"), np.asarray(model(pixels[:count]))
+        assert found.shape == expected.shape
+        # Another program is fused in another way; a rounding that turns around is a step of an activation.
+        tolerance = 1e-4 if kind == "float" else checking.step(model, expected)
+        assert np.abs(found - expected).mean() <= tolerance
+
+
+def test_the_description(tmp_path):
+    written = export_stablehlo(random_quantized(), tmp_path, "beside")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
+    description = json.loads((tmp_path / "export.json").read_text())
+    assert description["platforms"] == ["cpu", "cuda", "tpu"]
+    assert description["input"]["shape"] == ["batch", 16, 20, 3]
+    assert description["normalisation"] == {"mean": [0.4] * 3, "std": [0.2] * 3}
+    assert description["labels"] == ["a", "b", "c", "d", "e"]
+    assert description["checked"]["mean_difference"] <= description["checked"]["tolerance"]
+    assert set(description["files"]) == {"model.stablehlo", "model.safetensors"}
+
+
+def test_platforms_and_symbolic_batch(tmp_path):
+    export_stablehlo(random_quantized(), tmp_path)
+    loaded = export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
+    assert loaded.platforms == ("cpu", "cuda", "tpu")
+    assert str(loaded.in_avals[0].shape) == "(b, 16, 20, 3)" and loaded.out_avals[0].shape[1] == 5
+
+
+def test_weights_beside_are_integers(tmp_path):
+    q = random_quantized()
+    export_stablehlo(q, tmp_path, "beside")
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    codes = {name for name, x in tensors.items() if x.dtype == np.int8}
+    assert len(codes) == 2 + 4 * VIT.depth and all(name.endswith("kernel/codes") for name in codes)
+    floats = [x.size for name, x in tensors.items() if x.dtype == np.float32]
+    assert max(floats) <= 17 * 24  # the position table
+    assert set(tensors) == set(named_arrays(q))
+
+
+def test_weights_inside_are_integers(tmp_path):
+    """Four bytes a weight would not fit."""
+    wide = VIT.clone(width=96, hidden=384, depth=1)
+    content, kernels = stablehlo_bytes(random_quantized(wide), platforms=("cpu",)), 12 * 96 * 96
+    assert kernels < len(content) < 2 * kernels
+
+
+def test_what_is_off_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "FLOAT_TOLERANCE", -1.0)
+    with pytest.raises(InputError, match="model.stablehlo: its logits are .* off on average"):
+        export_stablehlo(random_model(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_place():
+    with pytest.raises(InputError, match="inside, beside"):
+        export_stablehlo(random_model(), "unused", "elsewhere")

@@ -1,0 +1,168 @@
+"""Integer execution against NumPy's integers and against simulated quantization; the list of products."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psaq_jax import Model, calibrate, evaluate, load_model, quantize
+from psaq_jax.data import load_dataset
+from psaq_jax.evaluation import agreement, predict_logits
+from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.models.swin import SwinTransformer
+from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.quantization import integer_plan
+from psaq_jax.quantization.integer import integer_dense, integer_model, integer_product
+from psaq_jax.quantization.integer_plan import coverage
+from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
+
+VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=2, heads=3, hidden=40, classes=5)
+MODULES = {
+    "vit": VIT,
+    "distilled": VIT.clone(distillation_token=True, head="distilled"),
+    "dinov2": VIT.clone(head="class_and_mean_patch", layer_scale=True, swiglu=True, registers=2),
+    "swin": SwinTransformer((18, 16), (2, 2), (8, 16), (2, 1), (2, 4), (16, 32), (4, 4), 5, convention="timm"),
+}
+
+
+def random_model(module=VIT) -> Model:
+    params = module.init(jax.random.key(0), jnp.zeros((1, *module.image_size, 3)))["params"]
+    return Model(params, module, ("a", "b", "c", "d", "e"), Preprocessing(module.image_size, (0.5,) * 3, (0.5,) * 3))
+
+
+def random_pixels(module=VIT, count=16):
+    return np.random.default_rng(1).normal(size=(count, *module.image_size, 3)).astype(np.float32)
+
+
+def quantized(module=VIT, *bits, recipe="paper"):
+    model = random_model(module)
+    return quantize(model, calibrate(model, random_pixels(module), recipe), *bits, recipe=recipe)
+
+
+def uniform(scale, zero_point, bits=8):
+    return UniformQuantizer(jnp.float32(scale), jnp.float32(zero_point), jnp.float32(bits))
+
+
+def on_grid(generator, shape, quantizer):
+    """(codes, their values)."""
+    codes = generator.integers(0, 2 ** int(quantizer.bits), shape)
+    codes.reshape(-1)[:2] = 0, 2 ** int(quantizer.bits) - 1  # both ends
+    return codes, ((codes - int(quantizer.zero_point)) * np.float32(quantizer.scale)).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", [4, 7, 8])
+@pytest.mark.parametrize("zero_point", ["none", "middle", "all"])
+def test_dense_equals_numpys_integers(bits, zero_point):
+    generator, levels = np.random.default_rng(bits), 2**bits - 1
+    quantizer = uniform(0.0371, {"none": 0, "middle": levels // 3, "all": levels}[zero_point], bits)
+    codes, x = on_grid(generator, (2, 7, 300), quantizer)
+    weights = generator.integers(-128, 128, (300, 11)).astype(np.int8)
+    kernel = QuantizedKernel(jnp.asarray(weights), jnp.asarray(generator.uniform(0.001, 0.01, 11), jnp.float32))
+    y = integer_dense(x, quantizer, kernel, weights.sum(0, dtype=np.int32), jnp.ones(11))
+    exact = (codes - int(quantizer.zero_point)) @ weights.astype(np.int64)
+    expected = exact * np.float64(quantizer.scale) * np.asarray(kernel.scale, np.float64) + 1
+    # The sum is exact; turning it into float32, two products and a sum round four times.
+    np.testing.assert_allclose(y, expected, rtol=4e-7, atol=4e-7)
+
+
+@pytest.mark.parametrize("equation", ["bhnd,bhmd->bhnm", "bhnm,bhmd->bhnd"])
+def test_product_of_activations_equals_numpys_integers(equation):
+    generator = np.random.default_rng(0)
+    of_x, of_y = uniform(0.02, 37), uniform(0.5, 200)
+    (a, x), (b, y) = on_grid(generator, (2, 3, 5, 6), of_x), on_grid(generator, (2, 3, 6, 6), of_y)
+    found = integer_product(equation, x, y, of_x, of_y)
+    exact = np.einsum(equation, a - 37, b - 200)
+    np.testing.assert_allclose(found, exact * (np.float64(of_x.scale) * np.float64(of_y.scale)), rtol=2e-7)
+
+
+def test_products_of_the_graph_are_integer():
+    """What is compiled multiplies int8 by int8 into int32, once a product that is called integer."""
+    model = integer_model(quantized(VIT, 8, 8))
+    text = jax.jit(lambda x: model(x)).lower(random_pixels(count=1)).as_text()
+    lines = [line for line in text.splitlines() if "dot_general" in line]
+    integers = [line for line in lines if line.count("xi8>") >= 2 and "xi32>" in line]
+    of_tokens = sum("query_key" in p.name for p in model.products)  # each sums its keys by a product with ones
+    assert len(integers) == sum(p.integer for p in model.products) + of_tokens
+    assert len(lines) - len(integers) == sum(not p.integer for p in model.products)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_equals_simulated_quantization(name):
+    q = quantized(MODULES[name], 4, 8)
+    model, pixels = integer_model(q), random_pixels(MODULES[name], 64)
+    expected, found = np.asarray(q(pixels)), np.asarray(model(pixels))
+    assert np.abs(found - expected).mean() <= 1e-3 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_product_of_the_paper_is_integer_but_that_with_softmax(name):
+    module = MODULES[name]
+    products = integer_model(quantized(module, 8, 8)).products
+    blocks = sum(module.depths) if name == "swin" else module.depth
+    names = [product.name.rpartition("/")[2] for product in products]
+    for last in ("qkv", "query_key", "attention_value", "projection", "dense1", "dense2"):
+        assert names.count(last) == blocks, last
+    floats = [product for product in products if not product.integer]
+    assert [p.name.rpartition("/")[2] for p in floats] == ["attention_value"] * blocks
+    assert all("attention_probabilities" in product.reason for product in floats)
+    assert 0.5 < coverage(products) < 1
+
+
+def test_recipe_default():
+    """The softmax output on a uniform grid: all integer; on a logarithmic one: that product is float, and says why."""
+    q = quantized(VIT, 8, 8, recipe="default")
+    assert coverage(integer_model(q).products) == 1
+    logarithmic = LogQuantizer(jnp.float32(1), jnp.float32(2), jnp.float32(8))
+    softmax = {site: logarithmic for site in q.sites if site.endswith("probabilities")}
+    model = integer_model(dataclasses.replace(q, sites=q.sites | softmax))
+    floats = [product for product in model.products if not product.integer]
+    assert len(floats) == VIT.depth and all("not uniform (LogQuantizer)" in p.reason for p in floats)
+    assert np.isfinite(model(random_pixels())).all()
+
+
+def test_activations_in_floating_point_leave_every_product_so():
+    q = dataclasses.replace(quantized(VIT, 8, 8), sites={}, activation_bits=None)
+    model, pixels = integer_model(q), random_pixels()
+    assert coverage(model.products) == 0
+    np.testing.assert_allclose(model(pixels), q(pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sum_that_might_not_fit_stays_in_floating_point(monkeypatch):
+    q = quantized(VIT, 8, 8)
+    monkeypatch.setattr(integer_plan, "LARGEST_SUM", 40 * 255 * 127)
+    model = integer_model(q)
+    refused = [p.name for p in model.products if "int32 ends at" in p.reason]
+    assert refused == ["patch_embedding", "block_0/mlp/dense2", "block_1/mlp/dense2"]
+    assert not any(p.integer for p in model.products if p.name in refused)
+    pixels = random_pixels()
+    expected = np.asarray(q(pixels))
+    assert np.abs(np.asarray(model(pixels)) - expected).mean() <= 1e-3 * np.ptp(expected)
+
+
+def test_a_module_in_bfloat16_runs_in_float32():
+    q = quantized(VIT, 8, 8)
+    narrow = dataclasses.replace(q, module=VIT.clone(dtype=jnp.bfloat16))
+    np.testing.assert_array_equal(integer_model(narrow)(random_pixels()), integer_model(q)(random_pixels()))
+
+
+def test_the_bundled_model():
+    """Top-1 as in simulated quantization, logits within 1e-3 of their range on average. Those that differ are whole
+    steps away: a sum's last bit has turned a rounding around, and the layers behind it have made more of that.
+    """
+    model, data = load_model("bundled:fashion_mnist_vit"), load_dataset("bundled:fashion_mnist")
+    q = quantize(model, calibrate(model, data.train.sample(model.preprocessing, 32, 0)), 8, 8)
+    pixels = data.sample(model.preprocessing, 1000, 0)
+    expected, found = predict_logits(q, pixels), predict_logits(integer_model(q), pixels)
+    assert agreement(found, expected) >= 99.8  # 99.9 on 10,000
+    difference = np.abs(found - expected)
+    assert difference.mean() <= 1e-3 * np.ptp(expected)
+    steps = difference / float(q.sites["logits"].scale)
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
+
+
+def test_evaluation_takes_it():
+    images = np.random.default_rng(0).integers(0, 256, (10, 16, 20, 3), np.uint8)
+    model = integer_model(quantized(VIT, 8, 8))
+    assert evaluate(model, (images, np.arange(10) % 5), batch_size=4).examples == 10

@@ -1,0 +1,36 @@
+"""What a benchmark case holds; not how long anything takes."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from psaq_jax import benchmark
+from psaq_jax.models.vit import VisionTransformer
+
+TINY = pathlib.Path(__file__).parent / "golden" / "paper" / "vit"
+
+
+def test_a_case_has_the_fields_that_are_promised():
+    result = benchmark.measure(str(TINY), batch_size=2, dtype="float32", repeats=3, least_seconds=0.01)
+    for name in ("seconds_per_iteration", "model_pass_seconds", "overhead_ratio"):
+        assert 0 < result[f"{name}_min"] <= result[name] <= result[f"{name}_max"]
+    assert result["peak_memory_bytes"] > 4 * 2 * 32 * 32 * 3 and result["compile_seconds"] > 0
+    assert {"model", "batch_size", "device", "dtype"} <= set(result)
+
+
+@pytest.mark.parametrize("name", benchmark.SHAPES)
+def test_shapes_are_the_published_ones(name):
+    width, heads = benchmark.SHAPES[name]
+    assert width // heads == 64 and {"deit_tiny": 3, "deit_small": 6, "deit_base": 12}[name] == heads
+
+
+def test_forward_flops_are_the_compilers():
+    module = VisionTransformer((64, 64), (8, 8), 96, 3, 3, 384, 10)
+    pixels = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), pixels)
+    compiled = jax.jit(module.apply).lower(variables, pixels).compile()
+    counted = compiled.cost_analysis()["flops"]
+    # The compiler counts softmax, LayerNorm and GELU too; ours are the products alone.
+    assert 0.85 * counted < benchmark.forward_flops(module, 2) <= counted

@@ -1,0 +1,199 @@
+"""Sweeps: each cell once, also when killed or grown; mean and deviation over seeds; what is refused."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from psaq_jax import sweep, sweep_tables
+from psaq_jax.config import QuantizationConfig, from_mapping
+from psaq_jax.errors import InputError
+from psaq_jax.models.loading import load_model
+from psaq_jax.sweep import SweepConfig, run_sweep
+from psaq_jax.synthesis.config import SynthesisConfig
+from tests.golden_files import GOLDEN
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = str(GOLDEN / "paper" / "vit")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, images=rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), labels=np.arange(20) % 10)
+    return f"npz:{path}"
+
+
+def config(data, **changes):
+    settings = {
+        "models": (TINY,), "data": data, "seeds": (0, 1), "batch_size": 20, "calibration": ("synthesized", "noise"),
+        "synthesis": SynthesisConfig(num_images=4, group_size=4, iterations=2),
+        "quantization": QuantizationConfig(("w8a8", "w4a8")),
+    }  # fmt: skip
+    return SweepConfig(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sweep")
+    return workdir, run_sweep(config(data), workdir)
+
+
+def cells(workdir):
+    return sorted(str(p.relative_to(workdir / sweep.slug(TINY))) for p in workdir.glob("*/seed_*/*.json"))
+
+
+def test_every_cell_is_there_once(done):
+    workdir, (results,) = done
+    expected = [(s, c, b) for s in (0, 1) for c in ("synthesized", "noise") for b in ("w8a8", "w4a8")]
+    assert [(r["seed"], r["calibration"], r["bits"]) for r in results["runs"]] == expected
+    assert cells(workdir) == sorted(f"seed_{s}/{b}-paper-{c}.json" for s, c, b in expected)
+    assert results["float"]["examples"] == 20 and all(0 <= r["top1"] <= 100 for r in results["runs"])
+
+
+def forbid(monkeypatch, *names):
+    for name in names:
+        monkeypatch.setattr(name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
+
+
+def test_what_is_done_is_not_done_again(done, data, monkeypatch):
+    workdir, results = done
+    forbid(monkeypatch, "psaq_jax.sweep.synthesize_for_job", "psaq_jax.pipeline.quantized_models",
+           "psaq_jax.pipeline.Examples.logits")  # fmt: skip
+    assert run_sweep(config(data), workdir) == results
+
+
+def test_a_missing_cell_alone_is_computed_from_the_same_images(done, data, monkeypatch):
+    workdir, results = done
+    (workdir / sweep.slug(TINY) / "seed_1" / "w4a8-paper-synthesized.json").unlink()
+    forbid(monkeypatch, "psaq_jax.synthesis.driver._run_wave")
+    computed = []
+    monkeypatch.setattr(sweep.pipeline, "score", lambda *a, score=sweep.pipeline.score: computed.append(a) or score(*a))
+    assert run_sweep(config(data), workdir) == results and len(computed) == 1
+
+
+def test_a_sweep_may_grow_but_not_change(done, data, monkeypatch):
+    workdir, (before,) = done
+    with pytest.raises(InputError, match="belongs to another run: synthesis.iterations is 2 there and 4 now"):
+        run_sweep(config(data, synthesis=SynthesisConfig(num_images=4, group_size=4, iterations=4)), workdir)
+    forbid(monkeypatch, "psaq_jax.synthesis.driver._run_wave")
+    grown = config(data, quantization=QuantizationConfig(("w8a8", "w4a8", "w4a4")), calibration=("noise", "real"))
+    (after,) = run_sweep(grown, workdir)
+    kept = [r for r in before["runs"] if r["calibration"] == "noise"]
+    assert [r for r in after["runs"] if r["calibration"] == "noise" and r["bits"] != "w4a4"] == kept
+    assert len(after["runs"]) == 2 * 2 * 3
+
+
+def test_no_data_is_needed(tmp_path):
+    (results,) = run_sweep(config("", seeds=(3,), calibration=("synthesized", "noise", "real")), tmp_path)
+    assert results["float"] is None and {r["calibration"] for r in results["runs"]} == {"synthesized", "noise"}
+    assert all(r["top1"] is None and 0 <= r["agreement"] <= 100 for r in results["runs"])
+    (line, *_) = csv.DictReader(io.StringIO(sweep_tables.as_csv([results])))
+    assert line["top1_mean"] == "" and float(line["agreement_mean"]) >= 0 and line["agreement_std"] == ""
+
+
+def test_tables_hold_mean_and_deviation_over_seeds(done, tmp_path):
+    _, results = done
+    written = sweep_tables.write(tmp_path, results)
+    assert json.loads(written["runs"].read_text()) == results
+    lines = list(csv.DictReader(io.StringIO(written["table"].read_text())))
+    assert len(lines) == 4 and all(line["seeds"] == "0 1" and line["model"] == TINY for line in lines)
+    for line in lines:
+        runs = [r for r in results[0]["runs"] if (r["bits"], r["calibration"]) == (line["bits"], line["calibration"])]
+        for field in ("top1", "top5", "loss", "agreement"):
+            values = [r[field] for r in runs]
+            np.testing.assert_allclose(float(line[f"{field}_mean"]), np.mean(values))
+            np.testing.assert_allclose(float(line[f"{field}_std"]), np.std(values, ddof=1), atol=1e-12)
+        np.testing.assert_allclose(float(line["lost_mean"]), float(line["float_top1"]) - float(line["top1_mean"]))
+    text = written["Markdown"].read_text().splitlines()
+    assert len(text) == 2 + 1 + 4 and "±" in text[3] and {line.count("|") for line in text} == {11}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": ""}, "models has '', expected sources"),
+        ({"models": 3}, "models has 3, expected sources"),
+        ({"seeds": 0.5}, "seeds has 0.5, expected whole numbers"),
+        ({"seeds": (0, -1)}, "seeds has -1, expected whole numbers"),
+        ({"seeds": ("0",)}, "seeds has '0', expected whole numbers"),
+        ({"crop_fraction": 8.75}, "crop_fraction is 8.75, expected 0.1 to 1"),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        from_mapping(SweepConfig, {"model": "a"} | changes)
+
+
+def test_repeated_models_and_seeds_count_once():
+    assert SweepConfig(models=("a", "b", "a"), seeds=(1, 1, 0)).models == ("a", "b")
+    assert SweepConfig(models=("a",), seeds=(1, 1, 0)).seeds == (1, 0)
+    assert SweepConfig(model="a", seed=7).models == ("a",) and SweepConfig(model="a", seed=7).seeds == (7,)
+
+
+def test_a_damaged_cell_is_named(data, tmp_path):
+    small = config(data, seeds=(0,), calibration=("noise",))
+    run_sweep(small, tmp_path)
+    cell = tmp_path / sweep.slug(TINY) / "seed_0" / "w8a8-paper-noise.json"
+    cell.write_text("{")
+    with pytest.raises(InputError, match="w8a8-paper-noise.json: is not a cell"):
+        run_sweep(small, tmp_path)
+
+
+def test_another_models_weights_under_the_same_name_are_refused(data, tmp_path, monkeypatch):
+    small = config(data, seeds=(0,), calibration=("noise",))
+    run_sweep(small, tmp_path)
+    other = load_model(TINY)
+    params = dict(other.params, class_token=other.params["class_token"] + 1)
+    monkeypatch.setattr(sweep, "load_model", lambda source: other.replace(params=params))
+    with pytest.raises(InputError, match="belongs to another run: model_fingerprint"):
+        run_sweep(small, tmp_path)
+
+
+def test_crop_fraction_is_timms_crop_pct():
+    model = load_model(TINY)
+    changed = SweepConfig(model=TINY, crop_fraction=0.9).preprocessed(model).preprocessing
+    assert changed.resize_size == (35, 35) and changed.image_size == (32, 32) and changed.resize == "cover"
+    assert dataclasses.replace(changed, resize_size=(32, 32)).mean == model.preprocessing.mean
+
+
+def test_slugs_are_fit_for_folders_and_of_their_own():
+    names = [sweep.slug(source) for source in ("a/b", "a_b", "../../etc", "bundled:x", "x" * 300)]
+    assert len(set(names)) == 5 and all("/" not in n and not n.startswith(".") and len(n) < 100 for n in names)
+
+
+def launch(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "launch.sweep", "--quiet", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_the_script_prints_the_table_and_writes_it(data, tmp_path):
+    done = launch(
+        "--config=configs/sweeps/demo.py", f"--workdir={tmp_path}", f"--config.models=('{TINY}',)",
+        "--config.seeds=(0,)", f"--config.data={data}", "--config.calibration=('noise',)",
+        "--config.quantization.recipe=paper",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "w4a4" in done.stdout and str(tmp_path / "sweep.csv") in done.stdout
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "--config is missing, expected --config=configs/sweeps/NAME.py"),
+        (("--config=configs/sweeps/demo.py", "--config.models=('nowhere/at/all',)"), "nowhere/at/all"),
+    ],
+)
+def test_the_script_ends_bad_input_in_one_line(arguments, message, tmp_path):
+    done = launch(f"--workdir={tmp_path}", *arguments)
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

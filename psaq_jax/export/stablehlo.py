@@ -4,6 +4,8 @@
     model = export.deserialize(open("model.stablehlo", "rb").read())
     logits = model.call(pixels)            # weights inside
     logits = model.call(weights, pixels)   # weights beside: safetensors.numpy.load_file("model.safetensors")
+
+jax writes and reads these files with the package flatbuffers, which it does not install by itself.
 """
 
 import pathlib
@@ -19,6 +21,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.export import checking
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.report.extras import require
 
 FILE, WEIGHTS, DESCRIPTION = "model.stablehlo", "model.safetensors", "export.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -34,8 +37,8 @@ def export_stablehlo(
     model's kernels are int8 codes with their scales; an `IntegerModel`'s products are int8 times int8 into int32.
 
     Raises:
-      InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off, or no
-        right to write.
+      InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off,
+        flatbuffers not installed, or no right to write.
     """
     if weights not in PLACES:
         raise InputError(f"weights is {weights!r}, known are {', '.join(PLACES)}")
@@ -54,6 +57,7 @@ def export_stablehlo(
 
 def stablehlo_bytes(model, weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS) -> bytes:
     """The serialized function, not yet checked."""
+    require("flatbuffers", "stablehlo")
     pixels = jax.ShapeDtypeStruct(export.symbolic_shape(f"b, {', '.join(map(str, model.image_shape))}"), jnp.float32)
     if weights == "inside":
         function, arguments = model.__call__, (pixels,)

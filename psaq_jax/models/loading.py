@@ -47,6 +47,8 @@ def load_model(
     config = read_json(
         directory / "config.json", "a checkpoint's directory holds config.json and model.safetensors"
     )
+    if "quantization_config" in config:
+        raise InputError(f"{source}: its weights are quantized; psaq_jax.load_quantized reads what psaq_jax saved")
     architecture = read_architecture(config, source, lambda: TensorReader(tensor_files(directory)).shapes)
     module = architecture.module
     preprocessing = _read_preprocessing(directory, config)

@@ -81,7 +81,7 @@ def quantize(
 
     Args:
       ranges: of `calibrate` with the same recipe; every quantized site must be there.
-      weight_bits: 2 to 8; activation_bits: 4 to 8, in recipe "default" 2 to 8.
+      weight_bits, activation_bits: 2 to 8.
       recipe: "paper": DESIGN §6, the first and last layer included. "default": the inputs of every matrix product,
         and `options`.
       images: for recipe "default", calibration pixels [n, height, width, 3], synthesized or real. Everything is then

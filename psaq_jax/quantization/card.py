@@ -1,0 +1,79 @@
+"""The model card of a saved quantized model: README.md, with whatever came from outside escaped."""
+
+import html
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from psaq_jax.quantization.record import Record
+from psaq_jax.quantization.transform import QuantizedModel
+
+TEMPLATE = """\
+---
+library_name: psaq_jax
+tags: [image-classification, quantization, vision-transformer]
+---
+
+# {title}, quantized
+
+{family}, {classes} classes, images of {height}x{width} pixels.
+Weights: {weights}. Activations: {activations}. Recipe: {recipe}.
+
+## Source
+
+{source}
+
+{hashes}
+
+## How it was made
+
+Post-training quantization by psaq\\_jax (PSAQ-ViT, Li et al., ECCV 2022), in JAX.
+Weights: symmetric, one scale per output channel, every Dense and patch embedding kernel.
+Activations: one grid per site, as config.json lists them.
+Versions: {versions}.
+
+## Use
+
+    q = psaq_jax.load_quantized(DIRECTORY)
+    logits = q(q.preprocess(images))
+
+## Figures
+
+{figures}
+
+## Limits
+
+- Simulated quantization: weights are stored as integers; products run in floating point on rounded numbers.
+- Not quantized: {floats}.
+- Whatever the source gets wrong, this model gets wrong too: check it on your own images first.
+"""
+
+
+def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) -> str:
+    """The model card. Whatever came from a checkpoint or a caller is escaped."""
+    kinds = {name.rpartition("/")[2] for name in q.sites}
+    floats = ["biases", "the insides of LayerNorm and softmax"]
+    floats += ["residual sums"] * ("residual1" not in kinds)
+    if "attention_probabilities" not in kinds:
+        floats.append("softmax outputs (so attention·value is no integer product)")
+    rows = [f"| {_escaped(name)} | {_escaped(value)} |" for name, value in figures.items()]
+    bits = sorted(set(record.kernels.values()))
+    return TEMPLATE.format(
+        title=_escaped(pathlib.PurePath(q.source).name or record.family),
+        family=record.family, classes=q.classes, height=q.image_size[0], width=q.image_size[1],
+        weights=f"{bits[0]} bits" if len(bits) == 1 else f"{bits[0]} to {bits[-1]} bits",
+        activations="floating point" if q.activation_bits is None else f"{q.activation_bits} bits",
+        recipe=_escaped(q.recipe), source=_escaped(q.source or "not recorded"),
+        hashes="\n".join(f"- {_escaped(n)}: SHA-256 {x}" for n, x in record.source_sha256.items())
+        or "The hash of its weights was not recorded: they were not on the machine that saved this.",
+        versions=", ".join(f"{_escaped(n)} {_escaped(x)}" for n, x in sorted(record.versions.items())),
+        figures="\n".join(["| figure | value |", "|---|---|", *rows]) if rows else "None were recorded.",
+        floats=", ".join(floats),
+    )  # fmt: skip
+
+
+def _escaped(value) -> str:
+    """Text as one line that Markdown and HTML show as it is."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
+    return re.sub(r"([\\`*_{}\[\]()#+.!|~:@$^=-])", r"\\\1", html.escape(text, quote=False))

@@ -1,0 +1,202 @@
+"""`quantization_config`, the record of a saved quantized model: what it holds, how JSON says it, what is checked.
+
+Nothing is imported or opened by a name found in a file, and every size that a file declares is compared with what it
+holds before anything of that size is built.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from psaq_jax.errors import InputError
+from psaq_jax.models.layers import ACTIVATIONS
+from psaq_jax.models.loading import abstract_params, read_json
+from psaq_jax.models.swin import SwinTransformer
+from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.quantization import packing
+from psaq_jax.quantization.packing import Refuse, shown
+from psaq_jax.quantization.recipes import DefaultRecipe
+
+WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+METHOD, VERSION = "psaq_jax", 1
+LARGEST_JSON = 2**24  # bytes
+LARGEST_SIDE = 2**14  # pixels
+FAMILIES = {family.__name__: family for family in (VisionTransformer, SwinTransformer)}
+DTYPES = {name: getattr(jnp, name) for name in ("float32", "bfloat16", "float16")}
+CHOICES = {  # of the fields that are strings
+    "activation": tuple(ACTIVATIONS), "head": ("class_token", "distilled", "class_and_mean_patch"),
+    "convention": ("transformers", "timm"), "resize": ("exact", "cover", "none"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """`quantization_config`. What `sites` says of scales repeats the tensors, for people to read."""
+
+    quant_method: str
+    format_version: int
+    family: str  # a key of FAMILIES
+    module: dict  # the fields of the Flax module
+    recipe: str
+    options: DefaultRecipe | None
+    weight_bits: int
+    activation_bits: int | None  # None: activations in floating point
+    kernels: dict  # {path of a kernel: its bits}
+    sites: tuple[dict, ...]  # name, kind (a key of packing.KINDS) and that kind's fields, in running order
+    labels: tuple[str, ...]
+    source: str
+    source_sha256: dict  # {file of weights: hash}; empty where the source was out of reach
+    model_bytes: int  # of model.safetensors
+    model_sha256: str
+    versions: dict
+
+
+def refuse_for(path: pathlib.Path) -> Refuse:
+    def refuse(problem):
+        problem = " ".join(problem.split())[:300]  # a file's own text may be long
+        return InputError(f"{path}: {problem}; the artefact is damaged or altered: copy or save it again")
+
+    return refuse
+
+
+def read_artefact_json(path: pathlib.Path) -> dict:
+    hint = "expected what save_quantized wrote"
+    if path.exists() and not path.is_file():  # a pipe or device would block or never end
+        raise InputError(f"{path}: is not a regular file; {hint}")
+    if path.is_file() and path.stat().st_size > LARGEST_JSON:
+        raise InputError(f"{path}: has {path.stat().st_size} bytes, expected at most {LARGEST_JSON}; {hint}")
+    try:
+        return read_json(path, hint)
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply; {hint}") from None
+
+
+def decoded(kind, value, where: str, refuse: Refuse):
+    """A JSON value as what an annotation says: the opposite of `encoded`.
+
+    Args:
+      kind: a dataclass (its fields exactly), tuple[...], X | None, jnp.dtype, float, int, bool, str or dict.
+      where: the field's name, for errors.
+    Raises:
+      InputError: anything else, by `refuse`.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        value, fields = decoded(dict, value, where, refuse), fields_of(kind)
+        check_keys(value, fields, where, refuse)
+        return kind(**{n: decoded(fields[n], value[n], f"{where}.{n}", refuse) for n in fields})
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else decoded(args[0], value, where, refuse)
+    if origin is tuple:
+        many = args[-1] is Ellipsis
+        if isinstance(value, list) and (many or len(value) == len(args)):
+            return tuple(decoded(args[0 if many else i], x, where, refuse) for i, x in enumerate(value))
+    elif kind is jnp.dtype:
+        if isinstance(value, str) and value in DTYPES:
+            return DTYPES[value]
+    elif kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30:
+            return float(value)
+    elif type(value) is kind and (kind is not int or 0 <= value < 2**48):
+        if kind is not str or value in CHOICES.get(where.rpartition(".")[2], (value,)):
+            return value
+    raise refuse(f"{where} is {shown(value)}, expected {getattr(kind, '__name__', kind)}")
+
+
+def decoded_file(kind, path: pathlib.Path, value, where: str):
+    refuse = refuse_for(path)
+    try:
+        return decoded(kind, value, where, refuse)
+    except InputError as error:  # a dataclass may check itself, and knows no file
+        raise (error if str(error).startswith(str(path)) else refuse(str(error))) from None
+
+
+def fields_of(kind) -> dict[str, Any]:
+    """{name: annotation} of a dataclass, without what Flax adds to modules."""
+    added = ("parent", "name") if issubclass(kind, nn.Module) else ()
+    return {field.name: field.type for field in dataclasses.fields(kind) if field.name not in added}
+
+
+def encoded(value) -> dict[str, Any]:
+    """The fields of a dataclass as JSON holds them."""
+    kinds = fields_of(type(value))
+    fields = {name: getattr(value, name) for name in kinds}
+    return {name: jnp.dtype(x).name if kinds[name] is jnp.dtype else x for name, x in fields.items()}
+
+
+def check_keys(found: Mapping, expected, where: str, refuse: Refuse) -> None:
+    for name in sorted(found.keys() ^ set(expected))[:1]:
+        raise refuse(f"{where}.{shown(name)} is {'missing' if name in expected else 'not known'}")
+
+
+def read_record(path: pathlib.Path, refuse: Refuse) -> Record:
+    record = decoded_file(Record, path, read_artefact_json(path).get("quantization_config"), "quantization_config")
+    if (record.quant_method, record.format_version) != (METHOD, VERSION):
+        found = shown((record.quant_method, record.format_version))
+        raise refuse(f"quant_method and format_version are {found}, expected {(METHOD, VERSION)}")
+    if record.family not in FAMILIES:
+        raise refuse(f"family is {shown(record.family)}, known are {', '.join(FAMILIES)}")
+    activation = {} if record.activation_bits is None else {"activation_bits": record.activation_bits}
+    for name, bits in (record.kernels | {"weight_bits": record.weight_bits} | activation).items():
+        if type(bits) is not int or not 2 <= bits <= 8:
+            raise refuse(f"bits of {shown(name)} are {shown(bits)}, expected a whole number from 2 to 8")
+    return record
+
+
+def check_file(path: pathlib.Path, record: Record, refuse: Refuse) -> None:
+    if not path.is_file():
+        raise refuse("is not there, or not a regular file")
+    size = path.stat().st_size
+    if size != record.model_bytes:
+        raise refuse(f"has {size} bytes, {CONFIG}'s model_bytes are {record.model_bytes}")
+    if sha256(path) != record.model_sha256:
+        raise refuse(f"its SHA-256 is not {CONFIG}'s model_sha256")
+    names = packing.stored_names(path, refuse)
+    for kernel, bits in record.kernels.items():
+        if packing.kernel_tensor(kernel, bits) not in names:
+            raise refuse(f"tensor {shown(packing.kernel_tensor(kernel, bits))} is missing")
+
+
+def read_module(record: Record, refuse: Refuse):
+    """(module, {path: shape of a parameter}); nothing is allocated, and what is traced is bounded."""
+    where = "quantization_config.module"
+    module = decoded(FAMILIES[record.family], record.module, where, refuse)
+    depths = module.depths if hasattr(module, "depths") else (module.depth,)
+    grid = [s // max(p, 1) for s, p in zip(module.image_size, module.patch_size, strict=True)]
+    window = getattr(module, "window", (0, 0))
+    limits = {  # tracing takes time by block and memory by window; a block has four kernels
+        "image_size": (max(module.image_size), LARGEST_SIDE),
+        "patches": (grid[0] * grid[1], 2**16),
+        "blocks": (sum(depths), min(len(record.kernels) // 4, 64)),
+        "stages": (len(depths), 8),
+        "window": (max(window), 32),
+        "windows": (grid[0] * grid[1] * window[0] * window[1], 2**24),
+    }
+    for name, value in encoded(module).items():
+        values = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
+        if name not in limits and values:  # codes of two bits are four a byte
+            limits[name] = (max(values), 4 * record.model_bytes)
+    for name, (found, limit) in limits.items():
+        if found > limit:
+            raise refuse(f"{where}: {name} is {found}, expected at most {limit}")
+    try:
+        parameters = abstract_params(module)
+    except Exception as error:  # whatever a module's own code raises on fields that fit no model
+        raise refuse(f"{where} describes no model ({shown(str(error))})") from None
+    kernels = [path for path in parameters if path.rpartition("/")[2] == "kernel"]
+    check_keys(record.kernels, kernels, "quantization_config.kernels", refuse)
+    if len(record.labels) not in (0, module.classes):
+        raise refuse(f"quantization_config.labels are {len(record.labels)}, expected {module.classes}")
+    return module, parameters
+
+
+def sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

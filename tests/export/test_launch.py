@@ -1,0 +1,35 @@
+"""The job from the command line: one line and exit code 2 for what cannot be exported."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from psaq_jax import save_quantized
+from tests.export.small_models import random_quantized
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def launch(*arguments):
+    command = [sys.executable, "-m", "launch.export", *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_an_artefact_becomes_stablehlo(tmp_path):
+    pytest.importorskip("flatbuffers", reason='flatbuffers is not installed: pip install "psaq_jax[stablehlo]"')
+    save_quantized(random_quantized(), tmp_path / "q")
+    done = launch(f"--config.model={tmp_path / 'q'}", "--execution=integer", f"--workdir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "model.stablehlo"]
+    assert "model.stablehlo" in done.stdout
+
+
+def test_integers_of_a_float_model_are_refused(tmp_path):
+    done = launch("--config.model=bundled:fashion_mnist_vit", "--execution=integer", f"--workdir={tmp_path / 'out'}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --execution=integer is for a quantized model")
+    assert not (tmp_path / "out").exists()

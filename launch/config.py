@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from psaq_jax import config
 from psaq_jax.errors import InputError
 from psaq_jax.synthesis.config import SynthesisConfig
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Time between checkpoints of a synthesis.")
 QUIET = flags.DEFINE_bool("quiet", False, "No progress bars, only what comes at the end.")
 

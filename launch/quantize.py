@@ -67,13 +67,13 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     last = results["runs"][len(config.quantization.bits) - 1]  # the lowest bits of the first recipe and calibration
     name = f"{last['bits']}-{last['recipe']}-{last['calibration']}"
     q = psaq_jax.load_quantized(workdir / "quantized" / name)
-    found = report.measure_sensitivity(model, q, result.images, launch_config.bar("sensitivity"))
+    found = report.measure_sensitivity(model, q, result.images[:32], launch_config.bar("sensitivity"))
     page = report.render_page(
         results, model=model, images=sets, targets=result.labels, history=result.history,
         ranges={name: psaq_jax.calibrate(model, pixels) for name, pixels in sets.items()},
         sensitivity=found, sensitivity_bits=last["bits"], config=dataclasses.asdict(config),
         command=" ".join(["python -m launch.quantize", *sys.argv[1:]]),
-        seconds={"synthesis": result.seconds, "compilation": result.compile_seconds},
+        sizes=pipeline.stored_sizes(model, workdir / "quantized", results),
     )  # fmt: skip
     return files.write_bytes(workdir / "report.html", page.encode())
 

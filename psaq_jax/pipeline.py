@@ -1,5 +1,6 @@
 """The main job's steps between the public functions: calibration sets, and one quantized model evaluated."""
 
+import pathlib
 import platform
 from collections.abc import Callable
 from importlib import metadata
@@ -114,6 +115,15 @@ def synthesis_summary(config: SynthesisConfig, result: SynthesisResult) -> dict:
         "compile_seconds": result.compile_seconds,
         "final_loss": {name: float(values[-1]) for name, values in result.history.items()},
     }
+
+
+def stored_sizes(model: Model, folder: pathlib.Path, results: dict) -> dict[str, int]:
+    """{"float32": bytes of the float parameters, "w4a8": bytes of that artefact's weights file, ...}."""
+    sizes = {"float32": sum(leaf.size * 4 for leaf in jax.tree.leaves(model.params))}
+    for run in results["runs"]:
+        name = f"{run['bits']}-{run['recipe']}-{run['calibration']}"
+        sizes.setdefault(run["bits"], (folder / name / "model.safetensors").stat().st_size)
+    return sizes
 
 
 def describe_machine() -> dict:

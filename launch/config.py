@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_dict, config_flags
 from tqdm import tqdm
 
@@ -39,6 +40,7 @@ def read_job(holder: flags.FlagHolder) -> config.JobConfig:
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs `main`. Bad input ends with one line on the console and exit code 2."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # the checkpoint library tells every step of every save
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # "no TPU found" is no news to anybody
     try:
         app.run(lambda _: _one_line(main), flags_parser=_parse)

@@ -28,8 +28,7 @@ def check(run, model: Model | QuantizedModel, path) -> dict:
       InputError: logits of another shape, not finite, or further away than one activation step on average.
     """
     pixels = np.asarray(jax.random.normal(jax.random.key(0), (sum(BATCHES), *model.image_shape)))
-    parts = np.split(pixels, np.cumsum(BATCHES)[:-1])
-    expected = np.concatenate([np.asarray(model(part)) for part in parts])
+    parts, expected = np.split(pixels, np.cumsum(BATCHES)[:-1]), np.asarray(model(pixels))
     found = np.concatenate([np.asarray(run(part)) for part in parts])
     if found.shape != expected.shape or not np.isfinite(found).all():
         raise InputError(f"{path}: its logits are {found.shape}, expected {expected.shape}, all finite; not exported")

@@ -9,8 +9,8 @@ from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 
-VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=2, heads=3, hidden=40, classes=5)
-SWIN = SwinTransformer((18, 16), (2, 2), (8, 16), (2, 1), (2, 4), (16, 32), (4, 4), 5, convention="timm")
+VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=1, heads=3, hidden=40, classes=5)
+SWIN = SwinTransformer((18, 16), (2, 2), (8, 16), (1, 1), (2, 4), (16, 32), (4, 4), 5, convention="timm")
 VITS = {
     "vit": VIT,
     "remainder": VIT.clone(image_size=(18, 23), qkv_bias=False, activation="quick_gelu"),

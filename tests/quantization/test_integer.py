@@ -18,7 +18,7 @@ from psaq_jax.quantization.integer import integer_dense, integer_model, integer_
 from psaq_jax.quantization.integer_plan import coverage
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 
-VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=2, heads=3, hidden=40, classes=5)
+VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=1, heads=3, hidden=40, classes=5)
 MODULES = {
     "vit": VIT,
     "distilled": VIT.clone(distillation_token=True, head="distilled"),

@@ -28,7 +28,8 @@ def _norm(x):
 def jitter(images: jax.Array, offset: jax.Array, flip: jax.Array) -> jax.Array:
     """Rolls the batch by `offset` pixels down and right alike, then flips it left to right where `flip` is true."""
     rolled = jnp.roll(images, (offset, offset), axis=(1, 2))
-    return jnp.where(flip, rolled[:, :, ::-1], rolled)
+    # A branch, not a choice between two arrays: the backward pass then moves the images once, not three times.
+    return jax.lax.cond(flip, lambda x: x[:, :, ::-1], lambda x: x, rolled)
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -1,10 +1,11 @@
-"""Small random models of every family, float and quantized, for the tests of exported files."""
+"""Small random models of every family, float and quantized, for the tests of exported files and of integers."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from psaq_jax import Model, calibrate, quantize
+from psaq_jax.models.loading import abstract_params
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
@@ -20,10 +21,13 @@ VITS = {
 
 
 def random_model(module=VIT) -> Model:
-    params = module.init(jax.random.key(0), jnp.zeros((1, *module.image_size, 3)))["params"]
-    generator = np.random.default_rng(0)  # biases and tokens are no longer zero
-    params = jax.tree.map(lambda x: x + generator.normal(0, 0.1, x.shape).astype(np.float32), params)
-    return Model(params, module, ("a", "b", "c", "d", "e"), Preprocessing(module.image_size, (0.4,) * 3, (0.2,) * 3))
+    generator = np.random.default_rng(0)
+    flat = {
+        path: jnp.asarray(generator.normal(0, 0.2, leaf.shape).astype(np.float32) + path.endswith("scale"))
+        for path, leaf in abstract_params(module).items()
+    }
+    preprocessing = Preprocessing(module.image_size, (0.4,) * 3, (0.2,) * 3)
+    return Model(traverse_util.unflatten_dict(flat, sep="/"), module, ("a", "b", "c", "d", "e"), preprocessing)
 
 
 def random_pixels(module=VIT, count=5):

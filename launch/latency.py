@@ -32,10 +32,7 @@ def main():
         rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))
     results = {**pipeline.describe_machine(), "rows": rows, "products": products}
     path = files.write_json(pathlib.Path(WORKDIR.value) / "latency.json", results)
-    table = latency.table(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(latency.table(rows))
     print(f"  results: {path} on {results['device']}")
 
 

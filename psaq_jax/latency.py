@@ -16,6 +16,7 @@ from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.integer import integer_model
 from psaq_jax.quantization.integer_plan import coverage
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params, quantize
+from psaq_jax.text_tables import plain
 
 Progress = Callable[[int, int], None]
 COLUMNS = ("model", "batch", "execution", "ms/batch (min..max)", "images/s", "x float32", "weights MB", "peak MB", "")
@@ -84,9 +85,9 @@ def measure(
     return rows
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The rows as text, COLUMNS first. The last column says where integers are slower than float32."""
-    lines = [COLUMNS]
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as aligned lines. The last column says where integers are slower than float32, by the medians."""
+    lines = []
     for r in rows:
         low, high = r["seconds_min"] * 1e3, r["seconds_max"] * 1e3
         ratio = r["times_float32"]
@@ -96,7 +97,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             f"{r['images_per_second']:.0f}", f"{ratio:.2f}" if ratio else "-", f"{r['weight_bytes'] / 1e6:.2f}",
             f"{r['peak_memory_bytes'] / 1e6:.2f}", remark,
         ))  # fmt: skip
-    return lines
+    return plain(COLUMNS, lines, left=3)
 
 
 def _compile(model, size: int):

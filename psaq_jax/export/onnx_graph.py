@@ -1,6 +1,6 @@
 """A small builder of ONNX graphs: nodes and initializers in order, every name unique.
 
-Operator set 21 is the first with 4-bit integers; ONNX Runtime takes it from 1.20, TensorRT from 10.
+Operator set 21 is the first with 4-bit integers; ONNX Runtime takes it from 1.20, TensorRT 11 takes sets up to 25.
 """
 
 import collections

@@ -7,6 +7,9 @@ as codes too. Logarithmic grids, which ONNX lacks, are spelled out in float oper
 Where it differs from psaq_jax: QuantizeLinear rounds x/scale and then adds the zero point, psaq_jax rounds their sum,
 so exact ties may fall apart by one code. Below 8 bits a Clip in front keeps codes in their range.
 
+Limits: zero points are the model's own, and TensorRT's integer kernels take zero points of 0 alone. On x86 processors
+without VNNI, ONNX Runtime's uint8 times int8 saturates; its session option session.x64quantprecision=1 prevents that.
+
 Shapes: b batch, n tokens, h heads, d head width, c channels.
 """
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax.models.layers import Mlp, layer_norm, patchify, softmax
+from psaq_jax.models.layers import Mlp, Product, layer_norm, patchify, softmax
 from psaq_jax.sites import Site
 
 MASKED = -100.0  # added to the logits of tokens that only the roll has brought together
@@ -93,7 +93,7 @@ class WindowAttention(nn.Module):
             Site(name=name)(qkv[:, :, i].transpose(0, 2, 1, 3))
             for i, name in enumerate(("query", "key", "value"))
         )
-        logits = jnp.einsum("bhnd,bhmd->bhnm", query * head_width**-0.5, key)
+        logits = Product("bhnd,bhmd->bhnm", head_width**-0.5, name="query_key")(query, key)
         logits = Site(name="attention_logits")(logits) + self.bias()
         logits = Site(name="attention_logits_biased")(logits).astype(jnp.float32)
         if regions is not None:
@@ -101,7 +101,8 @@ class WindowAttention(nn.Module):
             mask = jnp.where(regions[:, :, None] == regions[:, None, :], 0.0, MASKED)[:, None]
             logits = (logits.reshape(-1, len(mask), self.heads, n, n) + mask).reshape(logits.shape)
         probabilities = Site(name="attention_probabilities")(softmax(logits).astype(self.dtype))
-        x = Site(name="attention_output")(jnp.einsum("bhnm,bhmd->bhnd", probabilities, value))
+        x = Product("bhnm,bhmd->bhnd", name="attention_value")(probabilities, value)
+        x = Site(name="attention_output")(x)
         x = x.transpose(0, 2, 1, 3).reshape(batch, n, c)
         return Site(name="projection_output")(nn.Dense(c, dtype=self.dtype, name="projection")(x))
 

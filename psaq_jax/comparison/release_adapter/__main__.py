@@ -73,6 +73,7 @@ def main():
 
     def tell(done, total):
         print("progress", done, total, file=answers, flush=True)
+        print(f"{command}: {done} of {total}", file=sys.stderr, flush=True)
 
     if command == "probe":
         return probe(job, folder)

@@ -1,0 +1,43 @@
+"""Files appear whole or not at all."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from psaq_jax import files
+from psaq_jax.errors import InputError
+
+
+def test_what_is_written_is_read_and_nothing_else_is_left(tmp_path):
+    files.write_json(tmp_path / "new" / "a.json", {"x": 1})
+    files.write_npy(tmp_path / "new" / "b.npy", np.arange(3))
+    assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"x": 1}
+    np.testing.assert_array_equal(np.load(tmp_path / "new" / "b.npy"), [0, 1, 2])
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.json", "b.npy"]
+
+
+def test_a_full_disk_leaves_the_earlier_file_and_no_part_of_the_new(tmp_path):
+    path = files.write_bytes(tmp_path / "a", b"before")
+
+    def half(temporary):
+        temporary.write_bytes(b"ha")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match="a: cannot be written .No space left on device.; free some space"):
+        files.write(path, half)
+    assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        files.write_bytes(tmp_path / "file" / "a", b"")
+
+
+def test_nan_is_not_json(tmp_path):
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())

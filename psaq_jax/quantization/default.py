@@ -34,7 +34,7 @@ def default_params_and_sites(
     """
     bits, params = Bits(weight_bits, activation_bits), model.params
     sites, kernels = {}, {}
-    x_float = x = np.clip(images, *pixel_range(model))
+    x_float = x = images
     for link in chain(model.module, model.params, model.image_shape):
         segment = link.segment
         parts = inspect(segment, link.parameters(params), x)
@@ -65,15 +65,15 @@ def _replaced(params: dict, link: Link, part: dict) -> dict:
     return folding.changed(params, {link.full_name(name): value for name, value in flat.items()})
 
 
-def pixel_range(model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest normalised value of a pixel, [3] each: known without data.
+def pixel_range(model: Model) -> tuple[float, float]:
+    """Least and greatest normalised value of any pixel: known without data.
 
-    The paper's synthesis clips to ImageNet's range, whatever the model's own. What no image can hold is cut off before
-    calibration: clipped by the input's quantizer instead, it would shift every mean that bias correction sees.
+    The input's range is this and what the calibration images hold: the paper's synthesis clips to ImageNet's range,
+    whatever the model's own, and what the quantizer cuts off would shift every mean that bias correction sees.
     """
     p = model.preprocessing
-    black, white = ((e * 255 * p.rescale_factor - np.array(p.mean)) / np.array(p.std) for e in (0, 1))
-    return black.astype(np.float32), white.astype(np.float32)
+    ends = np.array([(e * 255 * p.rescale_factor - np.array(p.mean)) / np.array(p.std) for e in (0, 1)])
+    return float(ends.min()), float(ends.max())
 
 
 def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pixels) -> dict[str, SiteQuantizer]:
@@ -85,7 +85,8 @@ def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pix
     moments = streaming.channel_moments(segment, params, x, tuple(widths.items()))
     ends = {n: (jnp.minimum(m.low.min(), 0.0), jnp.maximum(m.high.max(), 0.0)) for n, m in moments.items()}
     if "input" in ends:
-        ends["input"] = jnp.float32(pixels[0].min()), jnp.float32(pixels[1].max())
+        low, high = ends["input"]
+        ends["input"] = jnp.minimum(low, pixels[0]), jnp.maximum(high, pixels[1])
     costs = {name: channel_costs(name, params, moments, parts) for name in widths}
     costs |= {name: jnp.zeros(()) for name in heads}
     counts = streaming.tensor_histograms(segment, params, x, ends, costs)

@@ -30,10 +30,7 @@ def error(model, q):
     return float(np.mean(np.square(q(TEST) - model(TEST))))
 
 
-@pytest.mark.parametrize("weight_bits, activation_bits", [
-    pytest.param(8, 8, marks=pytest.mark.xfail(strict=True, reason="unfinished: wide ranges cost more than they give")),
-    (4, 8), (6, 6), (4, 4),
-])  # fmt: skip
+@pytest.mark.parametrize("weight_bits, activation_bits", [(8, 8), (4, 8), (6, 6), (4, 4)])
 def test_is_closer_to_float_than_the_paper(model, weight_bits, activation_bits):
     ours = quantized(model, weight_bits, activation_bits)
     paper = quantized(model, weight_bits, activation_bits, recipe="paper")
@@ -88,14 +85,9 @@ def test_works_with_ranges_alone(model):
     assert error(model, quantized(model, 8, 8, images=None)) < 1e-2
 
 
-UNFINISHED = pytest.mark.xfail(strict=True, reason="unfinished: up to a tenth of the logits at w8a8 on random models")
-
-
-@pytest.mark.parametrize("name", [
-    pytest.param("checkpoints/hf_deit_distilled", marks=UNFINISHED),
-    pytest.param("checkpoints/hf_dinov2_swiglu", marks=UNFINISHED),
-    "more/hf_swin_padded",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"]
+)
 def test_serves_every_family(name):
     model = psaq_jax.load_model(GOLDEN / name)
     images = np.random.default_rng(0).normal(size=(6, *model.image_shape)).astype(np.float32)

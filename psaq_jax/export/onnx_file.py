@@ -11,10 +11,10 @@ from psaq_jax.errors import InputError
 from psaq_jax.export import checking
 from psaq_jax.export.onnx_graph import LARGEST_FILE
 from psaq_jax.export.onnx_vit import vit_graph
+from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization.transform import QuantizedModel
-from psaq_jax.report.extras import require
 
 FILE, DESCRIPTION = "model.onnx", "export.json"
 

@@ -7,8 +7,8 @@ import collections
 
 import numpy as np
 
+from psaq_jax.extras import require
 from psaq_jax.quantization.packing import pack
-from psaq_jax.report.extras import require
 
 OPSET, IR_VERSION = 21, 10
 LARGEST_FILE = 2**31 - 1  # bytes of a protobuf message

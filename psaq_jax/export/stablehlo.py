@@ -5,7 +5,8 @@
     logits = model.call(pixels)            # weights inside
     logits = model.call(weights, pixels)   # weights beside: safetensors.numpy.load_file("model.safetensors")
 
-jax writes and reads these files with the package flatbuffers, which it does not install by itself.
+jax writes and reads these files with the package flatbuffers, which it does not install by itself: a process without
+psaq_jax needs both.
 """
 
 import pathlib
@@ -21,7 +22,6 @@ from psaq_jax.errors import InputError
 from psaq_jax.export import checking
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.transform import QuantizedModel
-from psaq_jax.report.extras import require
 
 FILE, WEIGHTS, DESCRIPTION = "model.stablehlo", "model.safetensors", "export.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -38,7 +38,7 @@ def export_stablehlo(
 
     Raises:
       InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off,
-        flatbuffers not installed, or no right to write.
+        or no right to write.
     """
     if weights not in PLACES:
         raise InputError(f"weights is {weights!r}, known are {', '.join(PLACES)}")
@@ -57,7 +57,6 @@ def export_stablehlo(
 
 def stablehlo_bytes(model, weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS) -> bytes:
     """The serialized function, not yet checked."""
-    require("flatbuffers", "stablehlo")
     pixels = jax.ShapeDtypeStruct(export.symbolic_shape(f"b, {', '.join(map(str, model.image_shape))}"), jnp.float32)
     if weights == "inside":
         function, arguments = model.__call__, (pixels,)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from psaq_jax.errors import InputError
+from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import similarity
-from psaq_jax.report.extras import require
 
 COLORS = {"synthesized": "#0072b2", "noise": "#d55e00", "real": "#009e73"}
 TERM_TITLES = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from psaq_jax.errors import InputError
-from psaq_jax.report.extras import require
+from psaq_jax.extras import require
 from psaq_jax.report.images import check_images
 from psaq_jax.report.settings import settings
 from psaq_jax.report.tables import markdown_table

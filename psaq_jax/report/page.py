@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import pictures, sections
 from psaq_jax.report.charts import HEIGHT, WIDTH
-from psaq_jax.report.extras import require
 from psaq_jax.report.sensitivity import Sensitivity
 from psaq_jax.report.settings import settings
 from psaq_jax.report.summary import summary_line

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import images, similarity
 from psaq_jax.report.charts import Chart, line_chart
-from psaq_jax.report.extras import require
 from psaq_jax.report.figures import TERM_TITLES
 
 SHOWN = 12  # images of a kind

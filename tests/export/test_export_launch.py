@@ -5,8 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
 from psaq_jax import save_quantized
 from tests.export.small_models import random_quantized
 
@@ -20,7 +18,6 @@ def launch(*arguments):
 
 
 def test_an_artefact_becomes_stablehlo(tmp_path):
-    pytest.importorskip("flatbuffers", reason='flatbuffers is not installed: pip install "psaq_jax[stablehlo]"')
     save_quantized(random_quantized(), tmp_path / "q")
     done = launch(f"--config.model={tmp_path / 'q'}", "--execution=integer", f"--workdir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
+import onnxruntime as runtime
 import pytest
 
 from psaq_jax import InputError, calibrate, load_model, quantize
@@ -16,9 +18,6 @@ from psaq_jax.export import checking, onnx_file
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
 from tests.export.small_models import SWIN, VIT, VITS, random_model, random_pixels, random_quantized
-
-onnx = pytest.importorskip("onnx", reason='onnx is not installed: pip install "psaq_jax[onnx]"')
-runtime = pytest.importorskip("onnxruntime", reason='onnxruntime is not installed: pip install "psaq_jax[onnx]"')
 
 
 def run(path, pixels):

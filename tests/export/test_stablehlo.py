@@ -15,8 +15,6 @@ from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, stablehlo_
 from psaq_jax.quantization.integer import integer_model
 from tests.export.small_models import SWIN, VIT, random_model, random_pixels, random_quantized
 
-pytest.importorskip("flatbuffers", reason='flatbuffers is not installed: pip install "psaq_jax[stablehlo]"')
-
 # -I: neither the working directory nor PYTHONPATH; an installed psaq_jax is kept out by hand.
 LOADER = """
 import sys

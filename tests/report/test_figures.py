@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from psaq_jax.errors import InputError
+from psaq_jax.extras import require
 from psaq_jax.report import image_grid, loss_curves, similarity, similarity_figure
-from psaq_jax.report.extras import require
 from psaq_jax.synthesis.entropy import kernel_density
 from tests.report.samples import history, image_sets
 

@@ -44,15 +44,19 @@ class Checkpoints:
 
     def restore(self) -> WaveProgress | None:
         """The wave that was under way, from its last whole checkpoint."""
-        step = self._manager.latest_step()
-        if step is None:
+        tree = self.restore_tree()
+        if tree is None:
             return None
-        tree = self._manager.restore(step, args=self._ocp.args.StandardRestore())
         history = {name: np.asarray(values) for name, values in tree["history"].items()}
         return WaveProgress(
             int(tree["wave"]), int(tree["iteration"]), np.asarray(tree["images"]),
             {name: np.asarray(values) for name, values in tree["moments"].items()}, history, float(tree["seconds"]),
         )  # fmt: skip
+
+    def restore_tree(self) -> dict | None:
+        """What `save_tree` saved last, as nested dictionaries of arrays; None at the start."""
+        step = self._manager.latest_step()
+        return None if step is None else self._manager.restore(step, args=self._ocp.args.StandardRestore())
 
     def due(self) -> bool:
         """Whether `every_seconds` have passed since the last save."""
@@ -64,9 +68,12 @@ class Checkpoints:
         Raises:
           InputError: no space or no right to write; the last whole checkpoint stays.
         """
-        step = progress.wave * 10**9 + progress.iteration
         tree = progress._asdict()
         tree |= {name: np.asarray(tree[name]) for name in ("wave", "iteration", "seconds")}
+        self.save_tree(progress.wave * 10**9 + progress.iteration, tree, wait)
+
+    def save_tree(self, step: int, tree: dict, wait: bool = False) -> None:
+        """As `save`, for any nested dictionary of arrays on the host; the last whole one counts. Steps must grow."""
         try:
             self._manager.save(step, args=self._ocp.args.StandardSave(tree))
             if wait:

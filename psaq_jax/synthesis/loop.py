@@ -6,6 +6,7 @@ or another number of devices gives the same images. Shapes: b images of a group,
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from psaq_jax.synthesis.entropy import patch_similarity_entropy
 from psaq_jax.synthesis.priors import IMAGENET_MEAN, IMAGENET_STD, clip, jitter, total_variation
 
 TERMS = ("loss", "entropy", "cross_entropy", "total_variation")
+Extra = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class GroupState(NamedTuple):
@@ -90,8 +92,13 @@ def adam() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.5, b2=0.9, eps=1e-8)
 
 
-def step(model: Model, config: SynthesisConfig, state: GroupState, iteration) -> tuple[GroupState, dict]:
-    """One iteration of one group: jitter, loss, gradient, Adam, clip. Returns (state, terms)."""
+def step(
+    model: Model, config: SynthesisConfig, state: GroupState, iteration, extra: Extra | None = None
+) -> tuple[GroupState, dict]:
+    """One iteration of one group: jitter, loss, gradient, Adam, clip. Returns (state, terms).
+
+    `extra` gives a further term of the loss, and its own terms, from the jittered images.
+    """
     paper = config.recipe == "paper"
     turn, i = iteration // config.round_length, iteration % config.round_length
     key_offset, key_flip = jax.random.split(jax.random.fold_in(state.key, iteration))
@@ -101,11 +108,16 @@ def step(model: Model, config: SynthesisConfig, state: GroupState, iteration) ->
     flip = jax.random.bernoulli(key_flip)
 
     def loss_fn(images):
-        return objective(
-            model, jitter(images, offset, flip), state.labels, state.target,
+        images = jitter(images, offset, flip)
+        loss, terms = objective(
+            model, images, state.labels, state.target,
             special_tokens=1 if paper else model.module.special_tokens,
             tv_weight=config.total_variation_weight, ce_weight=config.cross_entropy_weight,
         )  # fmt: skip
+        if extra is None:
+            return loss, terms
+        more, more_terms = extra(images)
+        return loss + more, terms | more_terms | {"loss": loss + more}
 
     gradient, terms = jax.grad(loss_fn, has_aux=True)(state.images)
     base = config.learning_rate or getattr(model.module, "synthesis_learning_rate", 0.2)

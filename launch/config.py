@@ -30,12 +30,12 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "The recipe: a file in configs/.")
 
 
-def read_job(holder: flags.FlagHolder) -> config.JobConfig:
-    """The config flag's value as a checked `JobConfig`."""
+def read_job(holder: flags.FlagHolder, kind: type = config.JobConfig):
+    """The config flag's value as a checked `JobConfig`, or another kind of it."""
     if not isinstance(holder.value, ConfigDict):
         given = next((a for a in sys.argv if re.match("--?config=", a)), "no --config")
         raise InputError(f"{given}: there is no such file, expected --config=configs/NAME.py")
-    return config.from_mapping(config.JobConfig, holder.value.to_dict())
+    return config.from_mapping(kind, holder.value.to_dict())
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,89 +1,118 @@
-"""Synthesis that survives being killed: the state of the wave under way (Orbax), and the waves that are done (npz).
+"""Synthesis that survives being killed: the state of the wave under way (Orbax), and the groups that are done (npz).
 
 A run is restarted by the same command and ends with the same bits, because everything random follows from
-(seed, group, iteration) and a chunk always starts where a chunk would have started.
+(seed, group, iteration) and a chunk always starts where a chunk would have started. Finished groups are kept by number,
+so that the run may go on with another number of devices or processes.
 """
 
+import contextlib
+import dataclasses
 import pathlib
-import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from psaq_jax import files
+from psaq_jax import distributed, files
 from psaq_jax.errors import InputError
 
 
 class WaveProgress(NamedTuple):
-    """A wave under way, as arrays on the host."""
+    """A wave under way, of all processes, as arrays on the host."""
 
-    wave: int
+    first: int  # number of its first group
     iteration: int  # iterations done
-    images: np.ndarray  # [groups, b, h, w, 3]
-    moments: dict[str, np.ndarray]  # Adam's "count" [groups], "mu" and "nu" as images
-    history: dict[str, np.ndarray]  # {term: [groups, iteration]}
     seconds: float  # wall time of these iterations, over all processes that ran some
+    arrays: dict[str, np.ndarray]  # [groups, ...] "images", Adam's "count", "mu", "nu", and [groups, iteration] a term
 
 
 class Checkpoints:
-    """Checkpoints of one synthesis in a folder of its own."""
+    """Checkpoints of one synthesis in a folder of its own; with several processes, in that of process 0."""
 
     def __init__(self, directory, every_seconds: float = 60.0):
-        import orbax.checkpoint as ocp
-
-        self._ocp, self.directory, self.every_seconds = ocp, pathlib.Path(directory).absolute(), every_seconds
+        self.directory, self.every_seconds = pathlib.Path(directory).absolute(), every_seconds
         self._last, self._stopping = time.monotonic(), False
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
         try:
-            self._manager = ocp.CheckpointManager(self.directory / "running", options=options)
+            self._manager = self._open() if distributed.is_first() else None
         except OSError as error:
             raise InputError(f"{directory}: cannot hold checkpoints ({error.strerror or error})") from None
 
-    def restore(self) -> WaveProgress | None:
-        """The wave that was under way, from its last whole checkpoint."""
-        tree = self.restore_tree()
-        if tree is None:
+    def _open(self):
+        import orbax.checkpoint as ocp
+
+        (self.directory / "running").mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1)
+        if distributed.count() > 1:
+            alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+            options = dataclasses.replace(options, create=False, multiprocessing_options=alone)
+        return ocp.CheckpointManager(self.directory / "running", options=options)
+
+    def restore(self, first: int, groups: int) -> WaveProgress | None:
+        """The wave of `groups` groups from number `first` on, from its last whole checkpoint; None: it has none."""
+        tree = distributed.from_first(self.restore_tree())
+        if tree is None or tree["first"] != first or len(tree["images"]) != groups:
             return None
-        history = {name: np.asarray(values) for name, values in tree["history"].items()}
-        return WaveProgress(
-            int(tree["wave"]), int(tree["iteration"]), np.asarray(tree["images"]),
-            {name: np.asarray(values) for name, values in tree["moments"].items()}, history, float(tree["seconds"]),
-        )  # fmt: skip
+        arrays = {name: np.asarray(array) for name, array in tree.items()}
+        _, iteration, seconds = (arrays.pop(name).item() for name in ("first", "iteration", "seconds"))
+        return WaveProgress(first, iteration, seconds, arrays)
 
     def restore_tree(self) -> dict | None:
         """What `save_tree` saved last, as nested dictionaries of arrays; None at the start."""
-        step = self._manager.latest_step()
-        return None if step is None else self._manager.restore(step, args=self._ocp.args.StandardRestore())
+        step = self._manager.latest_step() if self._manager else None
+        if step is None:
+            return None
+        import orbax.checkpoint as ocp
+
+        return self._manager.restore(step, args=ocp.args.StandardRestore())
+
+    def meet(self, unfinished: bool, progress: Callable[[], WaveProgress]) -> None:
+        """Between two chunks: saves if it is time or SIGTERM came to any process, and then leaves."""
+        self._stopping, due = distributed.any_of(self._stopping, unfinished and self.due())
+        if self._stopping or due:
+            self.save(progress())
+            self.leave_if_stopping()
 
     def due(self) -> bool:
         """Whether `every_seconds` have passed since the last save."""
         return time.monotonic() - self._last >= self.every_seconds
 
-    def save(self, progress: WaveProgress, wait: bool = False) -> None:
-        """Saves in the background; `wait`: returns when it is on the disk.
+    def save(self, progress: WaveProgress) -> None:
+        """Saves in the background.
 
         Raises:
           InputError: no space or no right to write; the last whole checkpoint stays.
         """
-        tree = progress._asdict()
-        tree |= {name: np.asarray(tree[name]) for name in ("wave", "iteration", "seconds")}
-        self.save_tree(progress.wave * 10**9 + progress.iteration, tree, wait)
+        numbers = {"first": progress.first, "iteration": progress.iteration, "seconds": progress.seconds}
+        tree = progress.arrays | {name: np.asarray(number) for name, number in numbers.items()}
+        self.save_tree(progress.first * 10**9 + progress.iteration, tree)
 
     def save_tree(self, step: int, tree: dict, wait: bool = False) -> None:
-        """As `save`, for any nested dictionary of arrays on the host; the last whole one counts. Steps must grow."""
-        try:
-            self._manager.save(step, args=self._ocp.args.StandardSave(tree))
+        """As `save`, for any nested dictionary of arrays on the host; the last whole one counts. Steps must grow.
+
+        `wait`: returns when it is on the disk.
+        """
+        self._last = time.monotonic()
+        if self._manager is None:
+            return
+        import orbax.checkpoint as ocp
+
+        with self._one_line():
+            self._manager.save(step, args=ocp.args.StandardSave(tree))
             if wait:
                 self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _one_line(self):
+        try:
+            yield
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.directory}: a checkpoint cannot be written ({error}); the last one is whole: free some space "
                 "and start the same command again"
             ) from None
-        self._last = time.monotonic()
 
     def save_on_sigterm(self) -> None:
         """Preemption sends SIGTERM: from now on it makes the synthesis save at the end of its chunk and leave."""
@@ -98,33 +127,45 @@ class Checkpoints:
         return self._stopping
 
     def leave_if_stopping(self) -> None:
-        """Ends the process, its checkpoint on the disk, if SIGTERM came (exit code 143, as shells say it)."""
+        """If SIGTERM came to any process, ends all, their checkpoint on the disk (exit code 143, as shells say it)."""
+        (self._stopping,) = distributed.any_of(self._stopping)
         if self._stopping:
             self.close()
             print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
             sys.exit(128 + signal.SIGTERM)
 
-    def finish_wave(self, wave: int, arrays: dict[str, np.ndarray]) -> None:
-        """Keeps a wave's images, labels and history for good."""
-        files.write(self._wave_file(wave), lambda path: _save_npz(path, arrays))
+    def finish(self, part: dict[str, np.ndarray]) -> None:
+        """Keeps finished groups: part["first"] and those after it."""
+        if self._manager is not None:
+            last = int(part["first"]) + len(part["images"])
+            path = self.directory / f"groups_{int(part['first']):08d}_{last:08d}.npz"
+            files.write(path, lambda temporary: _save_npz(temporary, part))
 
-    def finished_wave(self, wave: int) -> dict[str, np.ndarray] | None:
-        """What `finish_wave` kept, or None."""
-        path = self._wave_file(wave)
-        if not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+    def finished(self, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """What `finish` kept, in order and without a gap, from the part that holds group number `first` on."""
+        for begin, end, path in self._finished_files():
+            if begin <= first < end:
+                with np.load(path, allow_pickle=False) as archive:
+                    yield dict(archive)
+                first = end
 
-    def close(self, remove: bool = False) -> None:
-        """Waits for saves under way; `remove` deletes the folder, when its images are safe elsewhere."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-        if remove:
-            shutil.rmtree(self.directory, ignore_errors=True)
+    def drop(self, before: int) -> None:
+        """Removes the parts whose groups all have a smaller number than `before`: they are safe elsewhere."""
+        for _, end, path in self._finished_files():
+            if end <= before:
+                path.unlink()
 
-    def _wave_file(self, wave: int) -> pathlib.Path:
-        return self.directory / f"wave_{wave:06d}.npz"
+    def _finished_files(self) -> list[tuple[int, int, pathlib.Path]]:
+        """(first group, group after the last, file), in order."""
+        paths = sorted(self.directory.glob("groups_*.npz"))
+        return [(*map(int, path.stem.split("_")[1:]), path) for path in paths]
+
+    def close(self) -> None:
+        """Waits for saves under way."""
+        if self._manager is not None:
+            with self._one_line():
+                self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _save_npz(path: pathlib.Path, arrays) -> None:

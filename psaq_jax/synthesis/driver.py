@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from psaq_jax import distributed
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
@@ -17,7 +18,11 @@ from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, scan_chunk
 
 LONGEST_CHUNK = 25
+PIXELS = ("images", "count", "mu", "nu")  # what a group's steps change
 Progress = Callable[[int, int], None]
+# Groups from number "first" on: {"images": [groups, b, h, w, 3], "labels": [groups, b], term: [groups, iterations],
+# "seconds": wall time of their loop, over all processes that had a part in it}.
+Part = dict[str, np.ndarray]
 
 
 class SynthesisError(InputError):
@@ -70,43 +75,83 @@ def synthesize(
     Raises:
       SynthesisError: naming the iteration and the term that turned NaN or infinite.
     """
-    config = config or SynthesisConfig()
-    devices = tuple(devices or jax.local_devices())[: config.groups]
-    sharding = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
-    waves = [range(i, i + len(devices)) for i in range(0, config.groups, len(devices))]
-    watch, parts, total = Stopwatch(), [], len(waves) * config.iterations
-    for number, wave in enumerate(waves):
-        finished = checkpoints.finished_wave(number) if checkpoints else None
-        if finished is None:
-            tell = progress and (lambda done, n=number: progress(n * config.iterations + done, total))
-            finished = _run_wave(model, config, seed, number, wave, sharding, watch, tell, checkpoints)
-            if checkpoints:
-                checkpoints.finish_wave(number, finished)
-        real = min(config.groups - wave.start, len(devices))  # the last wave may hold groups to spare
-        parts.append({name: v if name == "seconds" else v[:real] for name, v in finished.items()})
-    seconds = float(sum(part.pop("seconds").item() for part in parts))
-    merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    config, watch = config or SynthesisConfig(), Stopwatch()
+    parts = list(synthesize_parts(model, config, seed, progress, devices, checkpoints, watch=watch))
+    seconds = float(sum(part["seconds"] for part in parts))
+    merged = {name: np.concatenate([part[name] for part in parts]) for name in ("images", "labels", *TERMS)}
     return SynthesisResult(
         images=merged["images"].reshape(config.num_images, *model.image_shape),
         labels=merged["labels"].reshape(-1),
         history={name: merged[name].mean(axis=0) for name in TERMS},
         seconds=seconds,
         compile_seconds=watch.compile_seconds,
-        seconds_per_iteration=seconds / (len(waves) * config.iterations),
+        seconds_per_iteration=seconds / (len(parts) * config.iterations),
     )
 
 
-def _run_wave(model, config, seed, number, wave, sharding, watch, tell, checkpoints) -> dict[str, np.ndarray]:
-    """One group on each device, from noise or its last checkpoint to the end: {images, labels, terms, seconds}."""
-    state = _initial_wave(model, config, jnp.uint32(seed), jnp.asarray(wave), sharding)
-    start, seconds, history = 0, 0.0, {name: np.zeros((len(wave), 0), np.float32) for name in TERMS}
-    saved = checkpoints.restore() if checkpoints else None
-    if saved and saved.wave == number:
-        adam = state.adam._replace(**{k: jax.device_put(v, sharding) for k, v in saved.moments.items()})
-        state = state._replace(images=jax.device_put(saved.images, sharding), adam=adam)
-        start, seconds, history = saved.iteration, saved.seconds, saved.history
+def synthesize_parts(
+    model: Model,
+    config: SynthesisConfig,
+    seed: int = 0,
+    progress: Progress | None = None,
+    devices: tuple[jax.Device, ...] | None = None,
+    checkpoints: Checkpoints | None = None,
+    first: int = 0,
+    watch: Stopwatch | None = None,
+) -> Iterator[Part]:
+    """Yields all groups from number `first` on, in order and in parts: those that `checkpoints` hold, then new waves.
+
+    Memory holds one wave: a group on each device of each process. Arguments as `synthesize`; with several processes,
+    all of them get all parts, and the checkpoints and `first` of process 0 count.
+    """
+    devices = tuple(devices or jax.local_devices())[: -(-config.groups // distributed.count())]
+    sharding = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
+    width = len(devices) * distributed.count()
+    model = jax.device_put(model, NamedSharding(sharding.mesh, PartitionSpec()))
+    first = int(distributed.from_first({"first": np.int64(first)})["first"])
+    for part in distributed.each_from_first(checkpoints.finished(first) if checkpoints else ()):
+        yield part
+        first = int(part["first"]) + len(part["images"])
+    total = -(-config.groups // width) * config.iterations
+    while first < config.groups:
+        done = first // width * config.iterations
+        tell = progress and (lambda iteration, done=done: progress(done + iteration, total))
+        wave = Wave(first, width, sharding)
+        part = _run_wave(model, config, seed, wave, watch or Stopwatch(), tell, checkpoints)
+        part = {name: v if name in ("first", "seconds") else v[: config.groups - first] for name, v in part.items()}
+        if checkpoints:
+            checkpoints.finish(part)
+        yield part
+        first += width
+
+
+class Wave(NamedTuple):
+    """Groups `first` to `first + width - 1`, of which each process makes as many as it has devices, in order."""
+
+    first: int
+    width: int  # the last wave may hold groups to spare
+    sharding: NamedSharding
+
+    @property
+    def own(self) -> slice:
+        """The places in the wave of this process's groups."""
+        share = self.width // distributed.count()
+        return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+
+def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part:
+    """The groups of all processes, from noise or their last checkpoint to the end."""
+    groups = np.arange(wave.first, wave.first + wave.width)[wave.own]
+    state = _initial_wave(model, config, jnp.uint32(seed), jnp.asarray(groups), wave.sharding)
+    start, seconds, history = 0, 0.0, {name: np.zeros((len(groups), 0), np.float32) for name in TERMS}
+    saved = checkpoints.restore(wave.first, wave.width) if checkpoints else None
+    if saved:
+        start, seconds = saved.iteration, saved.seconds
+        own = {name: array[wave.own] for name, array in saved.arrays.items()}
+        history = {name: own[name] for name in TERMS}
+        state = _with_pixels(state, {name: jax.device_put(own[name], wave.sharding) for name in PIXELS})
     for length in remaining_chunks(config.iterations, start):
-        run = _compiled(model, state, config, length, sharding, watch)
+        run = _compiled(model, state, config, length, wave.sharding, watch)
         began = time.perf_counter()
         state, terms = run(model, state, jnp.int32(start))
         terms = jax.device_get(terms)
@@ -114,16 +159,30 @@ def _run_wave(model, config, seed, number, wave, sharding, watch, tell, checkpoi
         check_finite(terms, start)
         history = {name: np.concatenate([history[name], terms[name]], axis=1) for name in TERMS}
         start += length
-        if checkpoints and (checkpoints.stopping() or (start < config.iterations and checkpoints.due())):
-            moments = {k: np.asarray(v) for k, v in state.adam._asdict().items()}
-            checkpoints.save(WaveProgress(number, start, np.asarray(state.images), moments, history, seconds))
-            checkpoints.leave_if_stopping()
+        if checkpoints:
+            under_way = functools.partial(_progress, wave, start, seconds, state, history)
+            checkpoints.meet(start < config.iterations, under_way)
         if tell:
             tell(start)
     images = np.asarray(state.images)
     if not np.isfinite(images).all():
         raise SynthesisError(f"synthesis stopped: the images are not finite after iteration {start}")
-    return {"images": images, "labels": np.asarray(state.labels), "seconds": np.asarray(seconds), **history}
+    arrays = _gathered({"images": images, "labels": state.labels, **history})
+    return {"first": np.asarray(wave.first), "seconds": np.asarray(seconds), **arrays}
+
+
+def _gathered(arrays) -> dict[str, np.ndarray]:
+    return {name: distributed.gather(np.asarray(array)) for name, array in arrays.items()}
+
+
+def _progress(wave: Wave, iteration: int, seconds: float, state: GroupState, history) -> WaveProgress:
+    pixels = {"images": state.images, **state.adam._asdict()}
+    return WaveProgress(wave.first, iteration, seconds, _gathered(pixels | history))
+
+
+def _with_pixels(state: GroupState, arrays: dict[str, jax.Array]) -> GroupState:
+    moments = {name: array for name, array in arrays.items() if name != "images"}
+    return state._replace(images=arrays["images"], adam=state.adam._replace(**moments))
 
 
 def chunk_lengths(iterations: int) -> list[int]:

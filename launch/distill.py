@@ -1,0 +1,64 @@
+"""Distillation without data: synthesize -> quantize -> teacher and student compete -> evaluate (PSAQ-ViT V2).
+
+    python -m launch.distill --config=configs/distill.py --workdir=DIR [--config.FIELD=VALUE ...]
+
+At each pair of bit-widths recipe "default" makes the student's start, and the float model teaches it on generated
+images alone. Writes DIR/results.json, images/ and quantized/NAME/, and prints one table: float, start, distilled.
+Killed at any moment, the same command goes on from its last checkpoint.
+"""
+
+import dataclasses
+
+from absl import flags
+
+import psaq_jax
+from launch import config as launch_config
+from psaq_jax import files, pipeline, report
+from psaq_jax.distillation import job
+from psaq_jax.distillation.config import DistillationJob
+from psaq_jax.evaluation import metrics
+from psaq_jax.report.writing import write_images
+from psaq_jax.synthesis_job import synthesize_for_job
+from psaq_jax.workdir import open_workdir
+
+CONFIG = launch_config.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the job writes.", required=True)
+
+
+def main():
+    config = launch_config.read_job(CONFIG, DistillationJob)
+    model = psaq_jax.load_model(config.model)
+    dataset = pipeline.open_data(config, model)
+    identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
+    with open_workdir(WORKDIR.value, identity) as workdir:
+        distill(config, model, dataset, workdir)
+
+
+def distill(config, model, dataset, workdir):
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar
+    result, held_out = synthesize_for_job(config, model, workdir, bar("synthesize"), seconds)
+    files.write_npy(workdir / "images" / "synthesized.npy", result.images)
+    write_images(workdir / "images", model, {"synthesized": result.images}, result.labels)
+    examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
+    float_logits, labels = examples.logits(model, config.batch_size, bar("float"))
+    results = {
+        "model": config.model,
+        **pipeline.describe_machine(),
+        "float": metrics(float_logits, labels)._asdict() if labels is not None else None,
+        "runs": [],
+        "synthesis": pipeline.synthesis_summary(config.synthesis, result),
+    }
+    for run, q in job.students(config, model, result.images, workdir, bar, seconds):
+        folder = job.artefact_folder(workdir, run)
+        scores = pipeline.score(q, examples, float_logits, config.batch_size, bar(folder.name))
+        psaq_jax.save_quantized(q, folder, figures=scores)
+        results["runs"].append(run | scores)
+    results["distillation"] = job.summaries(config, workdir)
+    written = files.write_json(workdir / "results.json", results)
+    print(report.results_table(results))
+    print(report.summary_line(results))
+    print(f"  results: {written}\n  models: {workdir / 'quantized'}")
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

@@ -1,0 +1,95 @@
+"""The job of `launch.distill` between synthesis and evaluation: at each pair of bit-widths a start and a student."""
+
+import json
+import pathlib
+import signal
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from psaq_jax import files
+from psaq_jax.config import parse_bits
+from psaq_jax.distillation.config import DistillationJob
+from psaq_jax.distillation.driver import DistillationResult, Progress, distill
+from psaq_jax.models.model import Model
+from psaq_jax.quantization.artefact import is_artefact, load_quantized
+from psaq_jax.quantization.calibration import calibrate
+from psaq_jax.quantization.transform import QuantizedModel, quantize
+from psaq_jax.report.writing import write_images
+from psaq_jax.synthesis.checkpointing import Checkpoints
+
+RECIPE = "distill"  # as results name it
+SUMMARY = "summary.json"
+Bars = Callable[[str], Progress | None]
+
+
+def students(
+    config: DistillationJob, model: Model, images: np.ndarray, workdir: pathlib.Path, bars: Bars, every_seconds: float
+) -> Iterator[tuple[dict, QuantizedModel]]:
+    """Yields (run fields, quantized model) at every pair of bit-widths: the start, then the student.
+
+    The start is recipe "default" on the synthesized images. What an earlier run of the job saved under
+    WORKDIR/quantized is read instead of computed; a distillation under way goes on from WORKDIR/distillation.
+    """
+    for bits in config.quantization.bits:
+        run = {"calibration": "synthesized", "bits": bits, "recipe": "default", "seed": config.seed}
+        start = saved(workdir, run)
+        if start is None:
+            ranges = calibrate(model, images, recipe="default")
+            start = quantize(model, ranges, *parse_bits(bits), recipe="default", images=images)
+        yield run, start
+        run = run | {"recipe": RECIPE}
+        student = saved(workdir, run)
+        if student is None:
+            folder, bar = workdir / "distillation" / bits, bars(f"distill {bits}")
+            student = distill_for_job(config, model, start, images, folder, bar, every_seconds)
+        yield run, student
+
+
+def artefact_folder(workdir: pathlib.Path, run: dict) -> pathlib.Path:
+    return workdir / "quantized" / f"{run['bits']}-{run['recipe']}-{run['calibration']}"
+
+
+def saved(workdir: pathlib.Path, run: dict) -> QuantizedModel | None:
+    """The model of a run, if an earlier run of the job got so far."""
+    folder = artefact_folder(workdir, run)
+    return load_quantized(folder) if is_artefact(folder) else None
+
+
+def distill_for_job(
+    config: DistillationJob, model: Model, start: QuantizedModel, images: np.ndarray, folder: pathlib.Path,
+    progress: Progress | None, every_seconds: float,
+) -> QuantizedModel:  # fmt: skip
+    """Distils, or goes on from FOLDER; writes FOLDER/generated.png and summary.json at the end.
+
+    SIGTERM ends the process with its state on the disk.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    checkpoints = Checkpoints(folder, every_seconds)
+    checkpoints.save_on_sigterm()
+    try:
+        passes = model.with_dtype(config.dtype)
+        result = distill(
+            passes, start, images, config.distillation, config.synthesis, config.seed, progress, checkpoints=checkpoints
+        )
+        checkpoints.leave_if_stopping()
+        checkpoints.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if config.distillation.generator_iterations:
+        write_images(folder, model, {"generated": result.images[-config.distillation.batch_size :]})
+    files.write_json(folder / SUMMARY, _summary(result))
+    return result.model
+
+
+def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:
+    """{bits: what its distillation left in summary.json}."""
+    return {
+        bits: json.loads((workdir / "distillation" / bits / SUMMARY).read_bytes()) for bits in config.quantization.bits
+    }
+
+
+def _summary(result: DistillationResult) -> dict:
+    """What results.json says of a distillation: seconds of its last process, images, first and last losses."""
+    losses = {name: [float(values[0]), float(values[-1])] for name, values in result.history.items()}
+    return {"seconds": result.seconds, "images": len(result.images), "first_and_last": losses}

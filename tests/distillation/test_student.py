@@ -1,0 +1,92 @@
+"""The student computes what the finished model computes, and its gradients are LSQ's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax.distillation import student
+from psaq_jax.distillation.student import KernelQuantizer, fake_quantize
+from psaq_jax.quantization.packing import kernel_bits
+from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
+from tests.golden_files import GOLDEN, golden, nhwc
+
+QUICK = DefaultRecipe(gptq=False, reconstruct=False)
+
+
+def quantized(family, bits=(4, 4)):
+    reference = golden(f"paper/{family}/reference.npz")
+    model, images = psaq_jax.load_model(GOLDEN / "paper" / family), nhwc(reference["calibration_images"])
+    ranges = psaq_jax.calibrate(model, images, recipe="default")
+    q = psaq_jax.quantize(model, ranges, *bits, recipe="default", images=images, options=QUICK)
+    return model, q, nhwc(reference["test_images"])
+
+
+def perturbed(tree, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: x * jnp.asarray(1 + 0.05 * rng.normal(size=x.shape), jnp.float32) + 0.01, tree)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_starts_as_the_quantized_model_and_finishes_as_the_trained_student(family, tmp_path):
+    model, q, pixels = quantized(family)
+    grids, learned = student.start(q, kernel_bits(q))
+    run = jax.jit(lambda learned, x: student.student_pass(model.module, grids, learned, x)[0])
+    np.testing.assert_array_equal(run(learned, pixels), q(pixels))
+    learned = perturbed(learned)
+    finished = student.finish(q, grids, learned)
+    psaq_jax.save_quantized(finished, tmp_path / "q")
+    loaded = psaq_jax.load_quantized(tmp_path / "q")
+    assert np.abs(np.asarray(loaded(pixels)) - np.asarray(q(pixels))).max() > 1e-3, "it has been changed"
+    np.testing.assert_allclose(run(learned, pixels), loaded(pixels), atol=1e-5)
+    assert loaded.params["head"]["kernel"].codes.dtype == np.int8
+
+
+UNIFORM = UniformQuantizer(*map(np.float32, (0.5, 4, 3)))  # -2, -1.5, ... 1.5
+LOG = LogQuantizer(*map(np.float32, (0.8, 2, 4)))
+KERNEL = KernelQuantizer(np.array([0.5, 2.0], np.float32), np.float32(4))
+
+
+@pytest.mark.parametrize(
+    "quantizer, x, passes",
+    [
+        (UNIFORM, [-3.0, -1.9, 0.1, 1.4, 2.0], [0, 1, 1, 1, 0]),
+        (LOG, [1e-9, 0.1, 0.6, 0.81, 1.0], [1, 1, 1, 1, 0]),
+        (KERNEL, [[-2.4, -9.0], [-2.1, 2.9], [1.4, 7.5]], [[0, 1], [1, 1], [1, 0]]),
+    ],
+    ids=["uniform", "logarithmic", "kernel"],
+)
+def test_gradients_pass_rounding_stop_at_clipping_and_move_scales_as_lsq_says(quantizer, x, passes):
+    x, passes = np.array(x, np.float32), np.array(passes, np.float32)
+    logarithm = jnp.zeros_like(quantizer.scale)
+    np.testing.assert_array_equal(fake_quantize(quantizer, logarithm, x), quantizer(x))
+    to_scale, to_x = jax.grad(lambda t, x: fake_quantize(quantizer, t, x).sum(), argnums=(0, 1))(logarithm, x)
+    np.testing.assert_array_equal(to_x, passes)
+    error = np.asarray(quantizer(x)) - passes * x
+    np.testing.assert_allclose(to_scale, error.sum(axis=tuple(range(x.ndim - logarithm.ndim))), rtol=1e-5, atol=1e-6)
+
+
+def test_uniform_scale_gradient_is_lsqs_formula():
+    """LSQ (Esser et al., ICLR 2020, eq. 3), with the zero point: −x/s + round(x/s), or the end that clips."""
+    x = np.array([-3.0, -1.9, 0.1, 1.4, 2.0], np.float32)
+    expected = [-4.0, -4 + 3.8, 0 - 0.2, 3 - 2.8, 3.0]  # codes without the zero point: −4..3
+    found = [
+        float(jax.grad(lambda t, v=v: fake_quantize(UNIFORM, t, v))(jnp.float32(0))) / 0.5 for v in map(np.float32, x)
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_units_are_the_largest_weight_of_a_channel_and_the_size_of_a_leaf():
+    _, q, _ = quantized("vit")
+    grids, learned = student.start(q, kernel_bits(q))
+    sizes = student.units(grids, learned)
+    np.testing.assert_allclose(sizes.kernels["head/kernel"], q.params["head"]["kernel"].scale * 128)
+    np.testing.assert_allclose(
+        sizes.kernels["block_0/mlp/dense1/kernel"], grids.kernels["block_0/mlp/dense1/kernel"].scale * 8
+    )
+    bias = np.asarray(learned.floats["head/bias"])
+    np.testing.assert_allclose(sizes.floats["head/bias"], np.sqrt(np.mean(bias**2)), rtol=1e-6)
+    assert jax.tree.structure(sizes) == jax.tree.structure(learned)
+    assert all(float(np.min(leaf)) > 0 for leaf in jax.tree.leaves(sizes))

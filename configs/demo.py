@@ -5,7 +5,7 @@ bash launch/demo.sh        (which is: python -m launch.quantize --config=configs
 
 import ml_collections
 
-from launch.config import synthesis_fields
+from launch.config import recipe_fields, synthesis_fields
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -25,7 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.dtype = "float32"  # of the synthesis' passes: float32 or bfloat16
     c.synthesis = synthesis_fields()  # the paper's
     c.quantization = ml_collections.ConfigDict()
-    c.quantization.bits = ("w8a8", "w4a8")  # weights 2 to 8, activations 4 to 8
+    c.quantization.bits = ("w8a8", "w4a8")  # w2 to w8 or auto:AVERAGE, a2 to a8 or a32 (floats)
     c.quantization.recipe = "paper"
+    c.quantization.options = recipe_fields()  # of recipe "default"
     c.calibration = ("synthesized", "noise", "real")  # each is calibrated and evaluated apart
     return c

@@ -1,9 +1,14 @@
 """What the scripts in `launch/` share: the config flag, one-line errors with exit code 2, progress bars."""
 
+import contextlib
 import dataclasses
 import logging
+import os
+import pathlib
 import re
 import sys
+import time
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags
@@ -11,18 +16,32 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_dict, config_flags
 from tqdm import tqdm
 
-from psaq_jax import config
+from psaq_jax import config, distributed
 from psaq_jax.errors import InputError
+from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Time between checkpoints of a synthesis.")
 QUIET = flags.DEFINE_bool("quiet", False, "No progress bars, only what comes at the end.")
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", distributed.MODES, "Share the work with other processes (auto: where a cluster is found)."
+)
+ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where no cluster tells it.")
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the work.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+LOG = logging.getLogger("launch")
 
 
 def synthesis_fields(**changes) -> ConfigDict:
     """The fields of `SynthesisConfig`, with its defaults and these changes; None may be overridden by a number."""
     fields = dataclasses.asdict(SynthesisConfig(**changes))
     return ConfigDict({k: config_dict.placeholder(float) if v is None else v for k, v in fields.items()})
+
+
+def recipe_fields(**changes) -> ConfigDict:
+    """The fields of `DefaultRecipe`, with its defaults and these changes; None may be overridden by True or False."""
+    fields = dataclasses.asdict(DefaultRecipe(**changes))
+    return ConfigDict({k: config_dict.placeholder(bool) if v is None else v for k, v in fields.items()})
 
 
 def define_config() -> flags.FlagHolder:
@@ -38,25 +57,53 @@ def read_job(holder: flags.FlagHolder, kind: type = config.JobConfig):
     return config.from_mapping(kind, holder.value.to_dict())
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`. Bad input ends with one line on the console and exit code 2."""
+def run(main: Callable[[], None], several: bool = False) -> None:
+    """Parses the flags and runs `main`. Bad input ends with one line on the console and exit code 2.
+
+    `several`: whether several processes can share the job's work.
+    """
     absl_logging.set_verbosity(absl_logging.WARNING)  # the checkpoint library tells every step of every save
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # "no TPU found" is no news to anybody
     try:
-        app.run(lambda _: _one_line(main), flags_parser=_parse)
+        app.run(lambda _: _one_line(main, several), flags_parser=_parse)
     except InputError as error:
         _fail(error)
 
 
-def _one_line(main):
+def _one_line(main, several: bool):
+    try:
+        distributed.start(DISTRIBUTED.value, ADDRESS.value, PROCESSES.value, PROCESS.value)
+        if distributed.count() == 1:
+            main()
+        elif several:
+            _with_others(main)
+        else:
+            raise InputError(f"found {distributed.count()} processes, this job works in one; give --distributed=off")
+    except InputError as error:
+        _fail(error)
+
+
+def _with_others(main):
+    """One process speaks; none waits for one that failed: it leaves at once, and its connection tells the others."""
+    if not distributed.is_first():
+        sys.stdout = open(os.devnull, "w")
     try:
         main()
-    except InputError as error:
-        _fail(error)
+    except InputError:
+        raise
+    except SystemExit:  # after SIGTERM all leave together
+        distributed.finish()
+        raise
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    distributed.finish()
 
 
 def _fail(error) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    if distributed.is_started():
+        os._exit(2)  # an ordinary exit waits for the others
     sys.exit(2)
 
 
@@ -85,9 +132,50 @@ def _unknown_override(argv, error: Exception) -> str:
     return f"{flag.lstrip('-')} is not a known field; {hint}"
 
 
+@contextlib.contextmanager
+def logged(workdir: pathlib.Path):
+    """While the block runs, WORKDIR/log.txt takes the command, what `LOG` is told, every warning, and how it ended."""
+    handler = logging.FileHandler(workdir / "log.txt", encoding="utf-8", errors="replace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = (logging.getLogger(), LOG)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False  # not to the console: it has bars and a table
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        LOG.info("%s", " ".join(sys.argv))
+        yield
+        LOG.info("finished")
+    except BaseException as error:
+        LOG.error("ended by %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+class Stopwatch:
+    """Wall seconds by phase: call it at the end of each; phases of the same name add up."""
+
+    def __init__(self):
+        self.seconds, self._last = {}, time.monotonic()
+
+    def __call__(self, phase: str) -> None:
+        now = time.monotonic()
+        spent, self._last = now - self._last, now
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+        LOG.info("%s: %.1f s", phase, spent)
+
+
+def color() -> bool:
+    """Whether the console shows colours: a terminal, and nobody has set NO_COLOR (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def bar(title: str):
     """A progress bar, or None under --quiet."""
-    return None if QUIET.value else ProgressBar(title)
+    return None if QUIET.value or not distributed.is_first() else ProgressBar(title)
 
 
 class ProgressBar:

@@ -1,42 +1,43 @@
 """Top-1, top-5 and loss of a float model or of a saved quantized one (`config.model` takes either).
 
     python -m launch.evaluate --config=configs/demo.py --config.model=SOURCE|ARTEFACT --config.data=SPEC --workdir=DIR
+        [--execution=simulated|integer]
 
 Writes DIR/results.json, the figures under "float" or "quantized".
 """
-
-import pathlib
 
 from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline
+from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
+EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a saved quantized model.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json.", required=True)
 
 
 def main():
     config = launch_config.read_job(CONFIG)
-    model = pipeline.load_either(config.model)
+    model = pipeline.load_either(config.model, EXECUTION.value)
     dataset = pipeline.open_data(config, model)
     if dataset is None:
-        raise psaq_jax.InputError(
-            "config.data is empty, expected a data set spec such as folder:DIR or npz:FILE"
-        )
+        raise psaq_jax.InputError("config.data is empty, expected a data set spec such as folder:DIR or npz:FILE")
     metrics = psaq_jax.evaluate(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
     kind = "quantized" if isinstance(model, QuantizedModel) else "float"
     results = {"model": config.model, **pipeline.describe_machine(), kind: metrics._asdict()}
+    if kind == "quantized":
+        results["execution"] = EXECUTION.value
     if dataset.skipped:
         results["skipped"] = dataset.skipped
-    path = files.write_json(pathlib.Path(WORKDIR.value) / "results.json", results)
-    print(
-        f"top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  on {metrics.examples} images"
-    )
+    with local_folder(WORKDIR.value) as workdir:
+        path = files.write_json(workdir / "results.json", results)
+    print(f"top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  on {metrics.examples} images")
     print(f"  results: {path}")
 
 
 if __name__ == "__main__":
-    launch_config.run(main)
+    launch_config.run(main, several=True)

@@ -16,24 +16,19 @@ from psaq_jax import pipeline
 from psaq_jax.errors import InputError
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.export.stablehlo import PLACES, export_stablehlo
-from psaq_jax.quantization.integer import integer_model
-from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.quantization.artefact import EXECUTIONS
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "A file in configs/; only `model` is read.")
 FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of the exported file.")
-EXECUTION = flags.DEFINE_enum("execution", "simulated", ["simulated", "integer"], "Of a quantized model in StableHLO.")
+EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a quantized model in StableHLO.")
 WEIGHTS = flags.DEFINE_enum("weights", "inside", PLACES, "Where StableHLO's weights are: in its file or beside it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the exported files.", required=True)
 
 
 def main():
-    model = pipeline.load_either(launch_config.read_job(CONFIG).model)
-    if EXECUTION.value == "integer":
-        if FORMAT.value == "onnx" or not isinstance(model, QuantizedModel):
-            raise InputError(
-                "--execution=integer is for a quantized model in StableHLO; an ONNX runtime chooses for itself"
-            )
-        model = integer_model(model)
+    if EXECUTION.value == "integer" and FORMAT.value == "onnx":
+        raise InputError("--execution=integer is for StableHLO; an ONNX runtime chooses for itself, leave it out")
+    model = pipeline.load_either(launch_config.read_job(CONFIG).model, EXECUTION.value)
     if FORMAT.value == "onnx":
         written = export_onnx(model, WORKDIR.value)
     else:

@@ -1,6 +1,7 @@
 """Predictions of a float or saved quantized model (`config.model` takes either) for images without labels.
 
     python -m launch.predict --config=configs/demo.py --config.model=SOURCE|ARTEFACT --config.data=SPEC --workdir=DIR
+        [--execution=simulated|integer]
 
 Writes DIR/predictions.jsonl, one line an image: its name and its five likeliest labels with their probabilities; and
 DIR/logits.npy, float32 [n, classes]. `config.data` takes folder:, npz: (labels not needed), tfds: and bundled:.
@@ -17,14 +18,16 @@ import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline
 from psaq_jax.evaluation import collect_logits
+from psaq_jax.quantization.artefact import EXECUTIONS
 
 CONFIG = launch_config.define_config()
+EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a saved quantized model.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for predictions.jsonl and logits.npy.", required=True)
 
 
 def main():
     config = launch_config.read_job(CONFIG)
-    model = pipeline.load_either(config.model)
+    model = pipeline.load_either(config.model, EXECUTION.value)
     dataset = pipeline.open_data(config, model)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected images such as folder:DIR or npz:FILE")

@@ -2,7 +2,8 @@
 
     python -m launch.quantize --config=configs/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-Writes DIR/results.json, config.json, images/, quantized/NAME/, report.html and metrics/ (README.md says what is what).
+Writes DIR/results.json, config.json, images/, quantized/NAME/, report.html, metrics/ and log.txt (README.md says what
+is what).
 Killed at any moment, the same command goes on from its last checkpoint.
 """
 
@@ -16,6 +17,7 @@ import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline, report
 from psaq_jax.evaluation import metrics
+from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
@@ -29,17 +31,20 @@ def main():
     model = psaq_jax.load_model(config.model)
     dataset = pipeline.open_data(config, model)
     identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
-    with open_workdir(WORKDIR.value, identity) as workdir:
+    with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
         quantize(config, model, dataset, workdir)
 
 
 def quantize(config, model, dataset, workdir):
     seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar("synthesize")
+    spent = launch_config.Stopwatch()
     result, held_out = synthesize_for_job(config, model, workdir, bar, seconds)
     files.write_npy(workdir / "images" / "synthesized.npy", result.images)
+    spent("synthesis")
     sets = pipeline.calibration_images(config, model, dataset, result.images)
     examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
     float_logits, labels = examples.logits(model, config.batch_size, launch_config.bar("float"))
+    spent("evaluation of the float model")
     results = {
         "model": config.model,
         **pipeline.describe_machine(),
@@ -48,16 +53,21 @@ def quantize(config, model, dataset, workdir):
         "synthesis": pipeline.synthesis_summary(config.synthesis, result),
     }
     for run, q in pipeline.quantized_models(config, model, sets):
-        name = f"{run['bits']}-{run['recipe']}-{run['calibration']}"
+        name = pipeline.run_name(run)
+        spent("calibration and quantization")
         scores = pipeline.score(q, examples, float_logits, config.batch_size, launch_config.bar(name))
         results["runs"].append(run | scores)
+        spent("evaluation of quantized models")
         psaq_jax.save_quantized(q, workdir / "quantized" / name, figures=scores)
+        spent("saving")
+    results |= {"seconds": spent.seconds, "peak_memory_bytes": pipeline.peak_memory_bytes()}
     files.write_json(workdir / "results.json", results)
     written = {"results": workdir / "results.json"} | write_pictures(workdir, model, sets, result)
     written["report"] = write_page(workdir, model, config, results, sets, result)
     pictures = {name: model.preprocessing.denormalize(pixels) for name, pixels in sets.items()}
     report.write_metrics(workdir / "metrics", results, result.history, pictures)
-    print(report.results_table(results))
+    launch_config.LOG.info("\n%s", report.results_table(results))
+    print(report.results_table(results, launch_config.color()))
     print(report.summary_line(results))
     for title, path in written.items():
         print(f"  {title}: {path}")
@@ -65,18 +75,18 @@ def quantize(config, model, dataset, workdir):
 
 def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     last = results["runs"][len(config.quantization.bits) - 1]  # the lowest bits of the first recipe and calibration
-    name = f"{last['bits']}-{last['recipe']}-{last['calibration']}"
-    q = psaq_jax.load_quantized(workdir / "quantized" / name)
+    q = psaq_jax.load_quantized(workdir / "quantized" / pipeline.run_name(last))
     found = report.measure_sensitivity(model, q, result.images[:32], launch_config.bar("sensitivity"))
     page = report.render_page(
         results, model=model, images=sets, targets=result.labels, history=result.history,
         ranges={name: psaq_jax.calibrate(model, pixels) for name, pixels in sets.items()},
         sensitivity=found, sensitivity_bits=last["bits"], config=dataclasses.asdict(config),
         command=" ".join(["python -m launch.quantize", *sys.argv[1:]]),
-        sizes=pipeline.stored_sizes(model, workdir / "quantized", results),
+        sizes=pipeline.stored_sizes(model, workdir / "quantized", results), coverage=report.coverage_rows(plan(q)),
+        seconds=results["seconds"], peak_memory_bytes=results["peak_memory_bytes"],
     )  # fmt: skip
     return files.write_bytes(workdir / "report.html", page.encode())
 
 
 if __name__ == "__main__":
-    launch_config.run(main)
+    launch_config.run(main, several=True)

@@ -3,16 +3,19 @@
     python -m launch.sweep --config=configs/sweeps/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
 
 Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds) and DIR/runs.json (every run), after
-every seed. Killed at any moment, the same command goes on; with more seeds, models or bits it computes what is new.
+every seed, and at the end DIR/MODEL/report.html. Killed at any moment, the same command goes on; with more seeds,
+models or bits it computes what is new.
 """
 
+import dataclasses
 import pathlib
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from launch import config as launch_config
-from psaq_jax import sweep, sweep_tables
+from psaq_jax import files, load_model, pipeline, report, sweep, sweep_tables
 from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 
@@ -29,6 +32,16 @@ def main():
     print(sweep_tables.plain(results))
     for title, path in sweep_tables.write(workdir, results).items():
         print(f"  {title}: {path}")
+    for result in results:
+        print(f"  report of {result['model']}: {write_page(workdir, config, result)}")
+
+
+def write_page(workdir, config, result) -> pathlib.Path:
+    page = report.render_page(
+        result | pipeline.describe_machine(), model=load_model(result["model"]), config=dataclasses.asdict(config),
+        command=" ".join(["python -m launch.sweep", *sys.argv[1:]]),
+    )  # fmt: skip
+    return files.write_bytes(workdir / sweep.slug(result["model"]) / "report.html", page.encode())
 
 
 if __name__ == "__main__":

@@ -8,11 +8,17 @@ from typing import Any
 
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.quantizers import check_bits
-from psaq_jax.quantization.recipes import RECIPES
+from psaq_jax.quantization.recipes import RECIPES, DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
 CALIBRATIONS = ("synthesized", "noise", "real")
 DTYPES = ("float32", "bfloat16")
+BITS = re.compile(r"(?:w(?P<weights>\d+)|auto:(?P<budget>\d+(?:\.\d+)?))a(?P<activations>\d+)")
+FLOAT_BITS = 32  # activations of "w4a32" are floats
+
+
+class AverageBits(float):
+    """Mixed precision: how many bits a weight may have on average."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +26,19 @@ class QuantizationConfig:
     """Which quantized models to make: every recipe at every bit-width.
 
     Attributes:
-      bits: such as ("w8a8", "w4a8"): weights 2 to 8, activations 4 to 8.
+      bits: such as ("w8a8", "w4a8", "w4a32", "auto:4.5a8"): weights 2 to 8, activations 2 to 8, or 32: floating point;
+        "auto:" is mixed precision, that many bits a weight on average ("auto:4.5" means "auto:4.5a8").
       recipe: a name, or several separated by commas.
+      options: of recipe "default".
     """
 
     bits: tuple[str, ...] = ("w8a8", "w4a8")
     recipe: str = "paper"
+    options: DefaultRecipe = dataclasses.field(default_factory=DefaultRecipe)
 
     def __post_init__(self):
         bits = (self.bits,) if isinstance(self.bits, str) else tuple(self.bits)
+        bits = tuple(f"{b}a8" if re.fullmatch(r"auto:[\d.]+", str(b)) else b for b in bits)
         object.__setattr__(self, "bits", bits)
         if not bits:
             raise InputError("quantization.bits is empty, expected settings such as ('w8a8', 'w4a8')")
@@ -90,20 +100,26 @@ def _choice(field: str, value, known) -> None:
         raise InputError(f"{field} is {value!r}, known are {', '.join(known)}")
 
 
-def parse_bits(setting: str) -> tuple[int, int]:
-    """ "w4a8" -> (4, 8): bits of the weights and of the activations.
+def parse_bits(setting: str) -> tuple[int | AverageBits, int | None]:
+    """ "w4a8" -> (4, 8): bits of the weights and of the activations; "w4a32" -> (4, None): activations are floats;
+    "auto:4.5a8" -> (AverageBits(4.5), 8): mixed precision.
 
     Raises:
       InputError: another form, or impossible bits.
     """
-    match = re.fullmatch(r"w(\d+)a(\d+)", str(setting))
+    match, where = BITS.fullmatch(str(setting)), f"quantization.bits {setting!r}"
     if not match:
-        raise InputError(f"quantization.bits has {setting!r}, expected a form such as 'w4a8'")
-    weights, activations = int(match[1]), int(match[2])
-    return (
-        check_bits(weights, f"quantization.bits {setting!r}: weight bits"),
-        check_bits(activations, f"quantization.bits {setting!r}: activation bits"),
-    )
+        raise InputError(f"quantization.bits has {setting!r}, expected a form such as 'w4a8', 'w4a32' or 'auto:4.5a8'")
+    activations = int(match["activations"])
+    if activations == FLOAT_BITS:
+        activations = None
+    else:
+        check_bits(activations, f"{where}: activation bits (32: floating point)")
+    if match["budget"] is None:
+        return check_bits(int(match["weights"]), f"{where}: weight bits"), activations
+    if not 2 <= float(match["budget"]) <= 8:
+        raise InputError(f"{where}: the average is {match['budget']}, expected 2 to 8 bits a weight")
+    return AverageBits(match["budget"]), activations
 
 
 def from_mapping(cls: type, values: Mapping[str, Any], prefix: str = "config"):

@@ -2,6 +2,7 @@
 
 import pathlib
 import platform
+import resource
 from collections.abc import Callable
 from importlib import metadata
 from typing import NamedTuple
@@ -10,12 +11,13 @@ import jax
 import numpy as np
 
 import psaq_jax
-from psaq_jax.config import JobConfig, parse_bits
+from psaq_jax.config import AverageBits, JobConfig, parse_bits
 from psaq_jax.data import Dataset, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits, metrics, predict_logits
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model
+from psaq_jax.quantization import mixed_precision
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.transform import QuantizedModel, quantize
@@ -25,9 +27,17 @@ from psaq_jax.synthesis.driver import SynthesisResult
 Progress = Callable[[int, int], None]
 
 
-def load_either(source: str) -> Model | QuantizedModel:
-    """A saved quantized model where `source` is its folder, else the float model of any source."""
-    return load_quantized(source) if is_artefact(source) else load_model(source)
+def load_either(source: str, execution: str = "simulated") -> Model | QuantizedModel:
+    """A saved quantized model where `source` is its folder, else the float model of any source.
+
+    Raises:
+      InputError: integer execution of a float model.
+    """
+    if is_artefact(source):
+        return load_quantized(source, execution)
+    if execution == "integer":
+        raise InputError(f"--execution=integer is for a saved quantized model, {source} is none; give an artefact")
+    return load_model(source)
 
 
 class Examples(NamedTuple):
@@ -48,9 +58,7 @@ def open_data(config: JobConfig, model: Model) -> Dataset | None:
     """The data set of the job, or None where it has none."""
     if not config.data:
         return None
-    dataset = load_dataset(
-        config.data, config.data_errors, config.class_index or None, config.labels_file or None
-    )
+    dataset = load_dataset(config.data, config.data_errors, config.class_index or None, config.labels_file or None)
     if dataset.class_names and len(dataset.class_names) > model.classes:
         raise InputError(
             f"data {config.data!r} has {len(dataset.class_names)} classes, the model has {model.classes}; "
@@ -59,18 +67,14 @@ def open_data(config: JobConfig, model: Model) -> Dataset | None:
     return dataset
 
 
-def calibration_images(
-    config: JobConfig, model: Model, dataset: Dataset | None, synthesized
-) -> dict[str, np.ndarray]:
+def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None, synthesized) -> dict[str, np.ndarray]:
     """{name: normalised images}: as many noise and real images as synthesized ones; real only where there is data."""
     count, sets = config.synthesis.num_images, {}
     for name in config.calibration:
         if name == "synthesized":
             sets[name] = np.asarray(synthesized)
         elif name == "noise":
-            key = jax.random.fold_in(
-                jax.random.key(config.seed), 2**31
-            )  # a stream that no group of images uses
+            key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # a stream that no group of images uses
             sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape)))
         elif dataset is not None:
             pool = dataset.train or dataset
@@ -81,26 +85,29 @@ def calibration_images(
 def quantized_models(config: JobConfig, model: Model, sets: dict[str, np.ndarray]):
     """Yields (run fields, QuantizedModel) for every recipe, calibration set and bit-width."""
     for recipe in config.quantization.recipes:
+        options = None if recipe == "paper" else config.quantization.options
         for calibration, pixels in sets.items():
             ranges = calibrate(model, pixels, recipe=recipe)
             for bits in config.quantization.bits:
-                extra = {} if recipe == "paper" else {"images": pixels}
-                q = quantize(model, ranges, *parse_bits(bits), recipe=recipe, **extra)
+                weights, activations = parse_bits(bits)
+                if isinstance(weights, AverageBits):
+                    weights = mixed_precision.choose_bits(model, pixels, weights, options)
+                images = None if recipe == "paper" else pixels
+                q = quantize(model, ranges, weights, activations, recipe, images, options)
                 yield {"calibration": calibration, "bits": bits, "recipe": recipe, "seed": config.seed}, q
 
 
-def score(
-    q: QuantizedModel, examples: Examples, float_logits, batch_size: int, progress: Progress | None = None
-):
+def run_name(run: dict) -> str:
+    """The name of a run's folder: "w4a8-paper-synthesized"."""
+    return f"{run['bits']}-{run['recipe']}-{run['calibration']}".replace(":", "")  # rsync would see a machine in it
+
+
+def score(q: QuantizedModel, examples: Examples, float_logits, batch_size: int, progress: Progress | None = None):
     """{"top1", "top5", "loss", "agreement"}; the first three are None without labels."""
     logits, labels = examples.logits(q, batch_size, progress)
     if not np.isfinite(logits).all():
-        raise InputError(
-            f"model {q.source}: the quantized model's logits are not finite; its weights are damaged"
-        )
-    measured = (
-        metrics(logits, labels)._asdict() if labels is not None else dict.fromkeys(("top1", "top5", "loss"))
-    )
+        raise InputError(f"model {q.source}: the quantized model's logits are not finite; its weights are damaged")
+    measured = metrics(logits, labels)._asdict() if labels is not None else dict.fromkeys(("top1", "top5", "loss"))
     measured.pop("examples", None)
     return measured | {"agreement": agreement(logits, float_logits)}
 
@@ -121,9 +128,15 @@ def stored_sizes(model: Model, folder: pathlib.Path, results: dict) -> dict[str,
     """{"float32": bytes of the float parameters, "w4a8": bytes of that artefact's weights file, ...}."""
     sizes = {"float32": sum(leaf.size * 4 for leaf in jax.tree.leaves(model.params))}
     for run in results["runs"]:
-        name = f"{run['bits']}-{run['recipe']}-{run['calibration']}"
+        name = run_name(run)
         sizes.setdefault(run["bits"], (folder / name / "model.safetensors").stat().st_size)
     return sizes
+
+
+def peak_memory_bytes() -> int:
+    """The most memory so far: of the first device where it says so (GPU, TPU), else of this process."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe_machine() -> dict:

@@ -34,8 +34,13 @@ def test_every_field_of_a_job_is_in_the_demo_s_config():
         ({"calibration": ("sythesized",)}, "calibration is 'sythesized', known are"),
         ({"calibration": ()}, "calibration is empty"),
         ({"quantization": {"bits": ("w9a8",)}}, "'w9a8': weight bits is 9, expected a whole number of bits from 2"),
-        ({"quantization": {"bits": ("w4a1",)}}, "'w4a1': activation bits is 1"),
+        ({"quantization": {"bits": ("w4a1",)}}, "'w4a1': activation bits (32: floating point) is 1"),
         ({"quantization": {"bits": ("8/8",)}}, "expected a form such as 'w4a8'"),
+        ({"quantization": {"bits": ("w4a16",)}}, "'w4a16': activation bits (32: floating point) is 16"),
+        ({"quantization": {"bits": ("auto:1.9a8",)}}, "the average is 1.9, expected 2 to 8"),
+        ({"quantization": {"bits": ("auto:a8",)}}, "expected a form such as 'w4a8', 'w4a32' or 'auto:4.5a8'"),
+        ({"quantization": {"options": {"sofmax": "uniform"}}}, "did you mean 'softmax'"),
+        ({"quantization": {"options": {"softmax": "linear"}}}, "quantization.options.softmax is 'linear'"),
         ({"quantization": {"bits": ()}}, "quantization.bits is empty"),
         ({"quantization": {"recipe": "papper"}}, "quantization.recipe is 'papper', known are"),
         ({"synthesis": {"num_images": 40}}, "which groups of synthesis.group_size = 32 don't divide"),
@@ -52,6 +57,15 @@ def test_a_missing_model_is_named():
         config.from_mapping(config.JobConfig, {})
 
 
-@pytest.mark.parametrize("setting, bits", [("w8a8", (8, 8)), ("w2a4", (2, 4)), ("w4a8", (4, 8))])
+@pytest.mark.parametrize(
+    "setting, bits",
+    [("w8a8", (8, 8)), ("w2a4", (2, 4)), ("w4a32", (4, None)), ("auto:4.5a6", (4.5, 6)), ("auto:4a32", (4, None))],
+)
 def test_bits_are_read(setting, bits):
     assert config.parse_bits(setting) == bits
+    assert isinstance(config.parse_bits(setting)[0], config.AverageBits) == setting.startswith("auto")
+
+
+def test_mixed_precision_without_activation_bits_means_eight():
+    assert config.QuantizationConfig(bits=("auto:4.5", "w4a8")).bits == ("auto:4.5a8", "w4a8")
+    assert config.QuantizationConfig(bits="auto:4").bits == ("auto:4a8",)

@@ -48,7 +48,13 @@ def test_the_main_job_writes_what_it_says(finished):
     assert images.shape == (4, 32, 32, 3) and images.dtype == np.float32
     names = {"synthesized.png", "noise.png", "real.png", "loss.png", "similarity.png"}
     assert names <= {path.name for path in (workdir / "images").iterdir()}
-    assert (workdir / "report.html").stat().st_size > 10_000
+    page = (workdir / "report.html").read_text()
+    assert "products run in integers" in page
+    assert all(phase in page for phase in (*results["seconds"], "peak memory"))
+    assert results["peak_memory_bytes"] > 10**7
+    log = (workdir / "log.txt").read_text()
+    assert str(workdir) in log.splitlines()[0] and log.endswith("INFO finished\n") and "agreement %" in log
+    assert "\033" not in done.stdout + log  # no terminal: no colours
     assert "agreement" in done.stdout and str(workdir / "report.html") in done.stdout
 
 
@@ -59,6 +65,10 @@ def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
     arguments = (f"--config.model={artefact}", f"--config.data=npz:{data}", f"--workdir={tmp_path}")
     assert launch("evaluate", *arguments).returncode == 0
     assert json.loads((tmp_path / "results.json").read_text())["quantized"]["top1"] == run["top1"]
+    done = launch("evaluate", *arguments, "--execution=integer")
+    integer = json.loads((tmp_path / "results.json").read_text())
+    assert done.returncode == 0 and integer["execution"] == "integer"
+    assert abs(integer["quantized"]["top1"] - run["top1"]) <= 10  # one image of ten
     assert launch("predict", *arguments).returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     logits = np.load(tmp_path / "logits.npy")

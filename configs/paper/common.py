@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from launch.config import synthesis_fields
+from launch.config import recipe_fields, synthesis_fields
 
 
 def published_row(name: str, model: str, crop_fraction: float) -> ml_collections.ConfigDict:
@@ -29,5 +29,6 @@ def published_row(name: str, model: str, crop_fraction: float) -> ml_collections
     c.quantization = ml_collections.ConfigDict()
     c.quantization.bits = ("w4a8", "w8a8")  # the published ones
     c.quantization.recipe = "paper"  # "paper,default" shows ours beside it
+    c.quantization.options = recipe_fields()  # of recipe "default"
     c.calibration = ("synthesized",)  # also: "noise", "real"
     return c

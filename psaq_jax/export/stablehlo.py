@@ -9,6 +9,7 @@ jax writes and reads these files with the package flatbuffers, which it does not
 psaq_jax needs both.
 """
 
+import functools
 import pathlib
 
 import jax
@@ -21,6 +22,7 @@ from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
 from psaq_jax.models.model import Model
+from psaq_jax.quantization.packing import pack
 from psaq_jax.quantization.transform import QuantizedModel
 
 FILE, WEIGHTS, DESCRIPTION = "model.stablehlo", "model.safetensors", "export.json"
@@ -34,7 +36,8 @@ def export_stablehlo(
     """Writes model.stablehlo, export.json and, with weights "beside", model.safetensors.
 
     The function takes float32 pixels [b, height, width, 3], any b, and gives float32 logits [b, classes]. A quantized
-    model's kernels are int8 codes with their scales; an `IntegerModel`'s products are int8 times int8 into int32.
+    model's kernels are int8 codes with their scales, two a byte where they fit 4 bits (the function unpacks them);
+    an `IntegerModel`'s products are int8 times int8 into int32.
 
     Raises:
       InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off,
@@ -43,7 +46,7 @@ def export_stablehlo(
     if weights not in PLACES:
         raise InputError(f"weights is {weights!r}, known are {', '.join(PLACES)}")
     path = pathlib.Path(directory) / FILE
-    tensors = named_arrays(model) if weights == "beside" else {}
+    tensors = stored_arrays(model) if weights == "beside" else {}
     content = stablehlo_bytes(model, weights, platforms)
     arguments = (tensors,) if tensors else ()
     loaded = export.deserialize(bytearray(content))
@@ -58,17 +61,15 @@ def export_stablehlo(
 def stablehlo_bytes(model, weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS) -> bytes:
     """The serialized function, not yet checked."""
     pixels = jax.ShapeDtypeStruct(export.symbolic_shape(f"b, {', '.join(map(str, model.image_shape))}"), jnp.float32)
+    tensors = stored_arrays(model)
+
+    def function(tensors, pixels):
+        return restored(model, tensors)(pixels)
+
     if weights == "inside":
-        function, arguments = model.__call__, (pixels,)
+        function, arguments = functools.partial(function, jax.tree.map(jnp.asarray, tensors)), (pixels,)
     else:
-        tensors, structure = named_arrays(model), jax.tree.structure(model)
-        names = list(tensors)  # jit sorts a dictionary's keys
-
-        def function(tensors, pixels):
-            return jax.tree.unflatten(structure, [tensors[name] for name in names])(pixels)
-
-        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}
-        arguments = (shapes, pixels)
+        arguments = ({name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}, pixels)
     try:
         return bytes(export.export(jax.jit(function), platforms=platforms)(*arguments).serialize())
     except (ValueError, NotImplementedError) as error:
@@ -80,3 +81,30 @@ def named_arrays(model) -> dict[str, np.ndarray]:
     """The leaves of a model in their order, by name: "params/block_0/attention/qkv/kernel/codes"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def stored_arrays(model) -> dict[str, np.ndarray]:
+    """`named_arrays`, but codes that fit 4 bits as ".../packed": uint8 [ceil(codes / 2)], see `packing.pack`."""
+    found = {}
+    for name, array in named_arrays(model).items():
+        small = _packed(name) and -8 <= array.min() and array.max() <= 7
+        found[_packed(name) if small else name] = pack(array, 4) if small else array
+    return found
+
+
+def restored(model, tensors):
+    """The model with the arrays of `stored_arrays`; traceable."""
+    leaves = []
+    for name, like in named_arrays(model).items():
+        if name in tensors:
+            leaves.append(tensors[name])
+            continue
+        halves = tensors[_packed(name)]
+        codes = jnp.stack([halves & 15, halves >> 4], axis=-1).reshape(-1)[: like.size].astype(jnp.int8)
+        leaves.append(((codes ^ 8) - 8).reshape(like.shape))  # extends the sign
+    return jax.tree.unflatten(jax.tree.structure(model), leaves)
+
+
+def _packed(name: str) -> str:
+    """The name of packed codes, or "" for what is no codes."""
+    return f"{name.removesuffix('codes')}packed" if name.endswith("/codes") else ""

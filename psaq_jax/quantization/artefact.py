@@ -9,9 +9,6 @@ What comes from the files is not trusted: nothing is imported or opened by a nam
 size that they declare is compared with what they hold before anything of that size is built.
 """
 
-import hashlib
-import importlib.metadata
-import json
 import os
 import pathlib
 import secrets
@@ -21,42 +18,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 from flax import traverse_util
 
-import psaq_jax
 from psaq_jax.errors import InputError
-from psaq_jax.models.loading import find_checkpoint, tensor_files
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.quantization import packing
-from psaq_jax.quantization.card import model_card
+from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.packing import Refuse, shown
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.record import (
+    CARD,
     CONFIG,
-    FAMILIES,
     LARGEST_SIDE,
     METHOD,
     PREPROCESSOR,
-    VERSION,
     WEIGHTS,
     Record,
     check_file,
     check_keys,
     decoded_file,
-    encoded,
     fields_of,
     read_artefact_json,
     read_module,
     read_record,
     refuse_for,
-    sha256,
 )
-from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.quantization.representation import average_bits
+from psaq_jax.quantization.transform import QuantizedModel, bits_by_layer
 from psaq_jax.sites import apply_with_tap
 
-CARD = "README.md"
+EXECUTIONS = ("simulated", "integer")
 
 
 def save_quantized(
@@ -80,7 +71,7 @@ def save_quantized(
     try:
         _check_replaceable(target)
         temporary.mkdir(parents=True)
-        for name, content in _contents(q, figures or {}).items():
+        for name, content in contents(q, figures or {}).items():
             _write(temporary / name, content)
         load_quantized(temporary)
         _move(temporary, target)
@@ -94,18 +85,33 @@ def save_quantized(
     return directory
 
 
-def load_quantized(directory: str | os.PathLike) -> QuantizedModel:
-    """Reads what `save_quantized` wrote; the logits equal those of the saved model bit for bit.
+def load_quantized(directory: str | os.PathLike, execution: str = "simulated") -> QuantizedModel:
+    """Reads what `save_quantized` wrote.
 
+    Args:
+      execution: "simulated": the logits equal those of the saved model bit for bit. "integer": an `IntegerModel`,
+        whose matrix products run on integers where they can.
     Raises:
-      InputError: files that are missing, cut off, altered or of another version; names the file and field.
+      InputError: files that are missing, cut off, altered or of another version, naming the file and field; another
+        execution.
     """
-    directory = pathlib.Path(directory)
+    if execution not in EXECUTIONS:
+        raise InputError(f"execution is {execution!r}, known are {', '.join(EXECUTIONS)}")
+    q = _load(pathlib.Path(directory))
+    if execution == "simulated":
+        return q
+    from psaq_jax.quantization.integer import integer_model  # most who load an artefact need nothing of it
+
+    return integer_model(q)
+
+
+def _load(directory: pathlib.Path) -> QuantizedModel:
     weights = directory / WEIGHTS
     of_config, of_weights = refuse_for(directory / CONFIG), refuse_for(weights)
     record = read_record(directory / CONFIG, of_config)
     check_file(weights, record, of_weights)
     module, parameters = read_module(record, of_config)
+    weight_bits = _weight_bits(record, parameters, of_config)
     preprocessing = _read_preprocessing(directory / PREPROCESSOR, module.image_size)
     kinds = _site_kinds(record, of_config)
     tensors = packing.read_tensors(weights, packing.layout(parameters, record.kernels, kinds), of_weights)
@@ -118,8 +124,8 @@ def load_quantized(directory: str | os.PathLike) -> QuantizedModel:
                 raise of_config(f"quantization_config.sites: {field} of {entry['name']} is not {WEIGHTS}'s")
     return QuantizedModel(
         params=params, sites=sites, module=module, labels=record.labels, preprocessing=preprocessing,
-        source=record.source, weight_bits=record.weight_bits, activation_bits=record.activation_bits,
-        recipe=record.recipe, options=record.options,
+        source=record.source, weight_bits=weight_bits, activation_bits=record.activation_bits,
+        recipe=record.recipe, kernel_bits=tuple(record.kernels.items()), options=record.options,
     )  # fmt: skip
 
 
@@ -130,6 +136,17 @@ def is_artefact(directory: str | os.PathLike) -> bool:
         return config["quantization_config"]["quant_method"] == METHOD
     except (InputError, OSError, KeyError, TypeError):
         return False
+
+
+def _weight_bits(record: Record, parameters: Mapping, refuse: Refuse) -> int | float:
+    """The model's bits, or its kernels' average; the kernels' own must be what they say."""
+    if record.weight_bits is None:
+        return average_bits(record.kernels, {path: parameters[path].size for path in record.kernels})
+    for layer, bits in bits_by_layer(parameters, record.weight_bits, record.options).items():
+        found = record.kernels[f"{layer}/kernel"]
+        if found != bits:
+            raise refuse(f"quantization_config.kernels: {layer}/kernel has {found} bits, weight_bits mean {bits}")
+    return record.weight_bits
 
 
 def _read_preprocessing(path: pathlib.Path, image_size: tuple[int, int]) -> Preprocessing:
@@ -197,62 +214,6 @@ def _check_replaceable(target: pathlib.Path) -> None:
     if others or (present and not is_artefact(target)):
         found = (others or present)[0]
         raise InputError(f"{target}: holds {shown(found)}, no part of an artefact; choose another folder")
-
-
-def _contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
-    """{file name: content} of an artefact."""
-    if type(q.module) not in FAMILIES.values():
-        found = type(q.module).__name__
-        raise InputError(f"module {found} cannot be saved, known are {', '.join(FAMILIES)}")
-    for name, quantizer in q.sites.items():
-        if type(quantizer) not in packing.KINDS.values():
-            found = type(quantizer).__name__
-            raise InputError(f"site {name}: {found} cannot be saved, add it to packing.KINDS")
-    config, hashes = _read_source(q.source)
-    weights = safetensors.numpy.save(packing.to_tensors(q), metadata={"format": packing.FORMAT})
-    sites = tuple(
-        {"name": name, "kind": type(x).__name__}
-        | {field: np.asarray(getattr(x, field), np.float32).tolist() for field in fields_of(type(x))}
-        for name, x in q.sites.items()
-    )
-    record = Record(
-        quant_method=METHOD, format_version=VERSION, family=type(q.module).__name__, module=encoded(q.module),
-        recipe=q.recipe, options=q.options, weight_bits=q.weight_bits, activation_bits=q.activation_bits,
-        kernels=packing.kernel_bits(q), sites=sites, labels=q.labels, source=q.source, source_sha256=hashes,
-        model_bytes=len(weights), model_sha256=hashlib.sha256(weights).hexdigest(), versions=_versions(),
-    )  # fmt: skip
-    options = q.options and encoded(q.options)
-    return {
-        WEIGHTS: weights,
-        CONFIG: _json(config | {"quantization_config": encoded(record) | {"options": options}}),
-        PREPROCESSOR: _json(encoded(q.preprocessing)),
-        CARD: model_card(q, record, figures).encode(),
-    }
-
-
-def _json(value) -> bytes:
-    try:
-        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the model has a field that JSON cannot hold ({error}); quantize again") from None
-
-
-def _read_source(source: str) -> tuple[dict, dict[str, str]]:
-    """(config.json, {file of weights: hash}) of a checkpoint on this machine; empty where it is not."""
-    try:
-        if source and (source.startswith("bundled:") or pathlib.Path(source).is_dir()):
-            directory = find_checkpoint(source)
-            config = read_artefact_json(directory / CONFIG)
-            standard = json.loads(json.dumps(config), parse_constant=lambda _: None)  # NaN is not JSON
-            return standard, {path.name: sha256(path) for path in tensor_files(directory)}
-    except (InputError, OSError):
-        pass  # moved or deleted since: the artefact needs nothing of it
-    return {}, {}
-
-
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax")
-    return {"psaq_jax": psaq_jax.__version__} | {name: importlib.metadata.version(name) for name in names}
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:

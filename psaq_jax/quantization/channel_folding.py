@@ -17,8 +17,8 @@ from psaq_jax.quantization.segments import Segment
 
 @dataclasses.dataclass(frozen=True)
 class Bits:
-    weights: int
-    activations: int
+    weights: dict[str, int]  # by layer, names relative to the segment
+    activations: int | None  # None: floating point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,8 @@ def norm_folds(parts: Parts) -> list[NormFold]:
 
 def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -> dict:
     """The segment's parameters with per-channel ranges folded in: the same function."""
+    if bits.activations is None:
+        return params
     flat = traverse_util.flatten_dict(params, sep="/")
     norms = norm_folds(parts) if options.fold_norms else []
     widths = {site: flat[f"{f.norm}/scale"].shape[0] for f in norms for site in f.sites}

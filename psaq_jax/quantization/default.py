@@ -25,27 +25,31 @@ CONSUMERS = {
 
 
 def default_params_and_sites(
-    model: Model, weight_bits: int, activation_bits: int, images: np.ndarray, options: DefaultRecipe
+    model: Model,
+    weight_bits: dict[str, int],
+    activation_bits: int | None,
+    images: np.ndarray,
+    options: DefaultRecipe,
 ) -> tuple[dict, dict[str, SiteQuantizer]]:
     """The quantized tree (kernels as `QuantizedKernel`) and {site: quantizer} in running order.
 
     Args:
+      weight_bits: {full name of a Dense layer: bits}; activation_bits: None leaves activations as they are.
       images: [n, height, width, 3] float32 normalised.
     """
-    bits, params = Bits(weight_bits, activation_bits), model.params
-    sites, kernels = {}, {}
+    params, sites, kernels = model.params, {}, {}
     x_float = x = images
     for link in chain(model.module, model.params, model.image_shape):
         segment = link.segment
         parts = inspect(segment, link.parameters(params), x)
+        bits = Bits({layer: weight_bits[link.full_name(layer)] for layer in parts.layers}, activation_bits)
         folded = fold(segment, parts, link.parameters(params), x_float, bits, options)
         found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model))
         rounded, layers = round_weights(segment, parts, folded, found, x, x_float, bits, options)
         target = streaming.propagate(segment, folded, {}, x_float)
         if segment.is_block and wants_reconstruction(bits, options):
-            layer_bits = {layer: options.bits(layer, weight_bits) for layer in layers}
             rounded, layers, found = reconstruct(
-                segment, rounded, layers, layer_bits, found, x, x_float, target, options
+                segment, rounded, layers, bits.weights, found, x, x_float, target, options
             )
         x_float, x = target, streaming.propagate(segment, rounded, found, x)
         params = _replaced(params, link, rounded)
@@ -56,7 +60,8 @@ def default_params_and_sites(
 
 def wants_reconstruction(bits: Bits, options: DefaultRecipe) -> bool:
     """Where the options leave it open: at 4 bits and below, of weights or activations."""
-    few = min(bits.weights, bits.activations) <= 4 and bits.activations < 8
+    activations = bits.activations or 32
+    few = min(*bits.weights.values(), activations) <= 4 and activations < 8
     return few if options.reconstruct is None else options.reconstruct
 
 
@@ -78,6 +83,8 @@ def pixel_range(model: Model) -> tuple[float, float]:
 
 def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pixels) -> dict[str, SiteQuantizer]:
     """A quantizer for every site of the segment, {relative name: quantizer} in running order."""
+    if bits.activations is None:
+        return {}
     heads = [name for name in parts.sites if name.endswith(streaming.PROBABILITIES)]
     widths = {name: _width(name, shape) for name, shape in parts.sites.items() if name not in heads}
     if not widths:
@@ -133,8 +140,7 @@ def round_weights(segment, parts: Parts, params, sites, x, x_float, bits: Bits, 
     for layer in parts.layers:
         kernel = traverse_util.flatten_dict(params, sep="/")[f"{layer}/kernel"]
         moments = streaming.layer_moments(segment, layer, rounded, sites, x, params, x_float)
-        layer_bits = jnp.float32(options.bits(layer, bits.weights))
-        layers[layer] = round_kernel(kernel, moments.hessian, layer_bits, options)
+        layers[layer] = round_kernel(kernel, moments.hessian, jnp.float32(bits.weights[layer]), options)
         changes = {f"{layer}/kernel": layers[layer].kernel.dequantize()}
         bias = traverse_util.flatten_dict(rounded, sep="/").get(f"{layer}/bias")
         if options.bias_correction and bias is not None:
@@ -157,20 +163,20 @@ def round_kernel(kernel, hessian, bits, options: DefaultRecipe) -> Rounded:
     return Rounded(QuantizedKernel(codes.astype(jnp.int8), scale), target)
 
 
-def without_images(model: Model, ranges, wanted, weight_bits: int, activation_bits: int, options: DefaultRecipe):
+def without_images(model: Model, ranges, wanted, weight_bits: dict[str, int], activation_bits, options: DefaultRecipe):
     """What is left of the recipe where there are only ranges: (params, sites), weights rounded to nearest."""
     sites = {name: clipping.uniform(*ranges[name], options.bits(name, activation_bits)) for name in wanted}
     kernels = {}
     for path, value in traverse_util.flatten_dict(model.params, sep="/").items():
         layer, _, leaf = path.rpartition("/")
         if leaf == "kernel":
-            kernels[path] = QuantizedKernel(*quantizers.quantize_weights(value, options.bits(layer, weight_bits)))
+            kernels[path] = QuantizedKernel(*quantizers.quantize_weights(value, weight_bits[layer]))
     return folding.changed(model.params, kernels), sites
 
 
 def folded_model(model: Model, images: np.ndarray, activation_bits: int, options: DefaultRecipe) -> Model:
     """The float model with its per-channel ranges folded in: the same function, and what is quantized afterwards."""
-    params, x, bits = model.params, images, Bits(8, activation_bits)
+    params, x, bits = model.params, images, Bits({}, activation_bits)
     for link in chain(model.module, model.params, model.image_shape):
         own = link.parameters(params)
         folded = fold(link.segment, inspect(link.segment, own, x), own, x, bits, options)

@@ -32,8 +32,8 @@ from psaq_jax.sites import Site
     jax.tree_util.register_dataclass,
     data_fields=["params", "sites", "column_sums"],
     meta_fields=[
-        "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "options",
-        "products",
+        "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "kernel_bits",
+        "options", "products",
     ],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True)

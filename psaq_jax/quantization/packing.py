@@ -78,13 +78,8 @@ def packed_size(count: int, bits: int) -> int:
 
 
 def kernel_bits(q: QuantizedModel) -> dict[str, int]:
-    """{path of a quantized kernel: its bits}: its own, the recipe's for its layer, or the model's."""
-    found = {}
-    for path, leaf in traverse_util.flatten_dict(q.params, sep="/").items():
-        if isinstance(leaf, QuantizedKernel):
-            layer, bits = path.rpartition("/")[0], q.weight_bits
-            found[path] = int(getattr(leaf, "bits", q.options.bits(layer, bits) if q.options else bits))
-    return found
+    """{path of a quantized kernel: its bits}."""
+    return dict(q.kernel_bits)
 
 
 def to_tensors(q: QuantizedModel) -> dict[str, np.ndarray]:
@@ -193,8 +188,7 @@ def to_params(
             codes = tensors[name] if bits[path] == 8 else unpack(tensors[name], bits[path], leaf.shape)
         except InputError as error:
             raise refuse(f"tensor {name!r}: {error}") from None
-        own = {"bits": bits[path]} if "bits" in {f.name for f in dataclasses.fields(QuantizedKernel)} else {}
-        flat[path] = QuantizedKernel(codes=jnp.asarray(codes), scale=jnp.asarray(scale), **own)
+        flat[path] = QuantizedKernel(codes=jnp.asarray(codes), scale=jnp.asarray(scale))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

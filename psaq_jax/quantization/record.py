@@ -25,6 +25,7 @@ from psaq_jax.quantization.packing import Refuse, shown
 from psaq_jax.quantization.recipes import DefaultRecipe
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+CARD = "README.md"
 METHOD, VERSION = "psaq_jax", 1
 LARGEST_JSON = 2**24  # bytes
 LARGEST_SIDE = 2**14  # pixels
@@ -46,7 +47,7 @@ class Record:
     module: dict  # the fields of the Flax module
     recipe: str
     options: DefaultRecipe | None
-    weight_bits: int
+    weight_bits: int | None  # None: mixed precision, `kernels` says which
     activation_bits: int | None  # None: activations in floating point
     kernels: dict  # {path of a kernel: its bits}
     sites: tuple[dict, ...]  # name, kind (a key of packing.KINDS) and that kind's fields, in running order
@@ -143,8 +144,8 @@ def read_record(path: pathlib.Path, refuse: Refuse) -> Record:
         raise refuse(f"quant_method and format_version are {found}, expected {(METHOD, VERSION)}")
     if record.family not in FAMILIES:
         raise refuse(f"family is {shown(record.family)}, known are {', '.join(FAMILIES)}")
-    activation = {} if record.activation_bits is None else {"activation_bits": record.activation_bits}
-    for name, bits in (record.kernels | {"weight_bits": record.weight_bits} | activation).items():
+    named = {name: bits for name in ("weight_bits", "activation_bits") if (bits := getattr(record, name)) is not None}
+    for name, bits in (record.kernels | named).items():
         if type(bits) is not int or not 2 <= bits <= 8:
             raise refuse(f"bits of {shown(name)} are {shown(bits)}, expected a whole number from 2 to 8")
     return record

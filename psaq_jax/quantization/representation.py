@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -56,3 +57,8 @@ class LogQuantizer:
 
 
 SiteQuantizer = UniformQuantizer | LogQuantizer
+
+
+def average_bits(bits: Mapping[str, int], sizes: Mapping[str, int]) -> float:
+    """The bits of a weight on average; both {name of a kernel: …}, sizes in weights."""
+    return sum(bits[name] * sizes[name] for name in bits) / sum(sizes[name] for name in bits)

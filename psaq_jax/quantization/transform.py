@@ -17,22 +17,28 @@ from psaq_jax.quantization import quantizers
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.default import default_params_and_sites, without_images
 from psaq_jax.quantization.recipes import DefaultRecipe, site_filter
-from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer, UniformQuantizer
+from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer, UniformQuantizer, average_bits
 from psaq_jax.sites import Ranges, apply_with_tap, site_names
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "sites"],
-    meta_fields=["module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "options"],
-)
+    meta_fields=[
+        "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "kernel_bits",
+        "options",
+    ],
+)  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class QuantizedModel:
     """A vision transformer in simulated quantization.
 
     Attributes:
       params: as the float model's, every Dense and convolution kernel a `QuantizedKernel`.
-      sites: {site name: its quantizer}, in running order.
+      sites: {site name: its quantizer}, in running order; none where activations are floats.
+      weight_bits: as asked for; with mixed precision the average over all weights of kernels.
+      activation_bits: None: activations in floating point.
+      kernel_bits: (path of a kernel, its bits) of every kernel.
       options: the ingredients of recipe "default"; None for "paper".
     """
 
@@ -42,9 +48,10 @@ class QuantizedModel:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     source: str
-    weight_bits: int
-    activation_bits: int
+    weight_bits: int | float
+    activation_bits: int | None
     recipe: str
+    kernel_bits: tuple[tuple[str, int], ...]
     options: DefaultRecipe | None = None
 
     def __call__(self, pixels) -> jax.Array:
@@ -71,8 +78,8 @@ class QuantizedModel:
 def quantize(
     model: Model,
     ranges: Ranges,
-    weight_bits: int = 4,
-    activation_bits: int = 8,
+    weight_bits: int | Mapping[str, int] = 4,
+    activation_bits: int | None = 8,
     recipe: str = "paper",
     images=None,
     options: DefaultRecipe | None = None,
@@ -81,7 +88,9 @@ def quantize(
 
     Args:
       ranges: of `calibrate` with the same recipe; every quantized site must be there.
-      weight_bits, activation_bits: 2 to 8.
+      weight_bits: 2 to 8; or mixed precision: {layer, such as "block_0/mlp/dense1": 2 to 8} of every layer with a
+        kernel, as `mixed_precision.allocate` finds them.
+      activation_bits: 2 to 8; None leaves activations in floating point, and `ranges` unused.
       recipe: "paper": DESIGN §6, the first and last layer included. "default": the inputs of every matrix product,
         and `options`.
       images: for recipe "default", calibration pixels [n, height, width, 3], synthesized or real. Everything is then
@@ -90,25 +99,48 @@ def quantize(
     Raises:
       InputError: impossible bits, images of another shape, or ranges that don't fit the model's sites.
     """
-    quantizers.check_bits(weight_bits, "weight_bits")
-    quantizers.check_bits(activation_bits, "activation_bits")
     is_wanted = site_filter(model.module, recipe)
-    wanted = [name for name in site_names(model.module, model.params, model.image_shape) if is_wanted(name)]
-    _check_ranges(ranges, wanted)
+    options = None if recipe == "paper" else options or DefaultRecipe()
+    bits, wanted = bits_by_layer(model.params, weight_bits, options), []
+    if activation_bits is not None:
+        quantizers.check_bits(activation_bits, "activation_bits")
+        wanted = [name for name in site_names(model.module, model.params, model.image_shape) if is_wanted(name)]
+        _check_ranges(ranges, wanted)
     if recipe == "paper":
-        options = None
-        params, sites = quantize_params(model.params, weight_bits), _paper_sites(ranges, wanted, activation_bits)
+        params, sites = quantize_params(model.params, bits), _paper_sites(ranges, wanted, activation_bits)
+    elif images is None:
+        params, sites = without_images(model, ranges, wanted, bits, activation_bits, options)
     else:
-        options = options or DefaultRecipe()
-        if images is None:
-            params, sites = without_images(model, ranges, wanted, weight_bits, activation_bits, options)
-        else:
-            images = check_pixels(model, images)
-            params, sites = default_params_and_sites(model, weight_bits, activation_bits, images, options)
+        images = check_pixels(model, images)
+        params, sites = default_params_and_sites(model, bits, activation_bits, images, options)
+    mixed = isinstance(weight_bits, Mapping)
     return QuantizedModel(
-        params, sites, model.module, model.labels, model.preprocessing, model.source, weight_bits, activation_bits,
-        recipe, options,
+        params, sites, model.module, model.labels, model.preprocessing, model.source,
+        weight_bits=average_bits(bits, kernel_sizes(model.params)) if mixed else int(weight_bits),
+        activation_bits=activation_bits, recipe=recipe,
+        kernel_bits=tuple((f"{layer}/kernel", b) for layer, b in bits.items()), options=options,
     )  # fmt: skip
+
+
+def kernel_sizes(params: dict) -> dict[str, int]:
+    """{layer: how many weights its kernel has}, of every Dense and convolution layer."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return {path.removesuffix("/kernel"): x.size for path, x in flat.items() if path.endswith("/kernel")}
+
+
+def bits_by_layer(params: dict, weight_bits: int | Mapping, options: DefaultRecipe | None) -> dict[str, int]:
+    """{layer: bits of its kernel}; a whole number is that of every layer but those that the recipe keeps at 8.
+
+    Raises:
+      InputError: impossible bits, or a mapping of other layers than the model's.
+    """
+    layers = kernel_sizes(params)
+    if not isinstance(weight_bits, Mapping):
+        bits = quantizers.check_bits(weight_bits, "weight_bits")
+        return {layer: options.bits(layer, bits) if options else bits for layer in layers}
+    if other := sorted(layers.keys() ^ weight_bits.keys()):
+        raise InputError(f"weight_bits: layer {other[0]!r} is missing or unknown, expected the model's {len(layers)}")
+    return {layer: quantizers.check_bits(weight_bits[layer], f"weight_bits of {layer}") for layer in layers}
 
 
 def _paper_sites(ranges: Ranges, wanted: list[str], bits: int) -> dict[str, UniformQuantizer]:
@@ -129,12 +161,11 @@ def _check_ranges(ranges: Mapping, wanted: list[str]) -> None:
             raise InputError(f"the range of site {name} is ({low}, {high}), expected finite minimum <= maximum")
 
 
-def quantize_params(params: dict, bits: int) -> dict:
-    """Every kernel of the tree as a `QuantizedKernel`; biases, LayerNorms and tokens as they are."""
+def quantize_params(params: dict, bits: Mapping[str, int]) -> dict:
+    """Every kernel of the tree, {layer: bits}, as a `QuantizedKernel`; biases, LayerNorms and tokens as they are."""
     flat = traverse_util.flatten_dict(params, sep="/")
-    for path, value in flat.items():
-        if path.rpartition("/")[2] == "kernel":
-            flat[path] = QuantizedKernel(*_quantize_weights(value, bits))
+    for layer, layer_bits in bits.items():
+        flat[f"{layer}/kernel"] = QuantizedKernel(*_quantize_weights(flat[f"{layer}/kernel"], layer_bits))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -4,12 +4,14 @@ from psaq_jax.report.figures import loss_curves, similarity_figure
 from psaq_jax.report.images import image_grid
 from psaq_jax.report.metrics import write_metrics
 from psaq_jax.report.page import render_page
+from psaq_jax.report.sections import coverage_rows
 from psaq_jax.report.sensitivity import Sensitivity, measure_sensitivity
 from psaq_jax.report.summary import summary_line
 from psaq_jax.report.tables import markdown_table, results_table
 
 __all__ = [
     "Sensitivity",
+    "coverage_rows",
     "image_grid",
     "loss_curves",
     "markdown_table",

@@ -50,7 +50,7 @@ def render_page(
       history: {term: [iterations]} of the synthesis.
       ranges: {calibration: {site: (minimum, maximum)}}.
       sensitivity: of `measure_sensitivity`; sensitivity_bits: what was measured, such as "w4a8".
-      coverage: products as {"name", "execution" ("integer" or "float"), "reason"}.
+      coverage: of `coverage_rows`: {"name", "execution" ("integer" or "float"), "reason", "share" (may be missing)}.
       sizes: {"float32" first, then such as "w4a8": bytes} as measured on disk; None: computed from `model`.
       seconds: {phase: wall seconds}; peak_memory_bytes: of the process or the device.
       command: the exact command line; config: the whole configuration.

@@ -1,6 +1,7 @@
 """The page's numbers, section by section, in the form in which the template shows them."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from psaq_jax.quantization.integer_plan import MatrixProduct
 from psaq_jax.report.sensitivity import Sensitivity, block_of
 from psaq_jax.report.settings import settings
 
@@ -83,10 +85,10 @@ def weight_sizes(params: dict, bits: Sequence[str]) -> dict[str, int]:
     whole, inside = sum(v.size for v in flat.values()), sum(k.size for k in kernels)
     sizes = {"float32": 4 * whole}
     for name in dict.fromkeys(bits):
-        match = re.match(r"w(\d+)a", name)
+        match = re.match(r"(?:w|auto:)([\d.]+)a", name)
         if match:
             rest = 4 * (whole - inside + sum(k.shape[-1] for k in kernels))
-            sizes[name] = -(-inside * int(match[1]) // 8) + rest
+            sizes[name] = math.ceil(inside * float(match[1]) / 8) + rest
     return sizes
 
 
@@ -161,6 +163,20 @@ def heat_maps(found: Sequence[Sensitivity] | None) -> list[Heat]:
         if rows:
             maps.append(Heat(kind, [re.sub(r"(stage|block)_", r"\1 ", c).replace("/", ", ") for c in columns], rows))
     return maps
+
+
+def coverage_rows(products: Sequence[MatrixProduct]) -> list[dict]:
+    """The products of `integer_plan.plan` as `render_page` takes them; share: percent of all multiply-adds."""
+    whole = max(sum(product.multiply_adds for product in products), 1)
+    return [
+        {
+            "name": product.name,
+            "execution": "integer" if product.integer else "float",
+            "reason": product.reason,
+            "share": 100 * product.multiply_adds / whole,
+        }
+        for product in products
+    ]
 
 
 def pretty(config) -> str:

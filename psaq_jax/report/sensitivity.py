@@ -65,8 +65,10 @@ def measure_sensitivity(
         raise InputError("sensitivity: the quantized model has another architecture than the float one; pass its own")
     pixels = check_pixels(model, pixels)
     if quantized.recipe != "paper":
-        bits = quantized.weight_bits, quantized.activation_bits
-        quantized = quantize(model, calibrate(model, pixels), *bits, recipe="paper")
+        bits = quantized.weight_bits
+        if not isinstance(bits, int):  # mixed precision
+            bits = {path.removesuffix("/kernel"): own for path, own in quantized.kernel_bits}
+        quantized = quantize(model, calibrate(model, pixels), bits, quantized.activation_bits, recipe="paper")
     sites, kernels = tuple(quantized.sites), kernel_paths(model)
 
     def logits(some_sites, some_kernels):

@@ -11,7 +11,7 @@ from jax import export
 
 from psaq_jax import InputError
 from psaq_jax.export import checking
-from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, stablehlo_bytes
+from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, restored, stablehlo_bytes, stored_arrays
 from psaq_jax.quantization.integer import integer_model
 from tests.export.small_models import SWIN, VIT, random_model, random_pixels, random_quantized
 
@@ -75,21 +75,30 @@ def test_platforms_and_symbolic_batch(tmp_path):
 
 
 def test_weights_beside_are_integers(tmp_path):
-    q = random_quantized()
-    export_stablehlo(q, tmp_path, "beside")
+    export_stablehlo(random_quantized(weight_bits=8), tmp_path, "beside")
     tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     codes = {name for name, x in tensors.items() if x.dtype == np.int8}
     assert len(codes) == 2 + 4 * VIT.depth and all(name.endswith("kernel/codes") for name in codes)
     floats = [x.size for name, x in tensors.items() if x.dtype == np.float32]
     assert max(floats) <= 17 * 24  # the position table
-    assert set(tensors) == set(named_arrays(q))
 
 
-def test_weights_inside_are_integers(tmp_path):
-    """Four bytes a weight would not fit."""
+def test_four_bits_are_packed():
+    q = random_quantized(VIT, 4, 8)
+    arrays, tensors = named_arrays(q), stored_arrays(q)
+    packed = {name: x for name, x in tensors.items() if x.dtype == np.uint8}
+    codes = {name: x for name, x in arrays.items() if x.dtype == np.int8}
+    assert sum(x.nbytes for x in packed.values()) * 2 == sum(x.size for x in codes.values())
+    assert not any(x.dtype == np.int8 for x in tensors.values())
+    for name, x in named_arrays(restored(q, tensors)).items():
+        np.testing.assert_array_equal(x, arrays[name], strict=True)
+
+
+@pytest.mark.parametrize(("bits", "bytes_a_weight"), [(8, 1), (4, 0.5)])
+def test_weights_inside_are_integers(bits, bytes_a_weight):
     wide = VIT.clone(width=96, hidden=384, depth=1)
-    content, kernels = stablehlo_bytes(random_quantized(wide), platforms=("cpu",)), 12 * 96 * 96
-    assert kernels < len(content) < 2 * kernels
+    content, kernels = stablehlo_bytes(random_quantized(wide, bits), platforms=("cpu",)), 12 * 96 * 96
+    assert bytes_a_weight * kernels < len(content) < (bytes_a_weight + 0.9) * kernels
 
 
 def test_what_is_off_is_not_written(tmp_path, monkeypatch):

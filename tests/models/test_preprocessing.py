@@ -9,21 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from psaq_jax.errors import InputError
-from psaq_jax.models.images import to_rgb
 from psaq_jax.models.preprocessing import FILTERS, Preprocessing
+from tests.models.preprocessors import BIT, CONFIG, VIT, picture
 
 SIZES = {"wide": (30, 77), "tall": (81, 43), "square": (64, 64), "small": (9, 13), "exact": (32, 32)}
-VIT = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "resample": 2}
-BIT = {
-    "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 40}, "resample": 3,
-    "do_center_crop": True, "crop_size": {"height": 32, "width": 32},
-    "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
-}  # fmt: skip
-CONFIG = {"model_type": "vit", "image_size": 32}
-
-
-def picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def short_side_then_crop(image, short, crop, resample):
@@ -161,152 +150,6 @@ def test_without_resizing_the_size_must_fit():
     assert preprocessing(picture(32, 32)).shape == (1, 32, 32, 3)
     with pytest.raises(InputError, match="31x32 pixels, expected at least 32x32"):
         preprocessing(picture(31, 32))
-
-
-def test_sixteen_bit_grey_is_scaled_not_clipped():
-    values = np.array([[0, 128, 129, 257, 32768, 65534, 65535]], np.uint16)
-    expected = np.rint(values / 257).astype(np.uint8)
-    for mode in ("I;16", "I"):
-        image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values.astype(np.int32))
-        assert image.mode == mode
-        np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.repeat(expected[..., None], 3, axis=-1))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
-def test_pil_modes_become_rgb(mode):
-    image = Image.fromarray(picture(12, 10)).convert("P" if mode == "PA" else mode).convert(mode)
-    np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB")))
-
-
-def test_palette_with_transparency_keeps_its_colours(tmp_path):
-    image = Image.fromarray(picture(12, 10)).quantize(8)
-    image.save(tmp_path / "x.png", transparency=bytes([0, 128] + [255] * 6))
-    with Image.open(tmp_path / "x.png") as opened:
-        assert opened.mode == "P" and "transparency" in opened.info
-        np.testing.assert_array_equal(np.asarray(to_rgb(opened)), np.asarray(image.convert("RGB")))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation):
-    upright = np.zeros((8, 16, 3), np.uint8)
-    upright[:4, :8] = 255
-    undo = [None, None, 0, 3, 1, 5, 2, 6, 4][orientation]  # the transposition that stores it so
-    stored = Image.fromarray(upright) if undo is None else Image.fromarray(upright).transpose(undo)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored.save(tmp_path / "x.png", exif=exif)
-    with Image.open(tmp_path / "x.png") as opened:
-        np.testing.assert_array_equal(np.asarray(to_rgb(opened)), upright)
-
-
-@pytest.mark.parametrize(
-    "image, found",
-    {
-        "float": (Image.new("F", (2, 2)), "mode F"),
-        "negative": (Image.new("I", (2, 2), -5), "from -5"),
-        "premultiplied": (Image.new("La", (2, 2)), "La"),
-    }.values(),
-)
-def test_modes_without_a_known_white_are_refused(image, found):
-    with pytest.raises(InputError, match=found):
-        to_rgb(image)
-
-
-@pytest.mark.parametrize(
-    "model_type, size, before, mean",
-    [
-        ("deit", 224, 256, 0.485),
-        ("vit", 224, 248, 0.5),
-        ("swin", 224, 248, 0.485),
-        ("dinov2", 518, 592, 0.485),
-    ],
-)
-def test_families_without_a_preprocessor_file(model_type, size, before, mean):
-    found = Preprocessing.from_huggingface({"model_type": model_type, "image_size": size}, None)
-    assert (found.image_size, found.resize_size, found.resize) == ((size, size), (before, before), "cover")
-    assert found.mean[0] == mean and found.interpolation == "bicubic"
-
-
-@pytest.mark.parametrize(
-    "preprocessor, geometry",
-    {
-        "feature extractor, integer size": (
-            {"feature_extractor_type": "ViTFeatureExtractor", "size": 32}, ("exact", (32, 32), (32, 32)),
-        ),
-        "deit feature extractor": (
-            {"feature_extractor_type": "DeiTFeatureExtractor", "size": 36, "crop_size": 32},
-            ("exact", (36, 36), (32, 32)),
-        ),
-        "deit without a mention of a crop": (
-            {"image_processor_type": "DeiTImageProcessor", "size": {"height": 32, "width": 32}},
-            ("exact", (32, 32), (32, 32)),
-        ),
-        "deit default crop": (
-            {"image_processor_type": "DeiTImageProcessorFast", "size": 40}, ("exact", (40, 40), (32, 32)),
-        ),
-        "bit, integer size is the shortest edge": (
-            {"image_processor_type": "BitImageProcessorFast", "size": 40, "crop_size": 30},
-            ("cover", (40, 40), (30, 30)),
-        ),
-        "no type": ({"size": {"height": 24, "width": 32}}, ("exact", (24, 32), (24, 32))),
-        "crop switched off": (
-            {"image_processor_type": "DeiTImageProcessor", "size": 40, "do_center_crop": False},
-            ("exact", (40, 40), (40, 40)),
-        ),
-    }.values(),
-)  # fmt: skip
-def test_forms_of_the_preprocessor_file(preprocessor, geometry):
-    found = Preprocessing.from_huggingface(CONFIG, preprocessor)
-    assert (found.resize, found.resize_size, found.image_size) == geometry
-
-
-def test_flags_switch_off_rescaling_and_normalising():
-    found = Preprocessing.from_huggingface(CONFIG, VIT | {"do_rescale": False, "do_normalize": False})
-    image = picture(32, 32)
-    np.testing.assert_array_equal(found(image)[0], image.astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    "preprocessor, field",
-    [
-        ({"image_processor_type": "CLIPSegProcessor"}, "image_processor_type"),
-        (VIT | {"resample": 6}, "resample"),
-        (VIT | {"resample": "bicubic"}, "resample"),
-        (VIT | {"size": {"height": 32}}, "size"),
-        (VIT | {"size": -3}, "size"),
-        (VIT | {"size": {"longest_edge": 32}}, "size"),
-        (BIT | {"size": {"shortest_edge": 40, "longest_edge": 99}}, "size.longest_edge"),
-        (BIT | {"crop_size": "32"}, "crop_size"),
-        (BIT | {"crop_size": 41}, "crop_size"),
-        (BIT | {"do_center_crop": False}, "do_center_crop"),
-        (VIT | {"do_resize": "yes"}, "do_resize"),
-        (VIT | {"rescale_factor": 0}, "rescale_factor"),
-        (VIT | {"image_mean": [0.5, 0.5]}, "image_mean"),
-        (VIT | {"image_std": [0.5, 0.5, 0.0]}, "image_std"),
-        (VIT | {"image_std": "0.5"}, "image_std"),
-    ],
-)
-def test_bad_fields_are_named(preprocessor, field):
-    with pytest.raises(InputError, match=f"^{field}: found .*, expected .*; ") as error:
-        Preprocessing.from_huggingface(CONFIG, preprocessor)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "cfg, field",
-    [
-        ({"input_size": [224, 224]}, "pretrained_cfg.input_size"),
-        ({"input_size": [1, 28, 28]}, "pretrained_cfg.input_size"),
-        ({"interpolation": "random"}, "pretrained_cfg.interpolation"),
-        ({"crop_mode": "border"}, "pretrained_cfg.crop_mode"),
-        ({"crop_pct": 1.1}, "pretrained_cfg.crop_pct"),
-        ({"crop_pct": 0}, "pretrained_cfg.crop_pct"),
-        ({"std": [1, 1, 0]}, "pretrained_cfg.std"),
-    ],
-)
-def test_bad_timm_fields_are_named(cfg, field):
-    with pytest.raises(InputError, match=f"^{field}: found .*, expected .*; "):
-        Preprocessing.from_timm(cfg)
 
 
 def test_another_image_size_scales_what_is_before_the_crop():

@@ -1,7 +1,6 @@
-"""Saved and loaded again: the same logits bit for bit, small files, whole or not at all."""
+"""Saved and loaded again: the same logits bit for bit, small files. (Folders in the way: test_artefact_folders.py.)"""
 
 import dataclasses
-import errno
 import json
 import os
 import re
@@ -13,73 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
-from flax import traverse_util
 
-from psaq_jax import InputError, Model, calibrate, load_model, quantize
-from psaq_jax.models.loading import abstract_params
-from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax import InputError, calibrate, load_model, quantize
 from psaq_jax.models.saving import save_huggingface_vit
-from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
-from psaq_jax.quantization.artefact import is_artefact, load_quantized, save_quantized
+from psaq_jax.quantization.artefact import load_quantized, save_quantized
+from psaq_jax.quantization.integer import IntegerModel, integer_model
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer
-
-VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=1, heads=3, hidden=40, classes=5)
-SWIN = SwinTransformer((18, 16), (2, 2), (8, 16), (2, 1), (2, 4), (16, 32), (4, 4), 5, convention="timm")
-MODULES = {
-    "vit": VIT,
-    "distilled": VIT.clone(distillation_token=True, head="distilled"),
-    "dinov2": VIT.clone(head="class_and_mean_patch", layer_scale=True, swiglu=True, registers=2),
-    "bfloat16": VIT.clone(dtype=jnp.bfloat16),
-    "swin": SWIN,
-}
+from psaq_jax.quantization.transform import kernel_sizes
+from tests.quantization.artefacts import MODULES, VIT, assert_equal, random_model, random_pixels, stored
 
 
-def random_model(module=VIT, source="", labels=("a", "b", "c", "d|e", "<f>\n\ud800")) -> Model:
-    generator = np.random.default_rng(0)
-    flat = {
-        path: jnp.asarray(generator.normal(0, 0.2, leaf.shape).astype(np.float32) + path.endswith("scale"))
-        for path, leaf in abstract_params(module).items()
-    }
-    preprocessing = Preprocessing(module.image_size, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "cover", (40, 40))
-    return Model(traverse_util.unflatten_dict(flat, sep="/"), module, labels, preprocessing, source)
-
-
-def random_pixels(module=VIT, count=3):
-    return np.random.default_rng(1).normal(size=(count, *module.image_size, 3)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def calibrated():
-    model = random_model()
-    return model, calibrate(model, random_pixels())
-
-
-def assert_equal(loaded, saved):
-    """Every field, every bit."""
-    for field in dataclasses.fields(saved):
-        if field.name not in ("params", "sites"):
-            assert getattr(loaded, field.name) == getattr(saved, field.name), field.name
-    assert list(loaded.sites) == list(saved.sites)
-    assert loaded.image_size == saved.image_size
-    before, after = jax.tree.flatten(saved), jax.tree.flatten(loaded)
-    assert before[1] == after[1]
-    for x, y in zip(before[0], after[0], strict=True):
-        assert x.dtype == y.dtype and x.shape == y.shape
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-    pixels = random_pixels(saved.module)
-    assert np.asarray(saved(pixels)).tobytes() == np.asarray(loaded(pixels)).tobytes()
-
-
-def stored(directory) -> dict[str, tuple[str, list[int]]]:
-    with safetensors.safe_open(directory / "model.safetensors", framework="numpy") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}
-        return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
-
-
-@pytest.mark.parametrize("activation_bits", range(4, 9))
+@pytest.mark.parametrize("activation_bits", [*range(2, 9), None])
 @pytest.mark.parametrize("weight_bits", range(2, 9))
 def test_every_pair_of_bits_loads_bit_for_bit(calibrated, tmp_path, weight_bits, activation_bits):
     q = quantize(*calibrated, weight_bits, activation_bits)
@@ -87,10 +32,32 @@ def test_every_pair_of_bits_loads_bit_for_bit(calibrated, tmp_path, weight_bits,
     assert_equal(load_quantized(tmp_path / "q"), q)
 
 
-@pytest.mark.parametrize("weight_bits", range(2, 9))
-def test_activations_in_floating_point(calibrated, tmp_path, weight_bits):
-    q = dataclasses.replace(quantize(*calibrated, weight_bits, 8), sites={}, activation_bits=None)
+def test_mixed_precision(calibrated, tmp_path):
+    """Every kernel has its own bits in the file; the average is not stored but computed."""
+    layers = kernel_sizes(calibrated[0].params)
+    bits = dict(zip(layers, (2, 3, 8, 5, 7, 4), strict=True))
+    q = quantize(*calibrated, bits, 8)
     assert_equal(load_quantized(save_quantized(q, tmp_path / "q")), q)
+    assert q.weight_bits == sum(layers[layer] * b for layer, b in bits.items()) / sum(layers.values())
+    tensors = stored(tmp_path / "q")
+    sizes = {layer: -(-layers[layer] * b // 8) for layer, b in bits.items() if b < 8}
+    packed = {name: shape for name, (kind, shape) in tensors.items() if kind == "U8"}
+    assert packed == {f"params/{layer}/kernel/packed": [size] for layer, size in sizes.items()}
+    assert "Weights: 2 to 8 bits" in (tmp_path / "q" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+def test_integer_execution(tmp_path, recipe):
+    model = random_model()
+    q = quantize(model, calibrate(model, random_pixels(), recipe), 4, 8, recipe)
+    loaded = load_quantized(save_quantized(q, tmp_path / "q"), execution="integer")
+    assert isinstance(loaded, IntegerModel)
+    np.testing.assert_array_equal(loaded(random_pixels()), integer_model(q)(random_pixels()))
+
+
+def test_another_execution_is_refused(calibrated, tmp_path):
+    with pytest.raises(InputError, match="execution is 'int8', known are simulated, integer"):
+        load_quantized(save_quantized(quantize(*calibrated), tmp_path / "q"), execution="int8")
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -171,61 +138,6 @@ def test_the_source_is_described_and_no_longer_needed(tmp_path):
     shutil.rmtree(source)
     assert_equal(load_quantized(tmp_path / "q"), q)
     assert_equal(load_quantized(save_quantized(load_quantized(tmp_path / "q"), tmp_path / "again")), q)
-
-
-def test_an_earlier_artefact_is_replaced_through_a_symlink_too(calibrated, tmp_path):
-    save_quantized(quantize(*calibrated, 8, 8), tmp_path / "q")
-    (tmp_path / "link").symlink_to("q")
-    q = quantize(*calibrated, 4, 4)
-    save_quantized(q, tmp_path / "link")
-    assert_equal(load_quantized(tmp_path / "q"), q)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "q"]
-
-
-def test_an_empty_folder_is_used(calibrated, tmp_path):
-    (tmp_path / "q").mkdir()
-    assert is_artefact(save_quantized(quantize(*calibrated), tmp_path / "q"))
-
-
-@pytest.mark.parametrize("name", ["notes.txt", "config.json", "model.safetensors"])
-def test_a_folder_with_other_files_is_left_alone(calibrated, tmp_path, name):
-    (tmp_path / "q").mkdir()
-    (tmp_path / "q" / name).write_text("{}")
-    assert not is_artefact(tmp_path / "q")
-    with pytest.raises(InputError, match=re.escape(name)):
-        save_quantized(quantize(*calibrated), tmp_path / "q")
-    assert [path.name for path in (tmp_path / "q").iterdir()] == [name]
-
-
-def test_an_artefact_with_a_users_file_is_left_alone(calibrated, tmp_path):
-    q = quantize(*calibrated)
-    (save_quantized(q, tmp_path / "q") / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match="mine.txt"):
-        save_quantized(q, tmp_path / "q")
-    assert (tmp_path / "q" / "mine.txt").read_text() == "keep"
-
-
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_file_in_the_way(calibrated, tmp_path, place):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="file") as caught:
-        save_quantized(quantize(*calibrated), tmp_path / place)
-    assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "x"
-
-
-def test_a_full_disk_leaves_the_earlier_artefact_and_no_litter(calibrated, tmp_path, monkeypatch):
-    earlier = quantize(*calibrated, 8, 8)
-    save_quantized(earlier, tmp_path / "q")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left") as caught:
-        patch.setattr(os, "fsync", full)
-        save_quantized(quantize(*calibrated, 4, 4), tmp_path / "q")
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["q"]
-    assert_equal(load_quantized(tmp_path / "q"), earlier)
 
 
 def test_a_model_that_could_not_be_loaded_is_not_saved(calibrated, tmp_path):

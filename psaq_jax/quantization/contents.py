@@ -1,0 +1,93 @@
+"""What the files of an artefact hold: see `artefact` for which they are."""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+import psaq_jax
+from psaq_jax.errors import InputError
+from psaq_jax.models.loading import find_checkpoint, tensor_files
+from psaq_jax.quantization import packing
+from psaq_jax.quantization.card import model_card
+from psaq_jax.quantization.record import (
+    CARD,
+    CONFIG,
+    FAMILIES,
+    METHOD,
+    PREPROCESSOR,
+    VERSION,
+    WEIGHTS,
+    Record,
+    encoded,
+    fields_of,
+    read_artefact_json,
+    sha256,
+)
+from psaq_jax.quantization.transform import QuantizedModel
+
+
+def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
+    """{file name: content} of an artefact.
+
+    Raises:
+      InputError: a module or quantizer of an unknown kind, or a field that JSON cannot hold.
+    """
+    if type(q.module) not in FAMILIES.values():
+        found = type(q.module).__name__
+        raise InputError(f"module {found} cannot be saved, known are {', '.join(FAMILIES)}")
+    for name, quantizer in q.sites.items():
+        if type(quantizer) not in packing.KINDS.values():
+            found = type(quantizer).__name__
+            raise InputError(f"site {name}: {found} cannot be saved, add it to packing.KINDS")
+    config, hashes = _read_source(q.source)
+    weights = safetensors.numpy.save(packing.to_tensors(q), metadata={"format": packing.FORMAT})
+    sites = tuple(
+        {"name": name, "kind": type(x).__name__}
+        | {field: np.asarray(getattr(x, field), np.float32).tolist() for field in fields_of(type(x))}
+        for name, x in q.sites.items()
+    )
+    record = Record(
+        quant_method=METHOD, format_version=VERSION, family=type(q.module).__name__, module=encoded(q.module),
+        recipe=q.recipe, options=q.options, weight_bits=q.weight_bits if isinstance(q.weight_bits, int) else None,
+        activation_bits=q.activation_bits, kernels=packing.kernel_bits(q), sites=sites, labels=q.labels,
+        source=q.source, source_sha256=hashes, model_bytes=len(weights),
+        model_sha256=hashlib.sha256(weights).hexdigest(), versions=_versions(),
+    )  # fmt: skip
+    options = q.options and encoded(q.options)
+    return {
+        WEIGHTS: weights,
+        CONFIG: _json(config | {"quantization_config": encoded(record) | {"options": options}}),
+        PREPROCESSOR: _json(encoded(q.preprocessing)),
+        CARD: model_card(q, record, figures).encode(),
+    }
+
+
+def _json(value) -> bytes:
+    try:
+        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the model has a field that JSON cannot hold ({error}); quantize again") from None
+
+
+def _read_source(source: str) -> tuple[dict, dict[str, str]]:
+    """(config.json, {file of weights: hash}) of a checkpoint on this machine; empty where it is not."""
+    try:
+        if source and (source.startswith("bundled:") or pathlib.Path(source).is_dir()):
+            directory = find_checkpoint(source)
+            config = read_artefact_json(directory / CONFIG)
+            standard = json.loads(json.dumps(config), parse_constant=lambda _: None)  # NaN is not JSON
+            return standard, {path.name: sha256(path) for path in tensor_files(directory)}
+    except (InputError, OSError):
+        pass  # moved or deleted since: the artefact needs nothing of it
+    return {}, {}
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax")
+    return {"psaq_jax": psaq_jax.__version__} | {name: importlib.metadata.version(name) for name in names}

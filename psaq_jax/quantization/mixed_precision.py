@@ -1,0 +1,105 @@
+"""Mixed precision: every kernel gets its own bits, so that their average meets a budget and the logits lose least.
+
+What a kernel costs at 2 to 8 bits is measured by rounding it alone, all else in floating point, on calibration images:
+no label and no real image is needed. Errors of single kernels are small and nearly independent, so their squares add up
+(the assumption of HAWQ-V2, Dong et al., NeurIPS 2020, whose second-order estimate is measured here instead), and the
+best bits are a multiple-choice knapsack, solved exactly.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from psaq_jax.errors import InputError
+from psaq_jax.models.model import Model
+from psaq_jax.quantization.calibration import check_pixels
+from psaq_jax.quantization.quantizers import fake_quantize_weights
+from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.transform import kernel_sizes
+
+BITS = tuple(range(2, 9))
+IMAGES = 128  # on which costs are measured, at most
+BATCH = 32
+STATES = 2**16  # of the knapsack: where layers' sizes have no common divisor that is large enough, they are rounded up
+
+Progress = Callable[[int, int], None]
+
+
+def choose_bits(
+    model: Model, pixels, budget: float, options: DefaultRecipe | None = None, progress: Progress | None = None
+) -> dict[str, int]:
+    """{layer: bits of its kernel} for `quantize`, the average over all weights at most `budget`.
+
+    Args:
+      pixels: calibration images [n, height, width, 3] normalised; the first 128 are used.
+      budget: 2 to 8 bits a weight on average.
+      options: of recipe "default". First and last layers that it keeps at 8 bits don't count, as they don't in "w4", so
+        that equal budgets are equal sizes.
+      progress: called with (measurements done, in all).
+    Raises:
+      InputError: a budget outside 2 to 8, or images of another shape.
+    """
+    if not 2 <= budget <= 8:
+        raise InputError(f"the budget of mixed precision is {budget!r}, expected an average of 2 to 8 bits a weight")
+    sizes = kernel_sizes(model.params)
+    kept = {layer: options.bits(layer, BITS[0]) for layer in sizes} if options else {}
+    free = [layer for layer in sizes if kept.get(layer, BITS[0]) == BITS[0]]
+    found = allocate(kernel_costs(model, pixels, free, progress), sizes, budget)
+    return {layer: found.get(layer) or kept[layer] for layer in sizes}
+
+
+def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None) -> dict[str, np.ndarray]:
+    """{layer: [7] float64}: the mean squared error of the logits where its kernel alone has 2, 3, ... 8 bits.
+
+    Each image's mean error is removed: softmax does not see it. Kernels are rounded to nearest, whatever the recipe.
+    """
+    pixels = check_pixels(model, pixels)[:IMAGES]
+    pixels = pixels[: max(len(pixels) // BATCH * BATCH, min(len(pixels), BATCH))]  # batches of one size
+    flat, reference, costs = traverse_util.flatten_dict(model.params, sep="/"), _logits(model, pixels), {}
+    for i, layer in enumerate(layers):
+        path, errors = f"{layer}/kernel", []
+        for bits in BITS:
+            rounded = flat | {path: _fake_quantize(flat[path], jnp.float32(bits))}
+            error = _logits(model.replace(params=traverse_util.unflatten_dict(rounded, sep="/")), pixels) - reference
+            errors.append(np.mean(np.square(error - error.mean(axis=1, keepdims=True))))
+        costs[layer] = np.array(errors)
+        if progress:
+            progress(i + 1, len(layers))
+    return costs
+
+
+def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: float) -> dict[str, int]:
+    """{layer: bits} of the least total cost whose average, weighted by size, is at most `budget`.
+
+    Args:
+      costs: {layer: [7], at 2 to 8 bits}; sizes: {layer: weights}; budget: at least 2.
+    """
+    total = sum(sizes[layer] for layer in costs)
+    unit = max(math.gcd(*(sizes[layer] for layer in costs)), -(-total * (BITS[-1] - BITS[0]) // STATES))
+    capacity = math.floor((budget - BITS[0]) * total / unit + 1e-9)  # in units of bits beyond 2 for each weight
+    best, choices = np.zeros(capacity + 1), []
+    for layer, cost in costs.items():
+        options = np.full((len(BITS), capacity + 1), np.inf)
+        for k, bits in enumerate(BITS):
+            used = -(-sizes[layer] * (bits - BITS[0]) // unit)
+            if used <= capacity:
+                options[k, used:] = cost[k] + best[: capacity + 1 - used]
+        choices.append(options.argmin(axis=0))
+        best = options.min(axis=0)
+    found, left = {}, capacity
+    for layer, choice in zip(reversed(costs), reversed(choices), strict=True):
+        found[layer] = BITS[choice[left]]
+        left -= -(-sizes[layer] * (found[layer] - BITS[0]) // unit)
+    return dict(reversed(found.items()))
+
+
+def _logits(model: Model, pixels) -> np.ndarray:
+    parts = [model(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+    return np.concatenate([np.asarray(part, np.float64) for part in parts])
+
+
+_fake_quantize = jax.jit(fake_quantize_weights)

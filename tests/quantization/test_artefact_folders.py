@@ -1,0 +1,66 @@
+"""Artefacts replace artefacts and nothing else, whole or not at all."""
+
+import errno
+import os
+import re
+
+import pytest
+
+from psaq_jax import InputError, quantize
+from psaq_jax.quantization.artefact import is_artefact, load_quantized, save_quantized
+from tests.quantization.artefacts import assert_equal
+
+
+def test_an_earlier_artefact_is_replaced_through_a_symlink_too(calibrated, tmp_path):
+    save_quantized(quantize(*calibrated, 8, 8), tmp_path / "q")
+    (tmp_path / "link").symlink_to("q")
+    q = quantize(*calibrated, 4, 4)
+    save_quantized(q, tmp_path / "link")
+    assert_equal(load_quantized(tmp_path / "q"), q)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "q"]
+
+
+def test_an_empty_folder_is_used(calibrated, tmp_path):
+    (tmp_path / "q").mkdir()
+    assert is_artefact(save_quantized(quantize(*calibrated), tmp_path / "q"))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", "model.safetensors"])
+def test_a_folder_with_other_files_is_left_alone(calibrated, tmp_path, name):
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / name).write_text("{}")
+    assert not is_artefact(tmp_path / "q")
+    with pytest.raises(InputError, match=re.escape(name)):
+        save_quantized(quantize(*calibrated), tmp_path / "q")
+    assert [path.name for path in (tmp_path / "q").iterdir()] == [name]
+
+
+def test_an_artefact_with_a_users_file_is_left_alone(calibrated, tmp_path):
+    q = quantize(*calibrated)
+    (save_quantized(q, tmp_path / "q") / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="mine.txt"):
+        save_quantized(q, tmp_path / "q")
+    assert (tmp_path / "q" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_in_the_way(calibrated, tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file") as caught:
+        save_quantized(quantize(*calibrated), tmp_path / place)
+    assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "x"
+
+
+def test_a_full_disk_leaves_the_earlier_artefact_and_no_litter(calibrated, tmp_path, monkeypatch):
+    earlier = quantize(*calibrated, 8, 8)
+    save_quantized(earlier, tmp_path / "q")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left") as caught:
+        patch.setattr(os, "fsync", full)
+        save_quantized(quantize(*calibrated, 4, 4), tmp_path / "q")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+    assert_equal(load_quantized(tmp_path / "q"), earlier)

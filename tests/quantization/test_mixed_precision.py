@@ -1,0 +1,116 @@
+"""Mixed precision: the best bits under a budget, against every other choice; costs measured without labels."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from psaq_jax import InputError, calibrate, quantize
+from psaq_jax.quantization import mixed_precision
+from psaq_jax.quantization.mixed_precision import BITS, allocate, choose_bits, kernel_costs
+from psaq_jax.quantization.quantizers import fake_quantize_weights
+from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.transform import kernel_sizes
+from tests.quantization.artefacts import random_model, random_pixels
+
+
+def random_costs(seed, layers):
+    """Falling costs, as quantization has them, with some noise."""
+    generator = np.random.default_rng(seed)
+    return {
+        f"layer_{i}": generator.uniform(0.1, 10) * 4.0 ** -np.arange(2, 9) * generator.uniform(0.7, 1.3, 7)
+        for i in range(layers)
+    }
+
+
+def average(bits, sizes):
+    return sum(bits[name] * sizes[name] for name in bits) / sum(sizes.values())
+
+
+@pytest.mark.parametrize("budget", [2, 2.7, 3.5, 4, 5.25, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_within_the_budget_costs_less(seed, budget):
+    costs = random_costs(seed, 5)
+    sizes = {name: int(size) for name, size in zip(costs, np.random.default_rng(seed).integers(1, 40, 5), strict=True)}
+    found = allocate(costs, sizes, budget)
+    assert list(found) == list(costs) and average(found, sizes) <= budget
+    others = (dict(zip(costs, bits, strict=True)) for bits in itertools.product(BITS, repeat=5))
+    best = min(sum(costs[n][b - 2] for n, b in o.items()) for o in others if average(o, sizes) <= budget)
+    np.testing.assert_allclose(sum(costs[n][b - 2] for n, b in found.items()), best, rtol=1e-12)
+
+
+def test_sizes_without_a_common_divisor_are_rounded_up(monkeypatch):
+    """Then the budget holds, and is used up but for a part of the knapsack's unit."""
+    monkeypatch.setattr(mixed_precision, "STATES", 200)
+    costs, sizes = random_costs(0, 6), dict(zip(random_costs(0, 6), (1009, 2003, 3001, 4001, 5003, 7001), strict=True))
+    found = allocate(costs, sizes, 4.0)
+    assert 3.5 < average(found, sizes) <= 4
+
+
+def test_costs_are_squared_errors_of_the_logits():
+    model, pixels = random_model(), random_pixels(count=40)
+    costs = kernel_costs(model, pixels, ["head"])["head"]  # 32 of the 40: a whole batch
+    for k, bits in enumerate(BITS):
+        kernel = fake_quantize_weights(model.params["head"]["kernel"], bits)
+        rounded = model.replace(params=model.params | {"head": model.params["head"] | {"kernel": kernel}})
+        error = np.asarray(rounded(pixels[:32]) - model(pixels[:32]), np.float64)
+        error -= error.mean(axis=1, keepdims=True)
+        np.testing.assert_allclose(costs[k], np.mean(error**2), rtol=1e-3)  # float32 logits, subtracted
+    assert costs[0] > 10 * costs[-1]
+
+
+def test_one_forward_pass_is_compiled_for_all(compilations):
+    model, pixels = random_model(), random_pixels(count=8)
+    kernel_costs(model, pixels, ["head"])
+    with compilations() as count:
+        kernel_costs(model, pixels, ["head"])
+    assert count() == 0
+
+
+def test_recipe_default_keeps_first_and_last_apart():
+    model, pixels = random_model(), random_pixels(count=8)
+    sizes, seen = kernel_sizes(model.params), []
+    bits = choose_bits(model, pixels, 3, DefaultRecipe(), lambda done, total: seen.append((done, total)))
+    assert list(bits) == list(sizes) and bits["patch_embedding"] == bits["head"] == 8
+    inner = {layer: b for layer, b in bits.items() if layer.startswith("block")}
+    assert average(inner, {layer: sizes[layer] for layer in inner}) <= 3
+    assert seen == [(i + 1, 4) for i in range(4)]
+    ends = choose_bits(model, pixels, 3, DefaultRecipe(first_last_8bit=False))
+    assert average(ends, sizes) <= 3
+
+
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+def test_every_kernel_gets_its_bits(recipe):
+    model, pixels = random_model(), random_pixels(count=8)
+    bits = dict(zip(kernel_sizes(model.params), (2, 3, 4, 5, 6, 7), strict=True))
+    images = None if recipe == "paper" else pixels
+    q = quantize(model, calibrate(model, pixels, recipe), bits, 8, recipe, images)
+    assert dict(q.kernel_bits) == {f"{layer}/kernel": b for layer, b in bits.items()}
+    layers = {"patch_embedding": q.params["patch_embedding"], "head": q.params["head"]}
+    for layer, b in (("patch_embedding", bits["patch_embedding"]), ("head", bits["head"])):
+        codes = np.asarray(layers[layer]["kernel"].codes)
+        assert codes.min() >= -(2 ** (b - 1)) and 2 ** (b - 2) < np.abs(codes).max() <= 2 ** (b - 1)
+    assert np.isfinite(q(pixels)).all()
+
+
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+def test_activations_in_floating_point(recipe):
+    """No site, weights as with quantized activations (paper), and closer to the float model than with 4 bits."""
+    model, pixels = random_model(), random_pixels(count=8)
+    ranges, images = calibrate(model, pixels, recipe), None if recipe == "paper" else pixels
+    floats = quantize(model, {}, 6, None, recipe, images)
+    coarse = quantize(model, ranges, 6, 4, recipe, images)
+    assert floats.sites == {} and floats.activation_bits is None
+    errors = [np.abs(q(pixels) - model(pixels)).mean() for q in (floats, coarse)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_refusals():
+    model, pixels = random_model(), random_pixels()
+    with pytest.raises(InputError, match="budget of mixed precision is 1.5"):
+        choose_bits(model, pixels, 1.5)
+    with pytest.raises(InputError, match="layer 'head' is missing"):
+        bits = {layer: 4 for layer in kernel_sizes(model.params) if layer != "head"}
+        quantize(model, calibrate(model, pixels), bits, 8)
+    with pytest.raises(InputError, match="weight_bits of head is 9"):
+        quantize(model, calibrate(model, pixels), {**bits, "head": 9}, 8)

@@ -1,0 +1,57 @@
+"""What the scripts share: the log in the work folder, time by phase, colours."""
+
+import logging
+import sys
+
+import pytest
+
+from launch import config
+
+
+def test_the_log_has_the_command_what_was_said_and_the_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch/quantize.py", "--config.seed=3"])
+    for _ in range(2):
+        with config.logged(tmp_path):
+            config.LOG.info("said")
+            logging.getLogger("another").warning("warned")
+    config.LOG.info("afterwards")
+    text = [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert text == ["INFO launch/quantize.py --config.seed=3", "INFO said", "WARNING warned", "INFO finished"] * 2
+    assert "said" not in capsys.readouterr().err
+
+
+def test_the_log_tells_how_a_run_ended(tmp_path):
+    with pytest.raises(SystemExit), config.logged(tmp_path):
+        sys.exit(143)
+    assert (tmp_path / "log.txt").read_text().endswith("ERROR ended by SystemExit: 143\n")
+
+
+def test_phases_add_up():
+    spent = config.Stopwatch()
+    for phase in ("a", "b", "a"):
+        spent(phase)
+    assert list(spent.seconds) == ["a", "b"] and all(0 <= seconds < 60 for seconds in spent.seconds.values())
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "expected"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),  # empty is not set, says no-color.org
+        (True, {"TERM": "dumb"}, False),
+    ],
+)
+def test_colours(monkeypatch, terminal, environment, expected):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert config.color() is expected
+
+
+def test_recipe_fields_make_the_default_recipe():
+    fields = config.recipe_fields(softmax="uniform").to_dict()
+    assert config.DefaultRecipe(**fields) == config.DefaultRecipe(softmax="uniform")

@@ -3,6 +3,9 @@
 Real images excite diverse patch responses, noise excites like ones: the entropy of the distribution of the patches'
 pairwise cosine similarities tells them apart. Pure functions of arrays; no Flax.
 
+The gradient of the entropy is computed with its value, because both need the similarities and neither keeps them: a
+layer leaves [b, p, d] for the backward pass, in place of [b, p, p].
+
 Shapes: b batch, h heads, n tokens, d head width, p patches (n without the special tokens), g grid points, i images.
 """
 
@@ -16,6 +19,7 @@ GRID_POINTS = 10
 BANDWIDTH = 0.01
 SMOOTHING = 1e-4
 EPSILON = 1e-8  # the least norm of a patch response
+MOST_PARTS = 8  # of the sum over the similarities
 
 
 def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array:
@@ -29,6 +33,11 @@ def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array
     Raises:
       ValueError: attention is not 4-dimensional, or no patch is left.
     """
+    return _products(_directions(attention, special_tokens))
+
+
+def _directions(attention, special_tokens):
+    """The patches' responses, averaged over the heads, at length 1: [b, p, d]."""
     if attention.ndim != 4:
         raise ValueError(f"attention is {attention.shape}, expected [batch, heads, tokens, head_dim]")
     if not 0 <= special_tokens < attention.shape[2]:
@@ -36,13 +45,14 @@ def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array
     x = attention.astype(jnp.float32).mean(axis=1)[:, special_tokens:]
     # The square root of a clamped sum: zero vectors get gradient zero, where a clamped norm would give NaN.
     # One division a patch, then a product: XLA makes this of x / norm too, but not in every partitioning.
-    x = x * (1 / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2)))
-    return jnp.einsum("bpd,bqd->bpq", x, x, precision="highest")
+    return x * (1 / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2)))
 
 
-def patch_similarity_entropy(
-    attention: jax.Array, images: int | None = None, special_tokens: int = 1
-) -> jax.Array:
+def _products(directions):
+    return jnp.einsum("bpd,bqd->bpq", directions, directions, precision="highest")
+
+
+def patch_similarity_entropy(attention: jax.Array, images: int | None = None, special_tokens: int = 1) -> jax.Array:
     """The paper's patch-similarity entropy of one layer: a scalar, larger for more diverse patches.
 
     Args:
@@ -55,13 +65,31 @@ def patch_similarity_entropy(
     Raises:
       ValueError: the windows cannot be shared out among the images, or as `patch_similarity`.
     """
-    similarity = patch_similarity(attention, special_tokens)
-    images = len(similarity) if images is None else images
-    if images < 1 or len(similarity) % images:
-        raise ValueError(f"{len(similarity)} windows cannot belong to {images} images alike")
+    directions = _directions(attention, special_tokens)
+    images = len(directions) if images is None else images
+    if images < 1 or len(directions) % images:
+        raise ValueError(f"{len(directions)} windows cannot belong to {images} images alike")
+    return _directions_entropy(directions, images)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _directions_entropy(directions, images):
+    similarity = _products(directions).reshape(images, -1, directions.shape[1])
     grid = similarity_grid(similarity)
-    per_image = jax.vmap(functools.partial(image_entropy, grid=grid))
-    return per_image(similarity.reshape(images, -1, similarity.shape[-1])).mean()
+    return _mean_entropy(kernel_density(similarity, grid), grid)
+
+
+def _entropy_and_gradient(directions, images):
+    """The entropy, and its derivative [b, p, d]: a similarity belongs to two patches, and its matrix is symmetric."""
+    similarity = _products(directions)
+    pooled = similarity.reshape(images, -1, directions.shape[1])
+    grid = similarity_grid(similarity)
+    entropy, weights = jax.value_and_grad(_mean_entropy)(kernel_density(pooled, grid), grid)
+    slope = density_gradient(pooled, grid, weights).reshape(similarity.shape)
+    return entropy, 2 * jnp.einsum("bpq,bqd->bpd", slope, directions, precision="highest")
+
+
+_directions_entropy.defvjp(_entropy_and_gradient, lambda images, gradient, cotangent: (cotangent * gradient,))
 
 
 def similarity_grid(similarity: jax.Array) -> jax.Array:
@@ -70,39 +98,36 @@ def similarity_grid(similarity: jax.Array) -> jax.Array:
     return jnp.linspace(similarity.min(), similarity.max(), GRID_POINTS)
 
 
-def image_entropy(similarity: jax.Array, grid: jax.Array) -> jax.Array:
-    """Entropy of the density of one image's similarities [..., p] at the grid [g]: a scalar by the trapezoid rule."""
-    smoothed = kernel_density(similarity, grid) + SMOOTHING
+def _mean_entropy(density, grid):
+    """Entropy of the densities [i, g] at the grid [g] by the trapezoid rule, averaged over the images."""
+    smoothed = density + SMOOTHING
     entropy = -smoothed * jnp.log(smoothed)
-    return jnp.sum((entropy[1:] + entropy[:-1]) / 2 * jnp.diff(grid))
+    return jnp.sum((entropy[:, 1:] + entropy[:, :-1]) / 2 * jnp.diff(grid), axis=-1).mean()
 
 
-@jax.custom_vjp
 def kernel_density(similarity: jax.Array, grid: jax.Array) -> jax.Array:
-    """Gaussian kernel density of all entries of `similarity` at the grid points: [g]. No gradient for the grid.
+    """Gaussian kernel density of each image's similarities [i, ...] at the grid points [g]: [i, g].
 
-      p(x) = mean_s exp(−(x−s)²/2h²) / (h·√(2π)),   dp(x)/ds = exp(−(x−s)²/2h²)·(x−s)/h² / (h·√(2π)) / count
+      p(x) = mean_s exp(−(x−s)²/2h²) / (h·√(2π))
 
-    Point by point, so that neither pass holds an array of [g, p, p].
+    Point by point, so that nothing as large as [g, p, p] is held. Each point's kernel is first added up over `parts`
+    of the similarities, in one elementwise pass that writes only the sums.
     """
-    return jnp.stack([_kernel(similarity, x).mean() for x in grid]) / np.float32(
-        BANDWIDTH * np.sqrt(2 * np.pi)
-    )
+    parts = max(n for n in range(1, MOST_PARTS + 1) if similarity[0].size % n == 0)
+    split = similarity.reshape(len(similarity), parts, -1)
+    sums = jnp.stack([sum(_kernel(split[:, n], x) for n in range(parts)) for x in grid], axis=1)
+    return sums.sum(axis=-1) * np.float32(1 / (BANDWIDTH * np.sqrt(2 * np.pi) * similarity[0].size))
+
+
+def density_gradient(similarity: jax.Array, grid: jax.Array, weights: jax.Array) -> jax.Array:
+    """The derivative of Σ weights·density with respect to the similarities [i, rows, p]; weights are [i, g].
+
+    dp(x)/ds = exp(−(x−s)²/2h²)·(x−s)/h² / (h·√(2π)) / count
+    """
+    weights = weights * np.float32(1 / (BANDWIDTH**3 * np.sqrt(2 * np.pi) * similarity[0].size))
+    terms = zip(weights.T[:, :, None, None], grid, strict=True)
+    return sum(w * _kernel(similarity, x) * (x - similarity) for w, x in terms)
 
 
 def _kernel(similarity, x):
     return jnp.exp(jnp.square(x - similarity) * np.float32(-0.5 / BANDWIDTH**2))
-
-
-def _density_forward(similarity, grid):
-    return kernel_density(similarity, grid), (similarity, grid)
-
-
-def _density_backward(residuals, cotangent):
-    similarity, grid = residuals
-    weights = cotangent * np.float32(1 / (BANDWIDTH**3 * np.sqrt(2 * np.pi) * similarity.size))
-    gradient = sum(w * _kernel(similarity, x) * (x - similarity) for w, x in zip(weights, grid, strict=True))
-    return gradient, jnp.zeros_like(grid)
-
-
-kernel_density.defvjp(_density_forward, _density_backward)

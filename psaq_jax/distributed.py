@@ -23,18 +23,18 @@ PIECE = 2**24  # bytes of a process that are exchanged at a time: what the devic
 _connection: peers.Connection | None = None
 
 
-def start(mode: str = "auto", address: str | None = None, number: int | None = None, index: int | None = None) -> None:
+def start(mode: str = "auto", address: str | None = None, number: int | None = None, own: int | None = None) -> None:
     """Joins the processes of this run; call it before anything else of JAX.
 
     Args:
       mode: "on": `jax.distributed` finds what is not given here (TPU VM, GKE, Slurm, Open MPI); "auto": "on" where
         an address is given or `in_cluster()`; "off": alone.
-      address, number, index: HOST:PORT of process 0, how many processes, which is this one.
+      address, number, own: HOST:PORT of process 0, how many processes, which is this one.
     Raises:
       InputError: no such cluster, half of the arguments, or processes that cannot reach each other.
     """
     global _connection
-    given = {"--coordinator_address": address, "--num_processes": number, "--process_id": index}
+    given = {"--coordinator_address": address, "--num_processes": number, "--process_id": own}
     if mode == "off" or (mode == "auto" and not in_cluster() and all(v is None for v in given.values())):
         if any(v is not None for v in given.values()):
             raise InputError("--distributed=off: found a process's address or number beside it; leave out one of both")
@@ -43,16 +43,16 @@ def start(mode: str = "auto", address: str | None = None, number: int | None = N
     if 0 < len(missing) < 3:
         raise InputError(f"{', '.join(missing)} missing; give all of {', '.join(given)}, or none in a cluster")
     try:
-        jax.distributed.initialize(address, number, index)
+        jax.distributed.initialize(address, number, own)
     except (ValueError, RuntimeError, OSError) as error:
         raise InputError(
             f"the processes cannot find each other ({error}); give {', '.join(given)}, or --distributed=off"
         ) from None
-    if jax.process_count() > 1:
+    if count() > 1:
         host = address.rpartition(":")[0] if address else None
         with peers.Listener(host) if is_first() else contextlib.nullcontext() as listener:
             where = from_first(listener and {"where": np.asarray(listener.where)})["where"].item()
-            _connection = peers.connect(where, jax.process_index(), jax.process_count(), listener)
+            _connection = peers.connect(where, index(), count(), listener)
 
 
 def in_cluster() -> bool:
@@ -71,24 +71,34 @@ def finish() -> None:
         jax.distributed.shutdown()
 
 
+def is_started() -> bool:
+    return jax.distributed.is_initialized()
+
+
 def count() -> int:
-    return jax.process_count()
+    """How many processes there are."""
+    return jax.process_count() if is_started() else 1
+
+
+def index() -> int:
+    """Which of them this is."""
+    return jax.process_index() if is_started() else 0
 
 
 def is_first() -> bool:
-    return jax.process_index() == 0
+    return index() == 0
 
 
 def share(things: list) -> list:
     """Every n-th, for this process; the first thing where there are too few for all."""
-    return things[jax.process_index() :: count()] or things[:1]
+    return things[index() :: count()] or things[:1]
 
 
 def own_part(things: int) -> range:
     """The consecutive numbers out of 0 to things − 1 that are this process's; all, where there are too few."""
     if things < count():
         return range(things)
-    return range(things * jax.process_index() // count(), things * (jax.process_index() + 1) // count())
+    return range(things * index() // count(), things * (index() + 1) // count())
 
 
 def gather(rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Top-1, top-5 and loss of a model over a data set: padded, masked, sharded; every image exactly once."""
+"""Top-1, top-5 and loss of a model over a data set: padded, masked, sharded; every image exactly once.
+
+With several processes, all call these functions alike: each takes its share of the images, all get the whole result.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from psaq_jax import distributed
 from psaq_jax.data import UNLABELLED, ArraySource, Batch, Dataset, load_dataset
 from psaq_jax.errors import InputError
 
@@ -42,25 +46,26 @@ def evaluate(
         raise InputError(
             "data set: found images without labels, expected labels to evaluate on; add them or predict"
         )
-    sums = np.zeros(3)
-    examples = 0
-    for logits, labels in _logits(model_or_q, dataset, batch_size, progress, workers):
-        _check_labels(labels, logits.shape[-1], examples)
-        sums += [values.sum() for values in _scores(logits, labels)]
-        examples += len(labels)
+    shared = _Shared(dataset)
+    sums = np.zeros(4)
+    for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
+        _check_labels(labels, logits.shape[-1], shared.first + int(sums[3]))
+        sums += [*(values.sum() for values in _scores(logits, labels)), len(labels)]
+    *sums, examples = shared.all_rows(sums[None]).sum(axis=0)
     if not examples:
         raise InputError(
             f"data set: found no sound image among {len(dataset)}, expected at least one; see the log"
         )
-    return _metrics(sums, examples)
+    return _metrics(sums, int(examples))
 
 
 def collect_logits(
     model_or_q, dataset, batch_size: int = 250, progress: Progress | None = None, workers: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """The logits float32 [n, classes] and labels int32 [n] (UNLABELLED: none); arguments as `evaluate`."""
-    parts = list(_logits(model_or_q, _opened(dataset), batch_size, progress, workers))
-    logits, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    shared = _Shared(_opened(dataset))
+    parts = list(_logits(model_or_q, shared, batch_size, progress, workers))
+    logits, labels = (shared.all_rows(np.concatenate(column)) for column in zip(*parts, strict=True))
     return logits, labels
 
 
@@ -78,14 +83,16 @@ def predict_logits(model_or_q, pixels, batch_size: int = 250) -> np.ndarray:
             f"pixels: found shape {list(pixels.shape)}, expected [n, h, w, 3], n at least 1; correct it"
         )
     size = _batch_size(batch_size, len(pixels))
+    own = distributed.own_part(len(pixels))
 
     def batches():
-        for start in range(0, len(pixels), size):
-            part = pixels[start : start + size]
+        for start in range(own.start, own.stop, size):
+            part = pixels[start : min(start + size, own.stop)]
             mask = np.arange(size) < len(part)
             yield Batch(np.pad(part, [(0, size - len(part))] + [(0, 0)] * 3), np.zeros(size, np.int32), mask)
 
-    return np.concatenate([logits for logits, _ in _forward(model_or_q, batches())])
+    logits = np.concatenate([logits for logits, _ in _forward(model_or_q, batches())])
+    return logits if len(own) == len(pixels) else distributed.gather(logits)
 
 
 def agreement(a_logits: np.ndarray, b_logits: np.ndarray) -> float:
@@ -99,6 +106,40 @@ def agreement(a_logits: np.ndarray, b_logits: np.ndarray) -> float:
     return float(100 * np.mean(a_logits.argmax(-1) == b_logits.argmax(-1)))
 
 
+class _Shared:
+    """A data set of which this process reads its part: `own`, a data set that begins at image `first` of the whole."""
+
+    def __init__(self, dataset: Dataset):
+        part = distributed.own_part(len(dataset))
+        self.dataset, self.first, self.own = dataset, part.start, dataset
+        if len(part) < len(dataset):
+            self.own = Dataset(_Part(dataset.source, part), errors=dataset.errors)
+
+    def all_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all processes, in the order of the images; what was skipped is known to all too."""
+        if self.own is self.dataset:
+            return rows
+        self.dataset.skipped += [m for m in distributed.gather_texts(self.own.skipped) if m not in self.dataset.skipped]
+        return distributed.gather(rows)
+
+
+class _Part:
+    """Some consecutive images of a source, as a source."""
+
+    def __init__(self, source, part: range):
+        self.source, self.part = source, part
+        self.class_names, self.labelled = source.class_names, source.labelled
+
+    def __len__(self):
+        return len(self.part)
+
+    def __getitem__(self, index):
+        return self.source[self.part[index]]
+
+    def describe(self, index):
+        return self.source.describe(self.part[index])
+
+
 def _opened(dataset) -> Dataset:
     if isinstance(dataset, Dataset):
         return dataset
@@ -108,16 +149,15 @@ def _opened(dataset) -> Dataset:
     return Dataset(ArraySource(np.asarray(images), np.asarray(labels)))
 
 
-def _logits(
-    model, dataset: Dataset, batch_size, progress, workers
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _logits(model, shared: _Shared, batch_size, progress, workers) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    dataset = shared.own
     names, labels = dataset.class_names, tuple(getattr(model, "labels", None) or ())
     if names and labels and names != labels and sorted(names) == sorted(labels):
         raise InputError(
             f"data set: found the model's classes in another order ({names[0]}, ...), expected {labels[0]}, "
             "...; give a class_index file in the model's order"
         )
-    size = _batch_size(batch_size, len(dataset))
+    size = _batch_size(batch_size, len(shared.dataset))  # as one process has it: rounding depends on the batch
     done = 0
     for part in _forward(model, dataset.batches(model.preprocessing, size, workers)):
         yield part
@@ -129,6 +169,8 @@ def _logits(
 def _forward(model, batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(logits, labels) of the images that count. The next batch is read while the devices do this one."""
     sharding = _sharding()
+    if sharding and not jax.tree_util.all_leaves([model]):  # a pytree: its arrays on every device, once
+        model = jax.device_put(model, NamedSharding(sharding.mesh, PartitionSpec()))
     running = None
     for batch in batches:
         pixels = batch.pixels if sharding is None else jax.device_put(batch.pixels, sharding)
@@ -153,7 +195,7 @@ def _batch_size(wanted: int, examples: int) -> int:
 
 
 def _sharding() -> NamedSharding | None:
-    """Images over this process's devices; every process evaluates on its own."""
+    """Images over this process's devices."""
     devices = jax.local_devices()
     return (
         NamedSharding(Mesh(np.array(devices), ("batch",)), PartitionSpec("batch"))

@@ -8,17 +8,21 @@ from collections.abc import Callable
 
 import numpy as np
 
+from psaq_jax import buckets
 from psaq_jax.errors import InputError
 
 
 def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pathlib.Path:
     """Calls `writer(temporary path)` in the file's own folder, then renames onto `path` (the folder is made).
 
-    The temporary name ends like the real one, so that writers that look at the suffix see it.
+    The temporary name ends like the real one, so that writers that look at the suffix see it. `path` may be a URL
+    (gs://...).
 
     Raises:
       InputError: no right to write, no space, or a folder that is a file.
     """
+    if buckets.is_url(path):
+        return buckets.write(str(path), writer)
     path = pathlib.Path(path)
     temporary = None
     try:

@@ -1,8 +1,10 @@
 """The synthesis of a job: in its folder, resumable, with images to spare where there is no data set."""
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
+from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from psaq_jax.config import JobConfig
 from psaq_jax.models.model import Model
 from psaq_jax.synthesis.checkpointing import Checkpoints
-from psaq_jax.synthesis.driver import Progress, SynthesisResult, synthesize
+from psaq_jax.synthesis.driver import Part, Progress, SynthesisResult, synthesize, synthesize_parts
 
 
 def synthesize_for_job(
@@ -35,14 +37,42 @@ def synthesize_for_job(
     count = config.synthesis.num_images
     spare = config.synthesis.group_size * (not config.data if hold_out is None else hold_out)
     settings = dataclasses.replace(config.synthesis, num_images=count + spare)
+    passes = model.with_dtype(jnp.dtype(config.dtype))
+    with _checkpoints(folder, every_seconds) as checkpoints:
+        result = synthesize(passes, settings, config.seed, progress, checkpoints=checkpoints)
+    return result._replace(images=result.images[:count], labels=result.labels[:count]), result.images[count:]
+
+
+def parts_for_job(
+    config: JobConfig,
+    model: Model,
+    folder: pathlib.Path,
+    safe: Callable[[], int],
+    progress: Progress | None = None,
+    every_seconds: float = 60.0,
+) -> Iterator[Part]:
+    """As `synthesize_for_job`, part by part, for sets that no memory holds.
+
+    Args:
+      safe: the number of the first group that is not safe elsewhere; what comes before is not kept in FOLDER.
+    """
+    passes = model.with_dtype(jnp.dtype(config.dtype))
+    with _checkpoints(folder, every_seconds) as checkpoints:
+        for part in synthesize_parts(
+            passes, config.synthesis, config.seed, progress, checkpoints=checkpoints, first=safe()
+        ):
+            yield part
+            checkpoints.drop(safe())
+
+
+@contextlib.contextmanager
+def _checkpoints(folder: pathlib.Path, every_seconds: float) -> Iterator[Checkpoints]:
     before = signal.getsignal(signal.SIGTERM)
     checkpoints = Checkpoints(folder / "checkpoints", every_seconds)
     checkpoints.save_on_sigterm()
     try:
-        passes = model.with_dtype(jnp.dtype(config.dtype))
-        result = synthesize(passes, settings, config.seed, progress, checkpoints=checkpoints)
+        yield checkpoints
         checkpoints.leave_if_stopping()
         checkpoints.close()
     finally:
         signal.signal(signal.SIGTERM, before)
-    return result._replace(images=result.images[:count], labels=result.labels[:count]), result.images[count:]

@@ -1,12 +1,13 @@
-"""A job's folder: one job at a time, of one configuration, for one model."""
+"""A job's folder, here or in a bucket: one job at a time, of one configuration, for one model."""
 
 import contextlib
 import fcntl
 import json
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 
-from psaq_jax import files
+from psaq_jax import buckets, distributed, files
 from psaq_jax.errors import InputError
 
 
@@ -14,39 +15,60 @@ from psaq_jax.errors import InputError
 def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
     """Makes the folder, locks it while the block runs, and writes config.json or compares with the one there.
 
+    Yields:
+      The folder to write into; see `local_folder`.
     Raises:
       InputError: another process works there, its config.json differs (naming the fields), or no right to write.
     """
-    path = pathlib.Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
-    with lock:
+    distributed.check_same(f"--workdir={path}'s run", json.dumps(config))
+    with local_folder(path) as folder:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"--workdir={path}: another run is at work there; wait for it or choose another") from None
-        config = json.loads(json.dumps(config))
-        _check_same(path / "config.json", config)
-        files.write_json(path / "config.json", config)
-        yield path
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / ".lock").open("w")
+        except OSError as error:
+            raise InputError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"--workdir={path}: another run is at work there; wait for it or choose another"
+                ) from None
+            config = json.loads(json.dumps(config))
+            _check_same(path, folder / "config.json", config)
+            files.write_json(folder / "config.json", config)
+            yield folder
 
 
-def _check_same(file: pathlib.Path, config: Mapping) -> None:
+@contextlib.contextmanager
+def local_folder(path) -> Iterator[pathlib.Path]:
+    """Where a job writes what belongs into --workdir: there, or for gs://... into a local copy that follows it.
+
+    Of several processes only the first has the real folder; the others get one that is thrown away.
+    """
+    if not distributed.is_first():
+        with tempfile.TemporaryDirectory(prefix="psaq_jax-") as folder:
+            yield pathlib.Path(folder)
+    elif buckets.is_url(path):
+        with buckets.local_copy(str(path)) as folder:
+            yield folder
+    else:
+        yield pathlib.Path(path)
+
+
+def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:
     if not file.exists():
         return
     try:
         before = json.loads(file.read_bytes())
     except ValueError:
-        raise InputError(f"{file}: is not readable JSON; remove it or choose another --workdir") from None
+        raise InputError(f"{workdir}: config.json is no readable JSON; remove it or choose another --workdir") from None
     changes = list(_differences("", before, config))
     if changes:
         name, old, new = changes[0]
         more = f" (and {len(changes) - 1} more)" if changes[1:] else ""
         raise InputError(
-            f"{file.parent} belongs to another run: {name} is {old!r} there and {new!r} now{more}; "
+            f"{workdir} belongs to another run: {name} is {old!r} there and {new!r} now{more}; "
             "choose another --workdir, or remove that folder"
         )
 

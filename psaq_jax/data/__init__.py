@@ -25,7 +25,7 @@ def load_dataset(
       spec: one of
         bundled:fashion_mnist[:test | :train];
         tfds:NAME[/CONFIG][:VERSION]:SPLIT, prepared as array_record under TFDS_DATA_DIR; slices such as
-        "validation[:10%]" work;
+        "validation[:10%]" work; tfds:DIR:SPLIT, where DIR is a prepared data set's own folder (/..., ./..., ~...);
         folder:DIR, one folder per class (or flat, with `labels_file` or unlabelled); a DIR that holds the
         folders "train" and "val" ("validation", "test") and no others is evaluated on the latter;
         npz:FILE, `images` uint8 [n, h, w, 3 or 1] and `labels` int [n] (optional).

@@ -52,11 +52,15 @@ def has_split(directory, split: str) -> bool:
 
 
 def prepared_directory(name: str) -> pathlib.Path:
-    """The folder of NAME[/CONFIG][/VERSION] (or NAME:VERSION) under TFDS_DATA_DIR, the newest version.
+    """The folder of NAME[/CONFIG][/VERSION] (or NAME:VERSION) under TFDS_DATA_DIR, the newest version; or a folder.
+
+    `name` may be the path of a prepared data set itself, such as /data/toy/1.0.0 or ./run/dataset.
 
     Raises:
       InputError: nothing is prepared there, or there are several configs to choose from.
     """
+    if name.startswith(("/", "./", "../", "~")) and (pathlib.Path(name).expanduser() / "dataset_info.json").is_file():
+        return pathlib.Path(name).expanduser()
     root = pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     parts = name.replace(":", "/").split("/")
     if not all(re.fullmatch(r"[\w.\-]+", part) for part in parts) or ".." in parts:

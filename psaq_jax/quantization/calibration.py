@@ -4,9 +4,10 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from psaq_jax import distributed
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.recipes import site_filter
@@ -16,25 +17,34 @@ from psaq_jax.sites import Ranges, observe
 def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32) -> Ranges:
     """Minimum and maximum of every quantized site over calibration images, through the float model.
 
+    Batches spread over all devices. With several processes, all call it with the same images and take their share.
+
     Args:
       pixels: [n, height, width, 3] normalised, any n of at least 1.
       recipe: which sites ("paper": DESIGN of the release; 37 for a ViT of 3 blocks).
-      batch_size: images a pass; the ranges do not depend on it beyond rounding.
+      batch_size: images a pass of one device; the ranges do not depend on it beyond rounding, nor on the devices.
     Returns:
       {site name: (minimum, maximum)}, float32 scalars, in the order in which the sites run.
     Raises:
       InputError: no images, images of another shape, or pixels that are not finite.
     """
     pixels = check_pixels(model, pixels)
-    found: Ranges = {}
-    for start in range(0, len(pixels), batch_size):
-        batch = pixels[start : start + batch_size]
-        if start and len(batch) < batch_size:  # repeated images change no minimum and compile nothing anew
-            batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        for name, (low, high) in jax.device_get(_observe(model, batch, recipe)):
-            before = found.get(name, (low, high))
-            found[name] = (min(before[0], low), max(before[1], high))
-    return found
+    batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
+    # Repeated images change no minimum, and compile nothing anew.
+    batches = [np.concatenate([x, np.repeat(x[-1:], len(batches[0]) - len(x), axis=0)]) for x in batches]
+    own = distributed.share(batches)
+    devices = jax.local_devices()[: len(own)]
+    mesh = Mesh(np.asarray(devices), ("data",))
+    model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
+    names, extremes = [], []
+    for start in range(0, len(own), len(devices)):
+        wave = own[start : start + len(devices)]
+        wave = np.stack(wave + wave[-1:] * (len(devices) - len(wave)))
+        names, values = zip(*_observe_wave(model, wave, recipe, mesh), strict=True)
+        extremes.append(np.asarray(values))  # [sites, 2, devices]
+    found = distributed.gather(np.concatenate(extremes, axis=-1).transpose(2, 0, 1))
+    low, high = found.min(axis=0)[:, 0], found.max(axis=0)[:, 1]
+    return {str(name): (low[i], high[i]) for i, name in enumerate(names)}
 
 
 def check_pixels(model: Model, pixels) -> np.ndarray:
@@ -48,12 +58,18 @@ def check_pixels(model: Model, pixels) -> np.ndarray:
     return pixels
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
-def _observe(model: Model, pixels, recipe):
-    wanted = site_filter(model.module, recipe)
-    # A list of pairs: jit returns dictionaries sorted by name, and the order of the sites matters.
-    ranges = observe(model.module, model.params, jnp.asarray(pixels), wanted)
-    return [(_Name(name), value) for name, value in ranges.items()]
+@functools.partial(jax.jit, static_argnames=("recipe", "mesh"))
+def _observe_wave(model: Model, batches, recipe: str, mesh: Mesh):
+    """A batch [b, h, w, 3] on each device, the same program for any number of them: [(site, its ranges)]."""
+
+    def one_device(model, batches):
+        # A list of pairs: jit returns dictionaries sorted by name, and the order of the sites matters.
+        ranges = observe(model.module, model.params, batches[0], site_filter(model.module, recipe))
+        return [(_Name(name), tuple(x[None] for x in value)) for name, value in ranges.items()]
+
+    data = PartitionSpec("data")
+    sharded = jax.shard_map(one_device, mesh=mesh, in_specs=(PartitionSpec(), data), out_specs=data, check_vma=False)
+    return sharded(model, batches)
 
 
 @jax.tree_util.register_static

@@ -136,7 +136,7 @@ class Wave(NamedTuple):
     def own(self) -> slice:
         """The places in the wave of this process's groups."""
         share = self.width // distributed.count()
-        return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+        return slice(share * distributed.index(), share * (distributed.index() + 1))
 
 
 def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part:

@@ -1,0 +1,86 @@
+"""Writes prepared TFDS data sets in array_record, without TensorFlow: what `tfds.builder_from_directory` opens.
+
+Shards first, the description last: a data set that is not whole cannot be opened.
+"""
+
+import io
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from PIL import Image
+
+from psaq_jax import files
+from psaq_jax.extras import require
+
+DESCRIPTION = "dataset_info.json"
+
+
+def png(image) -> bytes:
+    """A uint8 image [h, w] or [h, w, 3], lossless. Bytes: of a file at its end, TFDS stores an empty image silently."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def features(shape: tuple[int, int, int], class_names, **more):
+    """TFDS's features of a classification data set: "image" (PNG), "label", and `more`."""
+    kinds = require("tensorflow_datasets", "data").features
+    return kinds.FeaturesDict(
+        {
+            "image": kinds.Image(shape=shape, dtype=np.uint8, encoding_format="png"),
+            "label": kinds.ClassLabel(names=_distinct(class_names)),
+            **more,
+        }
+    )
+
+
+def _distinct(names) -> list[str]:
+    """TFDS refuses a name that two classes have, such as ImageNet's "crane"."""
+    names = list(names)
+    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def shard_name(name: str, split: str, index: int, shards: int) -> str:
+    return f"{name}-{split}.array_record-{index:05d}-of-{shards:05d}"
+
+
+def write_shard(path, kinds, examples: Iterable[Mapping]) -> None:
+    """One file of records, whole or not at all; `path` may be a URL."""
+    module = require("array_record.python.array_record_module", "data")
+
+    def write(temporary: pathlib.Path):
+        writer = module.ArrayRecordWriter(str(temporary), "group_size:1")
+        for example in examples:
+            writer.write(kinds.serialize_example(example))
+        writer.close()
+
+    files.write(path, write)
+
+
+def write_description(directory, name: str, kinds, shards: Mapping[str, list[tuple[int, int]]], **facts) -> None:
+    """The JSON files that make shards a data set.
+
+    Args:
+      directory: where the shards are; may be a URL.
+      kinds: of `features`.
+      shards: {split: [(records, bytes) of every shard]}.
+      facts: further fields of `tfds.core.DatasetInfo`: description, homepage, metadata.
+    """
+    tfds = require("tensorflow_datasets", "data")
+    splits = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for split, sizes in shards.items():
+            records, stored = zip(*sizes, strict=True)
+            splits.append(tfds.core.SplitInfo(name=split, shard_lengths=list(records), num_bytes=sum(stored)))
+            for i in range(len(sizes)):  # TFDS takes the name and the format from the files' names
+                (folder / shard_name(name, split, i, len(sizes))).touch()
+        tfds.folder_dataset.write_metadata(
+            data_dir=str(folder), features=kinds, split_infos=splits, supervised_keys=("image", "label"),
+            filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", check_data=False, **facts,
+        )  # fmt: skip
+        written = [path for path in folder.iterdir() if ".array_record-" not in path.name]
+        for path in sorted(written, key=lambda path: path.name == DESCRIPTION):
+            files.write_bytes(f"{directory}/{path.name}", path.read_bytes())

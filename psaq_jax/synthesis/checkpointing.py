@@ -70,10 +70,11 @@ class Checkpoints:
 
     def meet(self, unfinished: bool, progress: Callable[[], WaveProgress]) -> None:
         """Between two chunks: saves if it is time or SIGTERM came to any process, and then leaves."""
-        self._stopping, due = distributed.any_of(self._stopping, unfinished and self.due())
-        if self._stopping or due:
+        stopping, due = distributed.any_of(self._stopping, unfinished and self.due())
+        if stopping or due:
             self.save(progress())
-            self.leave_if_stopping()
+        if stopping:
+            self._leave()
 
     def due(self) -> bool:
         """Whether `every_seconds` have passed since the last save."""
@@ -128,11 +129,14 @@ class Checkpoints:
 
     def leave_if_stopping(self) -> None:
         """If SIGTERM came to any process, ends all, their checkpoint on the disk (exit code 143, as shells say it)."""
-        (self._stopping,) = distributed.any_of(self._stopping)
-        if self._stopping:
-            self.close()
+        if distributed.any_of(self._stopping)[0]:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.close()
+        if distributed.is_first():
             print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + signal.SIGTERM)
 
     def finish(self, part: dict[str, np.ndarray]) -> None:
         """Keeps finished groups: part["first"] and those after it."""

@@ -1,0 +1,146 @@
+"""Two processes on this machine: the results of one; and none waits for a dead one."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from psaq_jax import distributed
+from psaq_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ROOT / "tests" / "golden" / "paper" / "vit"
+SMALL = ("--config.synthesis.num_images=12", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(processes, workdir, *arguments, script="quantize"):
+    """The processes of one job, as a user starts them."""
+    command = [
+        sys.executable, "-m", f"launch.{script}", "--config=configs/demo.py", f"--config.model={TINY}", "--quiet",
+        f"--workdir={workdir}", *map(str, arguments),
+    ]  # fmt: skip
+    cluster = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "cache")}  # shared by the tests
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment = os.environ | cache | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    pipes = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    several = [[*cluster, f"--process_id={i}"] for i in range(processes)] if processes > 1 else [[]]
+    return [subprocess.Popen([*command, *flags], **pipes) for flags in several]
+
+
+def outputs(running):
+    found = [process.communicate(timeout=600) for process in running]
+    assert [process.returncode for process in running] == [0] * len(running), found
+    return [out for out, _ in found]
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    """3 groups over 2 processes; images, ranges (in the artefacts), top-1: all equal, bit for bit."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(11) % 10)
+    few = (f"--config.data=npz:{tmp_path / 'data.npz'}", "--config.quantization.bits=('w4a8',)")
+    few += ("--config.calibration=('synthesized','noise')",)
+    outputs(start(1, tmp_path / "one", *few, *SMALL))
+    first, second = outputs(start(2, tmp_path / "two", *few, *SMALL))
+    assert "agreement" in first and "agreement" not in second
+    runs = sorted(path.name for path in (tmp_path / "one" / "quantized").iterdir())
+    for name in ("images/synthesized.npy", *(f"quantized/{run}/model.safetensors" for run in runs)):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one["runs"] == two["runs"] and one["float"]["top1"] == two["float"]["top1"]
+    assert one["float"]["examples"] == two["float"]["examples"] == 11
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_other_process_ends_with_one_line(tmp_path, killed):
+    endless = ("--config.synthesis.iterations=100000", "--checkpoint_seconds=0")
+    running = start(2, tmp_path / "run", *endless, script="synthesize")
+    try:
+        deadline = time.monotonic() + 300
+        while not list((tmp_path / "run" / "checkpoints").glob("running/[1-9]*")) and time.monotonic() < deadline:
+            time.sleep(0.05)  # until both are at work
+            assert [process.poll() for process in running] == [None, None]
+        running[killed].send_signal(signal.SIGKILL)
+        _, error = running[1 - killed].communicate(timeout=60)
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert running[1 - killed].returncode == 75
+    assert len(lines) == 1 and f"process {killed} of this run ended early" in lines[0], error
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
+    """SIGTERM to one of two processes stops both, their state saved; the same command goes on from there."""
+    more = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=2", "--config.synthesis.iterations=3000")
+    outputs(start(1, tmp_path / "whole", *more, script="synthesize"))
+    running = start(2, tmp_path / "run", *more, "--checkpoint_seconds=0.5", script="synthesize")
+    while not list((tmp_path / "run" / "checkpoints").glob("running/[1-9]*")) and None in [p.poll() for p in running]:
+        time.sleep(0.02)
+    running[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [143, 143], errors
+    outputs(start(2, tmp_path / "run", *more, script="synthesize"))
+    for name in ("synthesized.npy", "labels.npy"):
+        whole = (tmp_path / "whole" / "images" / name).read_bytes()
+        assert (tmp_path / "run" / "images" / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("auto", "127.0.0.1:1", None, None), "--num_processes, --process_id missing"),
+        (("off", "127.0.0.1:1", 2, 0), "--distributed=off"),
+        (("on",), "the processes cannot find each other"),
+    ],
+)
+def test_half_a_cluster_is_refused(arguments, message):
+    """In a process whose JAX has begun already, which `jax.distributed` refuses like a cluster that is not there."""
+    jax.numpy.zeros(1)
+    with pytest.raises(InputError, match=message):
+        distributed.start(*arguments)
+
+
+@pytest.mark.parametrize(
+    "environment, several",
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),  # a shell in an allocation, not a step
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
+    ],
+)
+def test_clusters_are_found_by_their_variables(monkeypatch, environment, several):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "JAX_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.in_cluster() == several
+
+
+def test_alone_nothing_is_exchanged():
+    rows = np.arange(3.0)
+    assert distributed.gather(rows) is rows and distributed.any_of(False, True) == (False, True)
+    assert distributed.share([1, 2, 3]) == [1, 2, 3] and distributed.own_part(5) == range(5)
+    assert distributed.gather_texts(["a", "b"]) == ["a", "b"]
+    assert list(distributed.each_from_first([{"a": rows}])) == [{"a": rows}]

@@ -5,25 +5,29 @@ import json
 import pathlib
 
 import jax.numpy as jnp
+from flax import traverse_util
 
 from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
-from psaq_jax.export.onnx_graph import LARGEST_FILE
-from psaq_jax.export.onnx_vit import vit_graph
+from psaq_jax.export.onnx_graph import LARGEST_FILE, Graph
+from psaq_jax.export.onnx_swin import SwinLayers
+from psaq_jax.export.onnx_vit import VitLayers
 from psaq_jax.extras import require
 from psaq_jax.models.model import Model
+from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization.transform import QuantizedModel
 
 FILE, DESCRIPTION = "model.onnx", "export.json"
+LAYERS = {VisionTransformer: VitLayers, SwinTransformer: SwinLayers}
 
 
 def export_onnx(model: Model | QuantizedModel, directory) -> list[pathlib.Path]:
     """Writes model.onnx and export.json (preprocessing, labels, hash, how it was checked).
 
     The graph takes float32 pixels [batch, height, width, 3], any batch, and gives float32 logits. A quantized model's
-    kernels are int8 or, where their codes fit 4 bits, int4; see `onnx_vit` for how sites are written.
+    kernels are int8 or, where their codes fit 4 bits, int4; see `onnx_layers` for how sites are written.
 
     Raises:
       InputError: a family that is not covered, a file beyond protobuf's 2 GB, onnx or onnxruntime not installed, a
@@ -40,13 +44,12 @@ def export_onnx(model: Model | QuantizedModel, directory) -> list[pathlib.Path]:
 
 def onnx_bytes(model: Model | QuantizedModel, where: str = FILE) -> bytes:
     """The serialized graph, not yet checked."""
-    if not isinstance(model.module, VisionTransformer):
-        raise InputError(
-            f"{where}: ONNX export covers ViT, DeiT and DINOv2, found {type(model.module).__name__}; "
-            "use --format=stablehlo"
-        )
-    sites = model.sites if isinstance(model, QuantizedModel) else {}
-    graph, logits = vit_graph(model.module, model.params, sites)
+    if type(model.module) not in LAYERS:
+        known = ", ".join(kind.__name__ for kind in LAYERS)
+        raise InputError(f"{where}: ONNX export covers {known}, found {type(model.module).__name__}; use StableHLO")
+    sites, graph = model.sites if isinstance(model, QuantizedModel) else {}, Graph()
+    params = traverse_util.flatten_dict(model.params, sep="/")
+    logits = LAYERS[type(model.module)](graph, params, sites, model.module).model("pixels")
     preprocessing = model.preprocessing
     metadata = {
         "labels": json.dumps(model.labels),

@@ -12,6 +12,10 @@ from psaq_jax.models.vit import VisionTransformer
 
 VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=1, heads=3, hidden=40, classes=5)
 SWIN = SwinTransformer((18, 16), (2, 2), (8, 16), (1, 1), (2, 4), (16, 32), (4, 4), 5, convention="timm")
+SWINS = {
+    "swin_timm": SWIN.clone(depths=(2, 1)),
+    "swin_transformers": SWIN.clone(depths=(2, 1), image_size=(19, 16), convention="transformers"),
+}
 VITS = {
     "vit": VIT,
     "remainder": VIT.clone(image_size=(18, 23), qkv_bias=False, activation="quick_gelu"),

@@ -17,7 +17,9 @@ from psaq_jax.evaluation import agreement, predict_logits
 from psaq_jax.export import checking, onnx_file
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
-from tests.export.small_models import SWIN, VIT, VITS, random_model, random_pixels, random_quantized
+from tests.export.small_models import SWINS, VIT, VITS, random_model, random_pixels, random_quantized
+
+MODULES = VITS | SWINS
 
 
 def run(path, pixels):
@@ -31,9 +33,9 @@ def initializers(path) -> dict[str, tuple[str, int]]:
     return {x.name: (kinds[x.data_type], math.prod(x.dims)) for x in onnx.load(path).graph.initializer}
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", MODULES)
 def test_float(tmp_path, name):
-    model, pixels = random_model(VITS[name]), random_pixels(VITS[name])
+    model, pixels = random_model(MODULES[name]), random_pixels(MODULES[name])
     path, _ = export_onnx(model, tmp_path)
     for count in (1, 5):
         np.testing.assert_allclose(run(path, pixels[:count]), model(pixels[:count]), rtol=1e-4, atol=1e-5)
@@ -41,15 +43,18 @@ def test_float(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [*((name, (4, 8)) for name in VITS), *(("vit", bits) for bits in ((8, 8), (8, 4), (4, 6), (2, 5)))],
+    [*((name, (4, 8)) for name in MODULES), *(("vit", bits) for bits in ((8, 8), (8, 4), (4, 6), (2, 5)))],
     ids=str,
 )
 def test_quantized(tmp_path, name, bits):
-    """Within a step of the logits but for one in ten, where a rounding has turned around and carried on."""
-    q, pixels = random_quantized(VITS[name], *bits), random_pixels(VITS[name], 32)
+    """Within a step of the logits but for one in ten, where a rounding has turned around and carried on; Swin has three
+    blocks in place of one for that to happen in.
+    """
+    q, pixels = random_quantized(MODULES[name], *bits), random_pixels(MODULES[name], 32)
     path, _ = export_onnx(q, tmp_path)
     difference = np.abs(run(path, pixels) - np.asarray(q(pixels)))
-    assert np.mean(difference <= 1.01 * float(q.sites["logits"].scale)) >= 0.9
+    steps = difference / float(q.sites["logits"].scale)
+    assert np.mean(steps <= 1.01) >= (0.8 if name in SWINS else 0.9) and steps.mean() <= 1
 
 
 @pytest.mark.parametrize("softmax", ["uniform", "logarithmic"])
@@ -102,9 +107,10 @@ def test_the_bundled_model(tmp_path):
     assert steps.mean() < 1 and np.mean(steps < 1.01) >= 0.95
 
 
-def test_swin_is_refused_in_one_line(tmp_path):
-    with pytest.raises(InputError, match="covers ViT, DeiT and DINOv2, found SwinTransformer") as caught:
-        export_onnx(random_model(SWIN), tmp_path)
+def test_another_family_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.delitem(onnx_file.LAYERS, type(VIT))
+    with pytest.raises(InputError, match="covers SwinTransformer, found VisionTransformer; use StableHLO") as caught:
+        export_onnx(random_model(), tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 

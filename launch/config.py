@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import traceback
+import typing
 from collections.abc import Callable
 
 from absl import app, flags
@@ -39,9 +40,10 @@ def synthesis_fields(**changes) -> ConfigDict:
 
 
 def recipe_fields(**changes) -> ConfigDict:
-    """The fields of `DefaultRecipe`, with its defaults and these changes; None may be overridden by True or False."""
-    fields = dataclasses.asdict(DefaultRecipe(**changes))
-    return ConfigDict({k: config_dict.placeholder(bool) if v is None else v for k, v in fields.items()})
+    """The fields of `DefaultRecipe`, with its defaults and these changes; None may be overridden by a value."""
+    values = dataclasses.asdict(DefaultRecipe(**changes))
+    kinds = {field.name: typing.get_args(field.type) for field in dataclasses.fields(DefaultRecipe)}
+    return ConfigDict({k: config_dict.placeholder(kinds[k][0]) if v is None else v for k, v in values.items()})
 
 
 def define_config() -> flags.FlagHolder:
@@ -135,7 +137,7 @@ def _unknown_override(argv, error: Exception) -> str:
 @contextlib.contextmanager
 def logged(workdir: pathlib.Path):
     """While the block runs, WORKDIR/log.txt takes the command, what `LOG` is told, every warning, and how it ended."""
-    handler = logging.FileHandler(workdir / "log.txt", encoding="utf-8", errors="replace")
+    handler = _LogFile(workdir / "log.txt", encoding="utf-8", errors="replace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = (logging.getLogger(), LOG)
     LOG.setLevel(logging.INFO)
@@ -152,7 +154,15 @@ def logged(workdir: pathlib.Path):
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log on a full disk ends; what the job has to say of it is on the console."""
+
+    def handleError(self, record):
+        pass
 
 
 class Stopwatch:

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from flax import traverse_util
+
 from psaq_jax.quantization.record import Record
+from psaq_jax.quantization.representation import average_bits
 from psaq_jax.quantization.transform import QuantizedModel
 
 TEMPLATE = """\
@@ -37,6 +40,7 @@ Versions: {versions}.
 
     q = psaq_jax.load_quantized(DIRECTORY)
     logits = q(q.preprocess(images))
+    q = psaq_jax.load_quantized(DIRECTORY, execution="integer")  # int8 products where they can be
 
 ## Figures
 
@@ -44,7 +48,8 @@ Versions: {versions}.
 
 ## Limits
 
-- Simulated quantization: weights are stored as integers; products run in floating point on rounded numbers.
+- Weights are stored as integers. Products run in floating point on rounded numbers (simulated quantization), or on
+  integers on demand, which need not be faster: `python -m launch.latency` measures it.
 - Not quantized: {floats}.
 - Whatever the source gets wrong, this model gets wrong too: check it on your own images first.
 """
@@ -58,11 +63,10 @@ def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) ->
     if "attention_probabilities" not in kinds:
         floats.append("softmax outputs (so attention·value is no integer product)")
     rows = [f"| {_escaped(name)} | {_escaped(value)} |" for name, value in figures.items()]
-    bits = sorted(set(record.kernels.values()))
     return TEMPLATE.format(
         title=_escaped(pathlib.PurePath(q.source).name or record.family),
         family=record.family, classes=q.classes, height=q.image_size[0], width=q.image_size[1],
-        weights=f"{bits[0]} bits" if len(bits) == 1 else f"{bits[0]} to {bits[-1]} bits",
+        weights=_weights(q, record.kernels),
         activations="floating point" if q.activation_bits is None else f"{q.activation_bits} bits",
         recipe=_escaped(q.recipe), source=_escaped(q.source or "not recorded"),
         hashes="\n".join(f"- {_escaped(n)}: SHA-256 {x}" for n, x in record.source_sha256.items())
@@ -71,6 +75,15 @@ def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) ->
         figures="\n".join(["| figure | value |", "|---|---|", *rows]) if rows else "None were recorded.",
         floats=", ".join(floats),
     )  # fmt: skip
+
+
+def _weights(q: QuantizedModel, bits: Mapping[str, int]) -> str:
+    least, most = min(bits.values()), max(bits.values())
+    if least == most:
+        return f"{least} bits"
+    kernels = traverse_util.flatten_dict(q.params, sep="/")
+    average = average_bits(bits, {path: kernels[path].codes.size for path in bits})
+    return f"{least} to {most} bits, {average:.2f} on average (config.json lists each kernel's)"
 
 
 def _escaped(value) -> str:

@@ -22,6 +22,7 @@ from flax import traverse_util
 
 from psaq_jax.models.layers import Product
 from psaq_jax.models.model import exact_products
+from psaq_jax.quantization.exact import scaled, whole_codes
 from psaq_jax.quantization.integer_plan import MatrixProduct, plan
 from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params
@@ -75,8 +76,7 @@ def integer_dense(x, quantizer: UniformQuantizer, kernel: QuantizedKernel, colum
     codes, zero = shifted_codes(x, quantizer)
     contract_last = (((codes.ndim - 1,), (0,)), ((), ()))
     sums = jax.lax.dot_general(codes, kernel.codes, contract_last, preferred_element_type=jnp.int32)
-    y = (sums - zero * column_sums).astype(jnp.float32) * (quantizer.scale * kernel.scale)
-    return y if bias is None else y + bias
+    return scaled((sums - zero * column_sums).astype(jnp.float32), quantizer.scale * kernel.scale, bias)
 
 
 def integer_product(equation: str, x, y, of_x: UniformQuantizer, of_y: UniformQuantizer):
@@ -87,14 +87,13 @@ def integer_product(equation: str, x, y, of_x: UniformQuantizer, of_y: UniformQu
     sums_of_a = jnp.sum(a, axis=-1, keepdims=True, dtype=jnp.int32)
     sums_of_b = product(jnp.ones_like(a[:, :, :1]), b)
     exact = sums - zero_b * sums_of_a - zero_a * sums_of_b + a.shape[-1] * zero_a * zero_b
-    return exact.astype(jnp.float32) * (of_x.scale * of_y.scale)
+    return scaled(exact.astype(jnp.float32), of_x.scale * of_y.scale)
 
 
 def shifted_codes(x, quantizer: UniformQuantizer):
     """Values on a grid -> (their codes less 2^(b−1) as int8, the zero point less the same as int32)."""
     zero = quantizer.zero_point - 2.0 ** (quantizer.bits - 1)
-    # On the grid, x/scale is whole to within 1e-4: a product with the reciprocal rounds to the same code.
-    return (jnp.round(x * (1 / quantizer.scale)) + zero).astype(jnp.int8), zero.astype(jnp.int32)
+    return (whole_codes(x, quantizer) + zero).astype(jnp.int8), zero.astype(jnp.int32)
 
 
 @jax.jit

@@ -1,8 +1,4 @@
-"""Which matrix products of a quantized model can run on integers, and why the others cannot.
-
-A factor of a product is on a *grid* where its values are those of a quantized site, or zero, or weights' codes: moving,
-cutting, padding with zeros and joining tensors of one site keeps them there, arithmetic does not.
-"""
+"""Which matrix products of a quantized model can run on integers, and why the others cannot."""
 
 import dataclasses
 import math
@@ -15,26 +11,12 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.models.layers import Product
+from psaq_jax.quantization.grids import candidates, factor_sites
 from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params
 from psaq_jax.sites import Site
 
 LARGEST_SUM = 2**31 - 1  # of an int32 accumulator
-
-# A product's last name -> for each factor that is an activation, the sites that it may be on the grid of; the first
-# that is quantized counts. Each is looked for beside the product, then in the modules around it.
-FACTORS = {
-    "patch_embedding": (("input",),),
-    "qkv": (("norm1_output",),),
-    "query_key": (("query", "qkv_output"), ("key", "qkv_output")),
-    "attention_value": (("attention_probabilities",), ("value", "qkv_output")),
-    "projection": (("attention_output",),),
-    "dense1": (("norm2_output",),),
-    "dense2": (("activation_output",),),
-    "reduction": (("norm_output",),),
-    "head": (("head_input",),),
-    "distillation_head": (("distillation_head_input",),),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +67,14 @@ def coverage(products: Iterable[MatrixProduct]) -> float:
 
 
 def _product(q, kernels, running, name, shape, output_shape) -> MatrixProduct:
-    candidates = FACTORS.get(name.rpartition("/")[2], ((),))
-    sites = tuple(_grid(name, names, running, q.sites) for names in candidates)
+    sites = factor_sites(name, running, q.sites)
     length = shape[-1]
     multiply_adds = math.prod(output_shape) * length
     largest = [2 ** int(q.sites[site].bits) - 1 for site in sites if site in q.sites]
     kernel = kernels.get(f"{name}/kernel")
     if kernel is not None:
         largest.append(_largest_code(kernel))
-    reason = _obstacle(q, sites, candidates, kernel)
+    reason = _obstacle(q, sites, candidates(name), kernel)
     bound = length * math.prod(largest)
     if not reason and bound > LARGEST_SUM:
         reason = f"sums of {length} products may reach {bound}, int32 ends at {LARGEST_SUM}"
@@ -106,29 +87,13 @@ def _largest_code(kernel) -> int:
     return max(int(np.abs(codes).max()), 1)
 
 
-def _obstacle(q, sites, candidates, kernel) -> str:
+def _obstacle(q, sites, names_of_factors, kernel) -> str:
     """Why a product cannot be integer, or ""."""
     if kernel is not None and not isinstance(kernel, QuantizedKernel):
         return "its weights are not quantized"
-    for site, names in zip(sites, candidates, strict=True):
+    for site, names in zip(sites, names_of_factors, strict=True):
         if not site:
             return f"its input is not quantized (site {' or '.join(names) or 'unknown'})"
         if not isinstance(q.sites[site], UniformQuantizer):
             return f"the grid of {site.rpartition('/')[2]} is not uniform ({type(q.sites[site]).__name__})"
-    return ""
-
-
-def _grid(product: str, names, running, quantized) -> str:
-    """The site whose grid a factor of a product is on, or ""."""
-    for name in names:
-        scope = product.rpartition("/")[0]
-        while True:
-            site = f"{scope}/{name}" if scope else name
-            if site in running:  # the nearest one of this name, quantized or not
-                if site in quantized:
-                    return site
-                break
-            if not scope:
-                break
-            scope = scope.rpartition("/")[0]
     return ""

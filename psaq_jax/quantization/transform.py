@@ -13,7 +13,7 @@ from flax import traverse_util
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
-from psaq_jax.quantization import quantizers
+from psaq_jax.quantization import exact, quantizers
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.default import default_params_and_sites, without_images
 from psaq_jax.quantization.recipes import DefaultRecipe, site_filter
@@ -56,11 +56,16 @@ class QuantizedModel:
 
     def __call__(self, pixels) -> jax.Array:
         """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted."""
-        return _forward(self.module, self.params, self.sites, jnp.asarray(pixels, jnp.float32))
+        return _forward(self.module, self.params, self.sites, jnp.asarray(pixels, jnp.float32), self.has_exact_sums)
 
     def preprocess(self, images):
         """uint8 [n, h, w, 3] or a list of PIL images -> normalised pixels [n, height, width, 3] float32."""
         return self.preprocessing(images)
+
+    @property
+    def has_exact_sums(self) -> bool:
+        """Whether products of codes are summed exactly (`exact`); recipe "paper" sums as the release does."""
+        return self.recipe != "paper" and self.module.dtype == jnp.float32
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -182,8 +187,12 @@ _quantize_weights = jax.jit(quantizers.quantize_weights)
 _activation_scale = jax.jit(quantizers.activation_scale)
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def _forward(module, params, sites, pixels):
+@functools.partial(jax.jit, static_argnames=("module", "has_exact_sums"))
+def _forward(module, params, sites, pixels, has_exact_sums):
+    if has_exact_sums:
+        with exact_products(module.dtype), nn.intercept_methods(exact.interceptor(params, sites)):
+            return module.apply({"params": dequantize_params(params)}, pixels)
+
     def tap(name, x):
         return sites[name](x) if name in sites else x
 

@@ -43,7 +43,7 @@ def test_mixed_precision(calibrated, tmp_path):
     sizes = {layer: -(-layers[layer] * b // 8) for layer, b in bits.items() if b < 8}
     packed = {name: shape for name, (kind, shape) in tensors.items() if kind == "U8"}
     assert packed == {f"params/{layer}/kernel/packed": [size] for layer, size in sizes.items()}
-    assert "Weights: 2 to 8 bits" in (tmp_path / "q" / "README.md").read_text()
+    assert f"Weights: 2 to 8 bits, {q.weight_bits:.2f} on average" in (tmp_path / "q" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("recipe", ["paper", "default"])

@@ -95,7 +95,9 @@ _directions_entropy.defvjp(_entropy_and_gradient, lambda images, gradient, cotan
 def similarity_grid(similarity: jax.Array) -> jax.Array:
     """[g] evenly spaced points from the least to the greatest similarity of the whole batch, without gradient."""
     similarity = jax.lax.stop_gradient(similarity)
-    return jnp.linspace(similarity.min(), similarity.max(), GRID_POINTS)
+    # Not jnp.linspace: XLA computes its steps anew in every kernel, and rounds them as the partitioning has it.
+    share = np.linspace(0, 1, GRID_POINTS, dtype=np.float32)
+    return similarity.min() * (1 - share) + similarity.max() * share
 
 
 def _mean_entropy(density, grid):

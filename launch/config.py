@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -145,7 +146,7 @@ def logged(workdir: pathlib.Path):
     for logger in loggers:
         logger.addHandler(handler)
     try:
-        LOG.info("%s", " ".join(sys.argv))
+        LOG.info("%s", shlex.join(sys.argv))
         yield
         LOG.info("finished")
     except BaseException as error:

@@ -9,6 +9,7 @@ Killed at any moment, the same command goes on from its last checkpoint.
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 
 from absl import flags
@@ -57,6 +58,7 @@ def quantize(config, model, dataset, workdir):
         spent("calibration and quantization")
         scores = pipeline.score(q, examples, float_logits, config.batch_size, launch_config.bar(name))
         results["runs"].append(run | scores)
+        launch_config.LOG.info("%s: %s", name, scores)
         spent("evaluation of quantized models")
         psaq_jax.save_quantized(q, workdir / "quantized" / name, figures=scores)
         spent("saving")
@@ -81,7 +83,7 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
         results, model=model, images=sets, targets=result.labels, history=result.history,
         ranges={name: psaq_jax.calibrate(model, pixels) for name, pixels in sets.items()},
         sensitivity=found, sensitivity_bits=last["bits"], config=dataclasses.asdict(config),
-        command=" ".join(["python -m launch.quantize", *sys.argv[1:]]),
+        command=f"python -m launch.quantize {shlex.join(sys.argv[1:])}",
         sizes=pipeline.stored_sizes(model, workdir / "quantized", results), coverage=report.coverage_rows(plan(q)),
         seconds=results["seconds"], peak_memory_bytes=results["peak_memory_bytes"],
     )  # fmt: skip

@@ -9,6 +9,7 @@ models or bits it computes what is new.
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 
 from absl import flags
@@ -39,7 +40,7 @@ def main():
 def write_page(workdir, config, result) -> pathlib.Path:
     page = report.render_page(
         result | pipeline.describe_machine(), model=load_model(result["model"]), config=dataclasses.asdict(config),
-        command=" ".join(["python -m launch.sweep", *sys.argv[1:]]),
+        command=f"python -m launch.sweep {shlex.join(sys.argv[1:])}",
     )  # fmt: skip
     return files.write_bytes(workdir / sweep.slug(result["model"]) / "report.html", page.encode())
 

@@ -9,14 +9,14 @@ from launch import config
 
 
 def test_the_log_has_the_command_what_was_said_and_the_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["launch/quantize.py", "--config.seed=3"])
+    monkeypatch.setattr(sys, "argv", ["launch/quantize.py", "--config.a=(3, 4)"])
     for _ in range(2):
         with config.logged(tmp_path):
             config.LOG.info("said")
             logging.getLogger("another").warning("warned")
     config.LOG.info("afterwards")
     text = [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
-    assert text == ["INFO launch/quantize.py --config.seed=3", "INFO said", "WARNING warned", "INFO finished"] * 2
+    assert text == ["INFO launch/quantize.py '--config.a=(3, 4)'", "INFO said", "WARNING warned", "INFO finished"] * 2
     assert "said" not in capsys.readouterr().err
 
 

@@ -7,7 +7,9 @@ so that the run may go on with another number of devices or processes.
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -43,6 +45,7 @@ class Checkpoints:
     def _open(self):
         import orbax.checkpoint as ocp
 
+        logging.getLogger("absl").addFilter(_not_orbax)  # it prints tracebacks of what it raises as well
         (self.directory / "running").mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=1)
         if distributed.count() > 1:
@@ -111,8 +114,8 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.directory}: a checkpoint cannot be written ({error}); the last one is whole: free some space "
-                "and start the same command again"
+                f"{self.directory}: a checkpoint cannot be written ({_reason(error)}); the last one is whole: "
+                "free some space and start the same command again"
             ) from None
 
     def save_on_sigterm(self) -> None:
@@ -170,6 +173,16 @@ class Checkpoints:
             with self._one_line():
                 self._manager.wait_until_finished()
             self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    """The system's words out of a long message of the checkpoint library."""
+    words = re.search(r"([^:]+) \[os_error_code", str(error))
+    return words[1].strip() if words else str(error)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 def _save_npz(path: pathlib.Path, arrays) -> None:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -92,3 +93,28 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
     for name in ("synthesized.npy", "labels.npy"):
         whole = (tmp_path / "whole" / "images" / name).read_bytes()
         assert (tmp_path / "killed" / "images" / name).read_bytes() == whole
+
+
+def test_a_full_disk_stops_with_one_line_and_keeps_the_last_checkpoint(tmp_path):
+    """A run is killed; started again where no file may grow beyond 20 kB, it stops; with space it ends as ever."""
+    settings = {"cwd": ROOT, "env": environment(tmp_path), "text": True, "capture_output": True, "timeout": 600}
+    subprocess.run(command(tmp_path / "whole"), check=True, **settings)
+    running = tmp_path / "full" / "checkpoints" / "running"
+    process = subprocess.Popen(command(tmp_path / "full"), cwd=ROOT, env=environment(tmp_path))
+    while process.poll() is None and not [path for path in running.glob("*") if path.name.isdecimal()]:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    before = [path.name for path in running.iterdir() if path.name.isdecimal()]
+
+    def little_space():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    full = subprocess.run(command(tmp_path / "full"), preexec_fn=little_space, **settings)
+    errors = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert full.returncode == 2 and len(errors) == 1 and "Traceback" not in full.stderr, full.stderr
+    assert "a checkpoint cannot be written (File too large); the last one is whole" in errors[0]
+    assert [path.name for path in running.iterdir() if path.name.isdecimal()] == before
+    subprocess.run(command(tmp_path / "full"), check=True, **settings)
+    whole = (tmp_path / "whole" / "images" / "synthesized.npy").read_bytes()
+    assert (tmp_path / "full" / "images" / "synthesized.npy").read_bytes() == whole

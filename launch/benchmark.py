@@ -4,13 +4,14 @@
 
 Writes DIR/benchmark.json, a list of cases: model, batch_size, device, dtype, seconds_per_iteration (the whole
 synthesis step), model_pass_seconds (forward and backward with respect to the images, cross-entropy only),
-overhead_ratio (their quotient), peak_memory_bytes (by the compiler's account), compile_seconds; medians, with _min and
-_max beside them. --profile writes a trace of the last case that Perfetto and XProf open to DIR/profile.
+overhead_ratio (the quotient of two neighbouring runs), peak_memory_bytes (by the compiler's account), compile_seconds;
+medians, with _min and _max beside them. On a CPU also processor_overhead_ratio, the quotient of processor times: it
+holds on a busy machine too. --profile writes a trace of the last case's step to DIR/profile/plugins/profile/TIME: open
+its perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
 """
 
 import pathlib
 
-import jax
 from absl import flags
 
 from launch import config as launch_config
@@ -27,7 +28,7 @@ COLUMNS = (
     "dtype",
     "ms/iteration (min..max)",
     "model's passes, ms",
-    "overhead",
+    "overhead (min..max)",
     "peak MB",
     "compile s",
 )
@@ -37,7 +38,9 @@ def row(r) -> tuple[str, ...]:
     low, high = r["seconds_per_iteration_min"] * 1e3, r["seconds_per_iteration_max"] * 1e3
     return (
         r["model"], str(r["batch_size"]), r["dtype"], f"{r['seconds_per_iteration'] * 1e3:.1f} ({low:.1f}..{high:.1f})",
-        f"{r['model_pass_seconds'] * 1e3:.1f}", f"{r['overhead_ratio']:.3f}", f"{r['peak_memory_bytes'] / 1e6:.0f}",
+        f"{r['model_pass_seconds'] * 1e3:.1f}",
+        f"{r['overhead_ratio']:.3f} ({r['overhead_ratio_min']:.3f}..{r['overhead_ratio_max']:.3f})",
+        f"{r['peak_memory_bytes'] / 1e6:.0f}",
         f"{r['compile_seconds']:.1f}",
     )  # fmt: skip
 
@@ -47,12 +50,11 @@ def main():
     if config is None:
         raise InputError("--config is missing, expected --config=configs/benchmark.py")
     workdir, results = pathlib.Path(WORKDIR.value), []
-    for name in CASES.value or config.cases:
-        results.append(benchmark.measure(name, config.batch_size, config.dtype, config.repeats))
+    cases = CASES.value or config.cases
+    for i, name in enumerate(cases):
+        profile = workdir / "profile" if PROFILE.value and i == len(cases) - 1 else None
+        results.append(benchmark.measure(name, config.batch_size, config.dtype, config.repeats, profile=profile))
         files.write_json(workdir / "benchmark.json", results)
-    if PROFILE.value:
-        with jax.profiler.trace(workdir / "profile", create_perfetto_trace=True):
-            benchmark.measure(results[-1]["model"], config.batch_size, config.dtype, 1)
     table = [COLUMNS, *map(row, results)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:

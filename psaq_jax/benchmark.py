@@ -8,7 +8,7 @@ import functools
 import resource
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,17 @@ SHAPES = {  # width, heads; DeiT at 224 px, patch 16, 12 blocks (Touvron et al.,
 }
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v6 lite": 918e12}
 
+# A call's own costs are shared by its iterations, as in `synthesize`: getting a gigabyte of scratch memory from the
+# system takes as long as a tenth of an iteration on a CPU.
+LEAST_ITERATIONS = 3
+
+
+class Seconds(NamedTuple):
+    """Of one iteration: by the clock, and of processor time of all threads, which other processes disturb less."""
+
+    wall: float
+    processor: float
+
 
 def case_model(name: str) -> Model:
     """A bundled model, or a published shape with random weights (speed does not depend on their values)."""
@@ -43,32 +54,37 @@ def case_model(name: str) -> Model:
 
 
 def measure(
-    name: str, batch_size: int, dtype: str, repeats: int = 5, least_seconds: float = 1.0
+    name: str, batch_size: int, dtype: str, repeats: int = 5, least_seconds: float = 1.0, profile=None
 ) -> dict[str, Any]:
-    """One case: see `launch/benchmark.py` for the fields. Times are medians of `repeats`, with minimum and maximum."""
+    """One case: see `launch/benchmark.py` for the fields. Times are medians of `repeats`, with minimum and maximum.
+
+    `profile` is a folder to write a trace of the step to, for XProf and Perfetto; it is taken after the timing.
+    """
     model = case_model(name).with_dtype(jnp.dtype(dtype))
     config = SynthesisConfig(num_images=batch_size, group_size=batch_size)
     state = jax.jit(functools.partial(initial_group, model, config))(0, 0)
     began = time.perf_counter()
     step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, 1)
     compile_seconds = time.perf_counter() - began
-    length = max(1, min(50, int(least_seconds / _time(step, model, state))))
-    if length > 1:
-        step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, length)
+    length = max(LEAST_ITERATIONS, min(50, int(least_seconds / _time(step, model, state).wall)))
+    step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, length)
     passes = _compile(model_passes, model, state, length)
-    runs = {"step": [], "passes": []}
-    for _ in range(repeats):  # interleaved, so that a slow spell of the machine meets both
-        runs["step"].append(_time(step, model, state) / length)
-        runs["passes"].append(_time(passes, model, state) / length)
-    ratios = [a / b for a, b in zip(runs["step"], runs["passes"], strict=True)]
+    steps, floors = _interleave(step, passes, model, state, length, repeats)
+    if profile:
+        write_profile(step, model, state, profile)
     device = jax.devices()[0]
     result = {
         "model": name, "batch_size": batch_size, "device": device.device_kind, "dtype": dtype,
-        **_spread("seconds_per_iteration", runs["step"]), **_spread("model_pass_seconds", runs["passes"]),
-        **_spread("overhead_ratio", ratios), "peak_memory_bytes": peak_memory(step),
+        **_spread("seconds_per_iteration", [t.wall for t in steps]),
+        **_spread("model_pass_seconds", [t.wall for t in floors]),
+        **_spread("overhead_ratio", [a.wall / b.wall for a, b in zip(steps, floors, strict=True)]),
+        "peak_memory_bytes": peak_memory(step),
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "compile_seconds": compile_seconds, "repeats": repeats, "iterations_per_repeat": length,
     }  # fmt: skip
+    if device.platform == "cpu":
+        ratios = [a.processor / b.processor for a, b in zip(steps, floors, strict=True)]
+        result |= _spread("processor_overhead_ratio", ratios)
     peak = next((v for kind, v in BF16_PEAK.items() if kind in device.device_kind), None)
     if isinstance(model.module, VisionTransformer):
         flops = 2 * forward_flops(model.module, batch_size)
@@ -76,6 +92,29 @@ def measure(
         if peak:
             result["share_of_bf16_peak"] = flops / result["seconds_per_iteration"] / peak
     return result
+
+
+def _interleave(step, passes, model, state, length: int, repeats: int) -> tuple[list[Seconds], list[Seconds]]:
+    """Seconds an iteration of both, `repeats` times, in turns.
+
+    They change places from turn to turn, so that a machine that warms up or slows down favours neither, and a slow
+    spell meets both of a pair; one unmeasured turn comes first.
+    """
+    pairs = []
+    for i in range(repeats + 1):
+        order = (step, passes) if i % 2 else (passes, step)
+        times = {id(run): _time(run, model, state, length) for run in order}
+        pairs.append((times[id(step)], times[id(passes)]))
+    steps, floors = zip(*pairs[1:], strict=True)
+    return list(steps), list(floors)
+
+
+def write_profile(compiled, model, state, folder) -> None:
+    """One call of a compiled chunk as a trace: plugins/profile/TIME holds what XProf and Perfetto open."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # the operations, not the interpreter's calls
+    with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
+        jax.block_until_ready(compiled(model, state))
 
 
 def model_passes(model: Model, state, length: int):
@@ -109,10 +148,10 @@ def _compile(function, model, state, length: int):
     return jax.jit(function, static_argnums=2).lower(model, state, length).compile()
 
 
-def _time(compiled, model, state) -> float:
-    began = time.perf_counter()
+def _time(compiled, model, state, length: int = 1) -> Seconds:
+    wall, processor = time.perf_counter(), time.process_time()
     jax.block_until_ready(compiled(model, state))
-    return time.perf_counter() - began
+    return Seconds((time.perf_counter() - wall) / length, (time.process_time() - processor) / length)
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float]:

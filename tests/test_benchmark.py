@@ -1,5 +1,7 @@
 """What a benchmark case holds; not how long anything takes."""
 
+import gzip
+import json
 import pathlib
 
 import jax
@@ -12,12 +14,31 @@ from psaq_jax.models.vit import VisionTransformer
 TINY = pathlib.Path(__file__).parent / "golden" / "paper" / "vit"
 
 
-def test_a_case_has_the_fields_that_are_promised():
-    result = benchmark.measure(str(TINY), batch_size=2, dtype="float32", repeats=3, least_seconds=0.01)
-    for name in ("seconds_per_iteration", "model_pass_seconds", "overhead_ratio"):
+def test_a_case_has_the_fields_that_are_promised(tmp_path):
+    result = benchmark.measure(
+        str(TINY), batch_size=2, dtype="float32", repeats=3, least_seconds=0.01, profile=tmp_path
+    )
+    for name in ("seconds_per_iteration", "model_pass_seconds", "overhead_ratio", "processor_overhead_ratio"):
         assert 0 < result[f"{name}_min"] <= result[name] <= result[f"{name}_max"]
     assert result["peak_memory_bytes"] > 4 * 2 * 32 * 32 * 3 and result["compile_seconds"] > 0
     assert {"model", "batch_size", "device", "dtype"} <= set(result)
+    (trace,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any("fusion" in event.get("name", "") for event in events)  # the compiled operations
+    assert list(trace.parent.glob("*.xplane.pb"))  # what XProf reads
+
+
+def test_runs_take_turns(monkeypatch):
+    calls = []
+
+    def spy(run, model, state, length):
+        calls.append(run)
+        return benchmark.Seconds(len(calls), 1.0)
+
+    monkeypatch.setattr(benchmark, "_time", spy)
+    steps, passes = benchmark._interleave("step", "passes", None, None, 1, repeats=2)
+    assert calls == ["passes", "step", "step", "passes", "passes", "step"]
+    assert [t.wall for t in steps] == [3, 6] and [t.wall for t in passes] == [4, 5]
 
 
 @pytest.mark.parametrize("name", benchmark.SHAPES)

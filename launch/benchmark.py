@@ -10,13 +10,12 @@ holds on a busy machine too. --profile writes a trace of the last case's step to
 its perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
 """
 
-import pathlib
-
 from absl import flags
 
 from launch import config as launch_config
 from psaq_jax import benchmark, files
 from psaq_jax.errors import InputError
+from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json.", required=True)
@@ -49,7 +48,12 @@ def main():
     config = CONFIG.value
     if config is None:
         raise InputError("--config is missing, expected --config=configs/benchmark.py")
-    workdir, results = pathlib.Path(WORKDIR.value), []
+    with local_folder(WORKDIR.value) as workdir:
+        measure_cases(config, workdir)
+
+
+def measure_cases(config, workdir):
+    results = []
     cases = CASES.value or config.cases
     for i, name in enumerate(cases):
         profile = workdir / "profile" if PROFILE.value and i == len(cases) - 1 else None

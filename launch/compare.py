@@ -11,7 +11,6 @@ Killed at any moment, the same command goes on.
 """
 
 import os
-import pathlib
 import sys
 
 from absl import flags
@@ -25,6 +24,7 @@ from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.files import write_bytes
 from psaq_jax.pipeline import describe_machine
+from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the job writes.", required=True)
@@ -41,7 +41,11 @@ def main():
     if bool(CLONE.value) != bool(PYTHON.value):
         raise InputError("--baseline_dir and --baseline_python belong together; give both or neither")
     command = " ".join(["python -m launch.compare", *sys.argv[1:]])
-    workdir = pathlib.Path(WORKDIR.value)
+    with local_folder(WORKDIR.value) as workdir:
+        compare(config, workdir, command)
+
+
+def compare(config, workdir, command):
     if CLONE.value:
         # JAX would take most of a GPU's memory before the release starts; it reads this when it first sees the GPU.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -17,6 +17,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.export.stablehlo import PLACES, export_stablehlo
 from psaq_jax.quantization.artefact import EXECUTIONS
+from psaq_jax.workdir import local_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "A file in configs/; only `model` is read.")
 FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of the exported file.")
@@ -29,12 +30,13 @@ def main():
     if EXECUTION.value == "integer" and FORMAT.value == "onnx":
         raise InputError("--execution=integer is for StableHLO; an ONNX runtime chooses for itself, leave it out")
     model = pipeline.load_either(launch_config.read_job(CONFIG).model, EXECUTION.value)
-    if FORMAT.value == "onnx":
-        written = export_onnx(model, WORKDIR.value)
-    else:
-        written = export_stablehlo(model, WORKDIR.value, WEIGHTS.value)
-    for path in written:
-        print(f"  {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    with local_folder(WORKDIR.value) as workdir:
+        if FORMAT.value == "onnx":
+            written = export_onnx(model, workdir)
+        else:
+            written = export_stablehlo(model, workdir, WEIGHTS.value)
+        for path in written:
+            print(f"  {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":

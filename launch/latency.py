@@ -7,7 +7,6 @@ integers, every matrix product: integer or float, and why. Where integers are sl
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
@@ -15,6 +14,7 @@ from launch import config as launch_config
 from psaq_jax import files, latency, pipeline
 from psaq_jax.config import parse_bits
 from psaq_jax.errors import InputError
+from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for latency.json.", required=True)
@@ -31,7 +31,8 @@ def main():
         products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
         rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))
     results = {**pipeline.describe_machine(), "rows": rows, "products": products}
-    path = files.write_json(pathlib.Path(WORKDIR.value) / "latency.json", results)
+    with local_folder(WORKDIR.value) as workdir:
+        path = files.write_json(workdir / "latency.json", results)
     print(latency.table(rows))
     print(f"  results: {path} on {results['device']}")
 

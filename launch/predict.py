@@ -8,7 +8,6 @@ DIR/logits.npy, float32 [n, classes]. `config.data` takes folder:, npz: (labels 
 """
 
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from launch import config as launch_config
 from psaq_jax import files, pipeline
 from psaq_jax.evaluation import collect_logits
 from psaq_jax.quantization.artefact import EXECUTIONS
+from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
 EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a saved quantized model.")
@@ -38,10 +38,10 @@ def main():
         best = np.argsort(-row, kind="stable")[:5]
         top5 = [{"label": model.labels[i], "probability": round(float(row[i]), 6)} for i in best]
         lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False))
-    workdir = pathlib.Path(WORKDIR.value)
-    print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
-    text = "".join(line + "\n" for line in lines)
-    print(f"  labels: {files.write_bytes(workdir / 'predictions.jsonl', text.encode())}")
+    with local_folder(WORKDIR.value) as workdir:
+        print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
+        text = "".join(line + "\n" for line in lines)
+        print(f"  labels: {files.write_bytes(workdir / 'predictions.jsonl', text.encode())}")
 
 
 if __name__ == "__main__":

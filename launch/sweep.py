@@ -19,6 +19,7 @@ from launch import config as launch_config
 from psaq_jax import files, load_model, pipeline, report, sweep, sweep_tables
 from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
+from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the cells and the tables.", required=True)
@@ -28,7 +29,11 @@ def main():
     if not isinstance(CONFIG.value, ConfigDict):
         raise InputError("--config is missing, expected --config=configs/sweeps/NAME.py")
     config = from_mapping(sweep.SweepConfig, CONFIG.value.to_dict())
-    workdir = pathlib.Path(WORKDIR.value)
+    with local_folder(WORKDIR.value) as workdir:
+        run_sweep(config, workdir)
+
+
+def run_sweep(config, workdir):
     results = sweep.run_sweep(config, workdir, launch_config.bar, lambda so_far: sweep_tables.write(workdir, so_far))
     print(sweep_tables.plain(results))
     for title, path in sweep_tables.write(workdir, results).items():

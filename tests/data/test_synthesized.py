@@ -1,0 +1,134 @@
+"""Synthesized sets as TFDS data sets: what TFDS reads is what was synthesized, whenever the writing was interrupted."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import psaq_jax
+from psaq_jax.config import JobConfig
+from psaq_jax.data import load_dataset, synthesized
+from psaq_jax.data.array_records import features
+from psaq_jax.synthesis_job import parts_for_job
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = ROOT / "tests" / "golden" / "paper" / "vit"
+CONFIG = psaq_jax.SynthesisConfig(num_images=10, group_size=2, iterations=2)
+FACTS = {"seed": 7, "synthesis": {"iterations": 2}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return psaq_jax.load_model(TINY)
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return psaq_jax.synthesize(model, CONFIG, seed=7)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(synthesized, "SHARD_IMAGES", 4)
+
+
+def writer(directory, model, **more):
+    return synthesized.SynthesizedWriter(directory, model, CONFIG, 7, FACTS, **more)
+
+
+def part(whole, first, last):
+    images = whole.images.reshape(5, 2, 32, 32, 3)[first:last]
+    return {"first": np.asarray(first), "images": images, "labels": whole.labels.reshape(5, 2)[first:last]}
+
+
+def check(directory, model, whole, exact):
+    """Reads with TFDS alone, then through our own `tfds:`."""
+    builder = tfds.builder_from_directory(str(directory))
+    records = builder.as_data_source("train")
+    assert len(records) == len(whole.images) and builder.info.splits["train"].num_shards == 3
+    assert dict(builder.info.metadata) == FACTS
+    for i, record in enumerate(records):
+        np.testing.assert_array_equal(record["image"], model.preprocessing.denormalize(whole.images[i]))
+        assert (record["label"], record["seed"], record["group"]) == (whole.labels[i], 7, i // 2)
+        if exact:
+            np.testing.assert_array_equal(record["pixels"], whole.images[i])
+    dataset = load_dataset(f"tfds:{directory}:train[2:]")
+    batch = next(dataset.batches(model.preprocessing, 8))
+    assert batch.mask.all() and batch.labels.tolist() == whole.labels[2:].tolist()
+    assert dataset.class_names == model.labels and "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("cuts", [(0, 5), (0, 1, 2, 3, 4, 5), (0, 3, 5)])
+def test_parts_of_any_size_make_the_same_shards(tmp_path, model, whole, small_shards, cuts):
+    out = writer(tmp_path / "dataset", model, exact_pixels=True)
+    for first, last in zip(cuts, cuts[1:], strict=False):
+        out.add(part(whole, first, last))
+    out.close()
+    check(tmp_path / "dataset", model, whole, exact=True)
+    assert len(list((tmp_path / "dataset").glob("*array_record*"))) == 3
+
+
+def test_a_second_writer_goes_on_behind_the_whole_shards(tmp_path, model, whole, small_shards):
+    first = writer(tmp_path / "dataset", model)
+    first.add(part(whole, 0, 3))  # one shard, and one group that is lost with the writer
+    with pytest.raises(Exception, match="Could not read dataset info"):
+        tfds.builder_from_directory(str(tmp_path / "dataset"))
+    second = writer(tmp_path / "dataset", model)
+    assert second.first == 2
+    second.add(part(whole, 1, 4))
+    second.add(part(whole, 4, 5))
+    second.close()
+    check(tmp_path / "dataset", model, whole, exact=False)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_job_streams_the_same_set_and_keeps_little(tmp_path, model, whole, small_shards):
+    """Killed twice at the end of group 3 (one device: a group a wave); groups in shards are not kept twice."""
+    config = JobConfig(model="tiny", seed=7, synthesis=CONFIG)
+
+    def job(stop):
+        def progress(done, _):
+            if done == stop:
+                raise Killed
+
+        out = writer(tmp_path / "dataset", model, exact_pixels=True)
+        for some in parts_for_job(config, model, tmp_path, lambda: out.first, progress, every_seconds=0):
+            out.add(some)
+        out.close()
+
+    for stop in (4 * 2, 4 * 2):
+        with pytest.raises(Killed):
+            job(stop)
+    assert writer(tmp_path / "dataset", model).first == 2
+    assert [path.name for path in (tmp_path / "checkpoints").glob("groups_*")] == ["groups_00000002_00000003.npz"]
+    job(None)
+    check(tmp_path / "dataset", model, whole, exact=True)
+    assert list((tmp_path / "checkpoints").glob("groups_*")) == []
+
+
+def test_labels_of_the_same_name_stay_apart():
+    names = features((2, 2, 3), ("crane", "dog", "crane"))["label"].names
+    assert names == ["crane (0)", "dog", "crane (2)"]
+
+
+def test_the_job_writes_it(tmp_path):
+    command = [
+        sys.executable, "-m", "launch.synthesize", "--config=configs/demo.py", f"--config.model={TINY}", "--quiet",
+        f"--workdir={tmp_path}", "--config.synthesis.num_images=4", "--config.synthesis.group_size=2",
+        "--config.synthesis.iterations=2", "--dataset", "--nonpy",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert len(tfds.builder_from_directory(str(tmp_path / "dataset")).as_data_source("train")) == 4
+    facts = json.loads((tmp_path / "dataset" / "metadata.json").read_text())
+    assert facts["synthesis"]["recipe"] == "paper" and len(facts["model_fingerprint"]) == 64
+    assert (tmp_path / "images" / "synthesized.png").exists() and not (tmp_path / "images" / "synthesized.npy").exists()

@@ -45,9 +45,11 @@ def test_entropy_and_gradient_match_the_release(name, images):
     np.testing.assert_allclose(gradient / scale, ref["grad_attention"] / scale, atol=1e-4)
 
 
-def test_density_gradient_is_the_derivative():
-    similarity = np.random.default_rng(0).uniform(-0.2, 1, (2, 5, 5))
-    grid = np.linspace(-0.2, 1, 10)
+@pytest.mark.parametrize("least", [-0.2, 0.29, 0.6, 0.99])
+def test_density_gradient_is_the_derivative(least):
+    """Points far apart, where two of them count for a similarity, and close, where all may."""
+    similarity = np.random.default_rng(0).uniform(least, 1, (2, 5, 5))
+    grid = np.linspace(least, 1, 10)
 
     def in_numpy(s):
         kernels = np.exp(-((grid[:, None] - s.reshape(2, 1, -1)) ** 2) / 2e-4)

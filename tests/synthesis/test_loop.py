@@ -20,11 +20,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def reference():
-    return {
-        key.removeprefix("synthesis/"): value
-        for key, value in REFERENCE.items()
-        if key.startswith("synthesis/")
-    }
+    return {key.removeprefix("synthesis/"): value for key, value in REFERENCE.items() if key.startswith("synthesis/")}
 
 
 @jax.jit
@@ -43,9 +39,7 @@ def test_learning_rates_match_the_release():
 def test_six_steps_match_the_release(model, reference):
     """Each from the reference's previous image: left to run free, Adam's division amplifies the last bits."""
     starts = [nhwc(reference["initial"]), *map(nhwc, reference["images"])]
-    state = loop.GroupState(
-        starts[0], loop.adam().init(starts[0]), reference["labels"], reference["tv_target"], None
-    )
+    state = loop.GroupState(starts[0], loop.adam().init(starts[0]), reference["labels"], reference["tv_target"], None)
     base = reference["learning_rates"].max()
     for i in range(6):
         (_, terms), gradient = loss_and_gradient(
@@ -69,9 +63,7 @@ def test_attention_and_layer_entropies_match_the_release(model, reference):
     _, attention = psaq_jax.sites.record(model.module, model.params, jittered, "*/attention_output")
     layers = reference["losses_total_ce_tv_entropy_then_layers"][0, 4:]
     for i, value in enumerate(attention.values()):
-        np.testing.assert_allclose(
-            value, reference[f"step0/attention_{i}"], rtol=1e-4, atol=2e-6
-        )  # float32 passes
+        np.testing.assert_allclose(value, reference[f"step0/attention_{i}"], rtol=1e-4, atol=2e-6)  # float32 passes
         np.testing.assert_allclose(loop.patch_similarity_entropy(value), layers[i], rtol=2e-5)
 
 
@@ -88,9 +80,7 @@ def test_equal_seeds_give_equal_images_and_others_do_not(model):
 
 def test_groups_do_not_depend_on_each_other(model):
     both = psaq_jax.synthesize(model, SMALL, seed=1)
-    one = psaq_jax.synthesize(
-        model, SynthesisConfig(num_images=2, group_size=2, iterations=6, jitter=(30, 60)), seed=1
-    )
+    one = psaq_jax.synthesize(model, SynthesisConfig(num_images=2, group_size=2, iterations=6, jitter=(30, 60)), seed=1)
     np.testing.assert_array_equal(both.images[:2], one.images)
 
 
@@ -123,9 +113,7 @@ def test_chunks_add_up(iterations, expected):
 def test_recipe_default_keeps_to_the_models_own_pixels(model):
     config = SynthesisConfig(num_images=2, group_size=2, iterations=4, recipe="default")
     images = psaq_jax.synthesize(model, config).images
-    assert (images >= model.preprocessing.lower - 1e-6).all() and (
-        images <= model.preprocessing.upper + 1e-6
-    ).all()
+    assert (images >= model.preprocessing.lower - 1e-6).all() and (images <= model.preprocessing.upper + 1e-6).all()
 
 
 def test_nan_stops_with_iteration_and_term(model):

@@ -1,0 +1,104 @@
+"""Regression guards on the compiled step: how often it is compiled, what it computes, what it holds. Never how long."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import psaq_jax
+from psaq_jax.models.model import Model
+from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.sites import apply_with_tap
+from psaq_jax.synthesis import driver
+from psaq_jax.synthesis.entropy import GRID_POINTS
+from psaq_jax.synthesis.loop import initial_group, scan_chunk
+
+DEPTH, WIDTH, HIDDEN, SIDE, PATCHES = 3, 24, 96, 48, 144
+
+
+@pytest.fixture(scope="module")
+def model():
+    module = VisionTransformer((SIDE, SIDE), (4, 4), WIDTH, DEPTH, 2, HIDDEN, 7)
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
+    return Model(params, module, tuple("abcdefg"), Preprocessing((SIDE, SIDE), (0.5,) * 3, (0.5,) * 3))
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    """[the compiled chunks] of a whole run: 2 waves of a group of 2, 2 rounds, 4 chunks a wave."""
+    chunks, compile_chunk = [], driver.compile_chunk
+
+    def spy(*arguments):
+        chunks.append(compile_chunk(*arguments))
+        return chunks[-1]
+
+    spy.cache_info = compile_chunk.cache_info
+    compile_chunk.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "LONGEST_CHUNK", 2)
+        patch.setattr(driver, "compile_chunk", spy)
+        config = psaq_jax.SynthesisConfig(num_images=4, group_size=2, iterations=8)
+        psaq_jax.synthesize(model, config, devices=tuple(jax.local_devices()[:1]))
+    return chunks
+
+
+@pytest.fixture(scope="module")
+def text(run):
+    return run[0].as_text()
+
+
+def test_one_compilation_for_all_waves_rounds_and_chunks(run):
+    assert len(run) == 2 * 4 and len(set(map(id, run))) == 1
+
+
+def test_the_gradient_is_with_respect_to_the_images_alone(text):
+    """Matrix products, by the model's architecture; a weight gradient would be one more for every kernel."""
+    shapes = re.findall(r"= \w+\[([\d,]*)\]\S* dot\(", text)
+    forward = 1 + DEPTH * 6 + 1  # patches; qkv, scores, values, projection, two of the MLP; classifier
+    backward = 1 + DEPTH * (4 + 2 * 2) + 1  # one for every kernel, two for a product of two activations
+    similarities = DEPTH * 2  # the Gram matrix, and its gradient by symmetry
+    assert len(shapes) == forward + backward + similarities
+    kernels = {(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH), (3 * 4 * 4, WIDTH), (WIDTH, 7)}
+    kernels |= {shape[::-1] for shape in kernels}
+    assert not kernels & {tuple(map(int, shape.split(","))) for shape in shapes if shape}
+
+
+def test_no_buffer_holds_the_grid_times_the_similarities(text):
+    sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
+    assert PATCHES**2 < max(sizes) < GRID_POINTS * PATCHES**2
+
+
+def test_nothing_is_communicated_nor_called_back(text):
+    names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "callback", "infeed")
+    assert not [name for name in names if name in text]
+
+
+def test_memory_is_what_the_backward_pass_needs(model):
+    """By the compiler's account: a longer chunk takes not a byte more, an image little more than its activations."""
+
+    def scratch(images, length):
+        config = psaq_jax.SynthesisConfig(num_images=images, group_size=images, iterations=8)
+        state = jax.eval_shape(functools.partial(initial_group, model, config), 0, 0)
+        chunk = jax.jit(lambda model, state: scan_chunk(model, config, state, 0, length))
+        return chunk.lower(model, state).compile().memory_analysis().temp_size_in_bytes
+
+    two = scratch(2, 2)
+    assert scratch(2, 4) == two
+    assert (scratch(4, 2) - two) / 2 < 1.25 * activation_bytes(model)  # seen: 1.07
+
+
+def activation_bytes(model) -> int:
+    """Of all sites of one image."""
+    sizes = []
+
+    def tap(_, x):
+        sizes.append(4 * x.size)
+        return x
+
+    pixels = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    jax.eval_shape(lambda params, pixels: apply_with_tap(model.module, params, pixels, tap), model.params, pixels)
+    return sum(sizes)

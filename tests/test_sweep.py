@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -185,6 +186,14 @@ def test_the_script_prints_the_table_and_writes_it(data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "w4a4" in done.stdout and str(tmp_path / "sweep.csv") in done.stdout
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 4
+    page = (tmp_path / sweep.slug(TINY) / "report.html").read_text()
+    assert "w4a4" in page and "launch.sweep" in page
+
+
+@pytest.mark.parametrize("name", ["demo", "imagenet", "mixed_precision"])
+def test_the_configs_are_sweeps(name):
+    found = importlib.import_module(f"configs.sweeps.{name}").get_config()
+    assert len(from_mapping(SweepConfig, found.to_dict()).seeds) >= 3
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ With weights w = W·t (codes W signed, one scale t per output channel) and activ
 
 Sums are exact in int32 (`integer_plan` refuses products whose sum might not fit). What lies between the products
 (LayerNorm, softmax, activation functions, residual sums) and every product with a factor on no uniform grid is float32;
-`IntegerModel.products` lists which is which. Simulated quantization computes the same sums in float32, so the two
-differ by its rounding alone, and where that turns a rounding to codes around, by whole codes of single activations.
+`IntegerModel.products` lists which is which. Simulated quantization of recipe "default" has the same sums (`exact`).
+That of recipe "paper" rounds every term to float32: the two differ by that alone, and where it turns a rounding to codes
+around, by whole codes of single activations.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class IntegerModel(QuantizedModel):
 def integer_model(q: QuantizedModel) -> IntegerModel:
     """The same quantized model, run on integers where it can be. A module in bfloat16 runs its float parts in float32.
 
-    Logits equal those of simulated quantization but for the rounding of its float32 sums.
+    Logits equal those of simulated quantization but for float32 rounding, as the module's docstring says.
     """
     products = plan(q)
     kernels = traverse_util.flatten_dict(q.params, sep="/")

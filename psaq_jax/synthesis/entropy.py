@@ -128,36 +128,32 @@ def density_gradient(similarity: jax.Array, grid: jax.Array, weights: jax.Array)
     """
     weights = weights * np.float32(1 / (BANDWIDTH**3 * np.sqrt(2 * np.pi) * similarity[0].size))
     # Elsewhere exponentials are cheap, and a branch makes the host wait for the device.
-    return jax.lax.platform_dependent(similarity, grid, weights, cpu=_slope_on_cpu, default=_slope_of_every_point)
+    return jax.lax.platform_dependent(similarity, grid, weights, cpu=_fewest_slopes, default=_slope)
 
 
-def _slope_on_cpu(similarity, grid, weights):
-    wide = grid[1] - grid[0] > 8 * BANDWIDTH
-    return jax.lax.cond(wide, _slope_of_nearest_points, _slope_of_every_point, similarity, grid, weights)
+def _fewest_slopes(similarity, grid, weights):
+    """The wider the grid, the fewer exponentials: of points 16 bandwidths apart, only the nearest counts.
 
-
-def _slope_of_every_point(similarity, grid, weights):
-    return sum(_slope(similarity, x, w) for x, w in zip(grid, weights.T[:, :, None, None], strict=True))
-
-
-def _slope_of_nearest_points(similarity, grid, weights):
-    """For points more than 8 bandwidths apart: two exponentials in place of ten.
-
-    One belongs to the nearest of the even points, one to the nearest of the odd ones. All others are more than 8
-    bandwidths away, where the kernel is less than exp(−32), 1e-14: below the resolution of float32.
+    All others are more than 8 bandwidths away, where the kernel is less than exp(−32), 1e-14: below the resolution of
+    float32. Points far enough apart make a class, and each class takes one exponential.
     """
+    classes = (2, 3, 5, GRID_POINTS)
+    narrow = (grid[1] - grid[0]) * np.float32(classes) < 16 * BANDWIDTH
+    choice = jnp.minimum(jnp.sum(narrow), len(classes) - 1)
+    branches = [functools.partial(_slope, classes=n) for n in classes]
+    return jax.lax.switch(choice, branches, similarity, grid, weights)
+
+
+def _slope(similarity, grid, weights, classes=GRID_POINTS):
+    """Each class holds every `classes`-th point of the grid."""
     total = 0.0
-    for parity in (0, 1):
-        x, w = grid[parity], weights[:, parity, None, None]
-        for k in range(parity + 2, len(grid), 2):
-            beyond = similarity > grid[k - 1]
+    for first in range(classes):
+        x, w = grid[first], weights[:, first, None, None]
+        for k in range(first + classes, len(grid), classes):
+            beyond = similarity > (grid[k - classes] + grid[k]) / 2
             x, w = jnp.where(beyond, grid[k], x), jnp.where(beyond, weights[:, k, None, None], w)
-        total += _slope(similarity, x, w)
+        total += w * _kernel(similarity, x) * (x - similarity)
     return total
-
-
-def _slope(similarity, x, weight):
-    return weight * _kernel(similarity, x) * (x - similarity)
 
 
 def _kernel(similarity, x):

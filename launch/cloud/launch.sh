@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Starts a job in a cloud, its work folder in a bucket; started again, it goes on from the checkpoint there.
+#
+#   bash launch/cloud/launch.sh [--dryrun] TARGET gs://BUCKET/RUN [flags of the job, --config=... first of all]
+#
+# TARGET: gpu, gpus, tpu, tpu_slice: SkyPilot's managed jobs (pip install "skypilot[gcp]"; sky check), the task files
+# beside this script. gke: a TPU slice in a GKE cluster by xpk (pip install xpk); CLUSTER, ZONE and PROJECT name it,
+# TPU_TYPE (v5litepod-256) and SLICES (1) say what of it. JOB (synthesize) is the script in launch/ to run.
+# --dryrun prints what would be started, and starts nothing.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+dryrun=
+if [ "${1:-}" = --dryrun ]; then dryrun=1; shift; fi
+if [ $# -lt 2 ] || [[ "$2" != *://* ]]; then
+    echo "launch.sh: expected [--dryrun] gpu|gpus|tpu|tpu_slice|gke gs://BUCKET/RUN [flags of the job]" >&2
+    exit 2
+fi
+target=$1 workdir=$2 job=${JOB:-synthesize}
+shift 2
+flags=${*:---config=configs/paper/deit_base.py}
+if [ "$target" = gke ]; then
+    : "${CLUSTER:?name the GKE cluster: CLUSTER=...}" "${ZONE:?ZONE=...}" "${PROJECT:?PROJECT=...}"
+    # Exit codes: 75 a process was lost, 143 preempted. Neither counts as a failure of the job.
+    command=(xpk workload create --cluster "$CLUSTER" --zone "$ZONE" --project "$PROJECT"
+        --workload "psaq-$(basename "$workdir" | tr '[:upper:]_.' '[:lower:]--')"
+        --tpu-type "${TPU_TYPE:-v5litepod-256}" --num-slices "${SLICES:-1}" --spot
+        --max-restarts 100 --restart-on-exit-codes 75,143
+        --base-docker-image python:3.11 --script-dir "$here/../.."
+        --command "bash launch/cloud/setup.sh tpu && exec .venv/bin/python -m launch.$job $flags --workdir=$workdir --quiet --distributed=on")
+elif [ -f "$here/$target.yaml" ]; then
+    command=(sky jobs launch --yes --detach-run "$here/$target.yaml"
+        --env "WORKDIR=$workdir" --env "JOB=$job" --env "FLAGS=$flags")
+else
+    echo "launch.sh: found the target '$target', expected gpu, gpus, tpu, tpu_slice or gke" >&2
+    exit 2
+fi
+if [ -n "$dryrun" ]; then
+    printf '%q ' "${command[@]}"
+    echo
+    if [ "$target" != gke ]; then
+        echo "# $target.yaml, with WORKDIR=$workdir JOB=$job FLAGS=$flags:"
+        grep -v '^#' "$here/$target.yaml"
+    fi
+    exit
+fi
+cd "$here/../.."
+exec "${command[@]}"

@@ -1,0 +1,72 @@
+"""The cloud's task files: valid to SkyPilot's own parser, and a dry run says what would happen."""
+
+import pathlib
+import re
+import subprocess
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parent.parent
+CLOUD = ROOT / "launch" / "cloud"
+TASKS = sorted(CLOUD.glob("*.yaml"))
+CLUSTER = {"CLUSTER": "c", "ZONE": "z", "PROJECT": "p"}
+
+
+def launch(*arguments, **environment):
+    command = ["bash", str(CLOUD / "launch.sh"), *arguments]
+    environment = {"PATH": "/usr/bin:/bin"} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_skypilot_accepts_the_task(path):
+    sky = pytest.importorskip("sky", reason="SkyPilot is not installed: pip install skypilot")
+    task = sky.Task.from_yaml_config(yaml.safe_load(path.read_text()), env_overrides=[("WORKDIR", "gs://bucket/run")])
+    assert all(resources.use_spot for resources in task.resources)
+    assert task.envs["WORKDIR"] == "gs://bucket/run"
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_tasks_run_what_there_is(path):
+    task = yaml.safe_load(path.read_text())
+    assert (ROOT / "launch" / f"{task['envs']['JOB']}.py").exists()
+    assert (ROOT / task["envs"]["FLAGS"].removeprefix("--config=")).exists()
+    assert "--workdir=$WORKDIR" in task["run"] and (ROOT / task["setup"].split()[1]).exists()
+    assert task["resources"]["use_spot"] and task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_a_dry_run_prints_the_command_and_the_task(path):
+    done = launch("--dryrun", path.stem, "gs://bucket/run", "--config=configs/demo.py", "--config.seed=1")
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("sky jobs launch") and "WORKDIR=gs://bucket/run" in first
+    assert "--config=configs/demo.py" in first and "--config.seed=1" in first
+    assert any("launch/cloud/setup.sh" in line for line in rest)
+
+
+def test_a_dry_run_of_a_pod_prints_the_command():
+    done = launch("--dryrun", "gke", "gs://bucket/My_run", "--config=configs/demo.py", **CLUSTER, TPU_TYPE="v6e-64")
+    assert done.returncode == 0 and done.stdout.startswith("xpk workload create --cluster c --zone z --project p"), done
+    for part in ("psaq-my-run", "--tpu-type v6e-64", "--restart-on-exit-codes 75", "--distributed=on"):
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("gpu",), "expected .--dryrun. gpu"),
+        (("gpu", "/here"), "gs://BUCKET/RUN"),
+        (("cpu", "gs://b/x"), "found the target 'cpu'"),
+        (("gke", "gs://b/x"), "CLUSTER"),
+    ],
+)
+def test_a_bad_command_is_told(arguments, message):
+    done = launch("--dryrun", *arguments)
+    assert done.returncode and re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CLOUD.glob("*.sh")), ids=lambda path: path.stem)
+def test_scripts_are_sound_shell(path):
+    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0

@@ -29,8 +29,8 @@ SHAPES = {  # width, heads; DeiT at 224 px, patch 16, 12 blocks (Touvron et al.,
 }
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v6 lite": 918e12}
 
-# A call's own costs are shared by its iterations, as in `synthesize`: getting a gigabyte of scratch memory from the
-# system takes as long as a tenth of an iteration on a CPU.
+# A call's own costs, such as getting a gigabyte of scratch memory from the system, are shared by its iterations, as in
+# `synthesize`.
 LEAST_ITERATIONS = 3
 
 
@@ -42,7 +42,11 @@ class Seconds(NamedTuple):
 
 
 def case_model(name: str) -> Model:
-    """A bundled model, or a published shape with random weights (speed does not depend on their values)."""
+    """A bundled model, or a published shape with random weights.
+
+    Their values matter to the speed in one place: random attention is flat, so similarities span little, and the
+    entropy's gradient takes up to five times the exponentials on a CPU that a trained model's takes.
+    """
     if name not in SHAPES:
         return load_model(name)
     width, heads = SHAPES[name]
@@ -66,7 +70,8 @@ def measure(
     began = time.perf_counter()
     step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, 1)
     compile_seconds = time.perf_counter() - began
-    length = max(LEAST_ITERATIONS, min(50, int(least_seconds / _time(step, model, state).wall)))
+    warm = [_time(step, model, state).wall for _ in range(2)][1]
+    length = max(LEAST_ITERATIONS, min(50, int(least_seconds / warm)))
     step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, length)
     passes = _compile(model_passes, model, state, length)
     steps, floors = _interleave(step, passes, model, state, length, repeats)

@@ -8,6 +8,8 @@ others write into one that is thrown away. With one process everything here retu
 import contextlib
 import io
 import os
+import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 
@@ -20,6 +22,7 @@ from psaq_jax.errors import InputError
 
 MODES = ("auto", "on", "off")
 PIECE = 2**24  # bytes of a process that are exchanged at a time: what the devices hold for it stays small
+PATIENCE = 300  # seconds in which all processes must have started
 _connection: peers.Connection | None = None
 
 
@@ -42,17 +45,29 @@ def start(mode: str = "auto", address: str | None = None, number: int | None = N
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < 3:
         raise InputError(f"{', '.join(missing)} missing; give all of {', '.join(given)}, or none in a cluster")
+    too_late = threading.Timer(PATIENCE, _give_up)  # JAX would abort with a trace of its stack
+    too_late.start()
     try:
-        jax.distributed.initialize(address, number, own)
+        jax.distributed.initialize(address, number, own, initialization_timeout=PATIENCE + 60)
     except (ValueError, RuntimeError, OSError) as error:
         raise InputError(
             f"the processes cannot find each other ({error}); give {', '.join(given)}, or --distributed=off"
         ) from None
+    finally:
+        too_late.cancel()
     if count() > 1:
         host = address.rpartition(":")[0] if address else None
         with peers.Listener(host) if is_first() else contextlib.nullcontext() as listener:
             where = from_first(listener and {"where": np.asarray(listener.where)})["where"].item()
             _connection = peers.connect(where, index(), count(), listener)
+
+
+def _give_up():
+    print(
+        f"error: not all processes of this run came within {PATIENCE} s; start the same command on every machine",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(peers.LOST)
 
 
 def in_cluster() -> bool:

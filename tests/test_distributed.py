@@ -86,6 +86,16 @@ def test_the_other_process_ends_with_one_line(tmp_path, killed):
     assert len(lines) == 1 and f"process {killed} of this run ended early" in lines[0], error
 
 
+@pytest.mark.parametrize("own", [0, 1])
+def test_nobody_waits_for_one_that_never_comes(own):
+    script = (
+        f"from psaq_jax import distributed as d; d.PATIENCE = 2; d.start('on', '127.0.0.1:{free_port()}', 2, {own})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75 and "not all processes of this run came within 2 s" in done.stderr
+
+
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     """SIGTERM to one of two processes stops both, their state saved; the same command goes on from there."""
     more = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=2", "--config.synthesis.iterations=3000")

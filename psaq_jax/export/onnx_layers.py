@@ -140,12 +140,13 @@ class Layers:
         return scale, self.graph.constant(f"{name}/zero_point", np.uint8(grid.zero_point))
 
     def logarithmic(self, name: str, grid: LogQuantizer, x: str) -> str:
-        """`LogQuantizer` in float operators: scale·2^(−q/steps), 0 for the last code."""
+        """`LogQuantizer` in float operators: scale·2^(−q/steps) − shift, −shift for the last code."""
         add, number = self.graph.add, lambda n: self.graph.constant(f"{name}/number", np.float32(n))
         last = 2.0 ** float(grid.bits) - 1
-        ratio = add("Max", add("Div", x, number(grid.scale)), number(1e-30))
+        ratio = add("Max", add("Div", add("Add", x, number(grid.shift)), number(grid.scale)), number(1e-30))
         codes = add("Mul", add("Log", ratio), number(-float(grid.steps) / np.log(2)))
         codes = add("Clip", add("Round", codes), number(0), number(last))
         power = add("Pow", number(2), add("Mul", codes, number(-1 / float(grid.steps))))
         value = add("Mul", power, number(grid.scale))
-        return add("Where", add("Equal", codes, number(last)), number(0), value, name=name)
+        value = add("Where", add("Equal", codes, number(last)), number(0), value)
+        return add("Sub", value, number(grid.shift), name=name)

@@ -62,8 +62,10 @@ def test_recipe_default(tmp_path, softmax):
     q, pixels = random_quantized(VIT, 4, 8, "default"), random_pixels(VIT, 32)
     if softmax == "logarithmic":
         grid = LogQuantizer(jnp.float32(0.7), jnp.float32(2), jnp.float32(5))
-        names = [name for name in q.sites if name.endswith("probabilities")]
-        q = dataclasses.replace(q, sites=q.sites | dict.fromkeys(names, grid))
+        shifted = LogQuantizer(jnp.float32(1.2), jnp.float32(3), jnp.float32(6), jnp.float32(0.17))  # of GELU outputs
+        kinds = {"probabilities": grid, "activation_output": shifted}
+        changed = {n: new for n in q.sites for end, new in kinds.items() if n.endswith(end)}
+        q = dataclasses.replace(q, sites=q.sites | changed)
     path, _ = export_onnx(q, tmp_path)
     expected = np.asarray(q(pixels))
     assert np.abs(run(path, pixels) - expected).mean() <= checking.step(q, expected)

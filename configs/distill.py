@@ -7,7 +7,7 @@ import dataclasses
 
 import ml_collections
 
-from launch.config import synthesis_fields
+from launch.config import recipe_fields, synthesis_fields
 from psaq_jax.distillation.config import DistillationConfig
 
 
@@ -24,8 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.dtype = "float32"  # of the passes of teacher, student and synthesis: float32 or bfloat16
     c.synthesis = synthesis_fields(recipe="default")  # the images that the student starts on, and the generator's
     c.quantization = ml_collections.ConfigDict()
-    c.quantization.bits = ("w4a4", "w3a3")  # weights 2 to 8, activations 2 to 8
+    c.quantization.bits = ("w4a4", "w3a3")  # w2 to w8 or auto:AVERAGE, a2 to a8 or a32 (floats)
     c.quantization.recipe = "default"  # of the student's start
+    c.quantization.options = recipe_fields()  # of recipe "default"
     c.calibration = ("synthesized",)
     c.distillation = ml_collections.ConfigDict(dataclasses.asdict(DistillationConfig()))
     return c

@@ -30,7 +30,7 @@ def main():
     model = psaq_jax.load_model(config.model)
     dataset = pipeline.open_data(config, model)
     identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
-    with open_workdir(WORKDIR.value, identity) as workdir:
+    with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
         distill(config, model, dataset, workdir)
 
 
@@ -49,13 +49,14 @@ def distill(config, model, dataset, workdir):
         "synthesis": pipeline.synthesis_summary(config.synthesis, result),
     }
     for run, q in job.students(config, model, result.images, workdir, bar, seconds):
-        folder = job.artefact_folder(workdir, run)
+        folder = workdir / "quantized" / pipeline.run_name(run)
         scores = pipeline.score(q, examples, float_logits, config.batch_size, bar(folder.name))
         psaq_jax.save_quantized(q, folder, figures=scores)
         results["runs"].append(run | scores)
     results["distillation"] = job.summaries(config, workdir)
     written = files.write_json(workdir / "results.json", results)
-    print(report.results_table(results))
+    launch_config.LOG.info("\n%s", report.results_table(results))
+    print(report.results_table(results, launch_config.color()))
     print(report.summary_line(results))
     print(f"  results: {written}\n  models: {workdir / 'quantized'}")
 

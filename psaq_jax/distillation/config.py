@@ -34,9 +34,9 @@ class DistillationConfig:
     memory: bool = True
     mixing: float = 0.5
     feature_weight: float = 1.0
-    kernel_rate: float = 1e-3
-    scale_rate: float = 1e-3
-    float_rate: float = 1e-3
+    kernel_rate: float = 3e-4
+    scale_rate: float = 5e-4
+    float_rate: float = 3e-4
 
     def __post_init__(self):
         for name, least in (("cycles", 1), ("generator_iterations", 0), ("student_steps", 1), ("batch_size", 1)):
@@ -51,6 +51,15 @@ class DistillationConfig:
                 raise InputError(f"distillation.{name} is {getattr(self, name)!r}, expected 0 to 1")
         if not 0 <= self.mixing <= 1:
             raise InputError(f"distillation.mixing is {self.mixing!r}, expected 0 to 1")
+
+    @property
+    def turn_length(self) -> int:
+        """Ticks of a turn: iterations of the generator and steps of the student."""
+        return self.generator_iterations + self.student_steps
+
+    @property
+    def ticks(self) -> int:
+        return self.cycles * self.turn_length
 
     @property
     def steps(self) -> int:

@@ -1,8 +1,4 @@
-"""`distill`: generator and student take turns, over all devices, with progress and checkpoints.
-
-Everything is counted in ticks: a tick is one iteration of the generator or one step of the student. What happens in a
-tick follows from (seed, tick) and the state before it, so that a run which was killed ends with the same bits.
-"""
+"""`distill`: generator and student take turns, with progress and checkpoints; killed, it ends with the same bits."""
 
 import pathlib
 import time
@@ -12,23 +8,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from psaq_jax import files
+from psaq_jax.distillation import turns
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.history import History
-from psaq_jax.distillation.loop import adam, generator_config, generator_step, rates, student_step, weights
-from psaq_jax.distillation.student import Grids, Learned, finish, start, units
+from psaq_jax.distillation.student import finish
+from psaq_jax.distillation.turns import Arena, Competition
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.calibration import check_pixels
-from psaq_jax.quantization.packing import kernel_bits
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.loop import GroupState, initial_group
 
-FIRST_GROUP = 2**20  # the turns' groups have numbers, and so noise, that no group of the synthesis has
 LOOK = 25  # ticks between two looks for NaN
 Progress = Callable[[int, int], None]
 
@@ -47,26 +39,6 @@ class DistillationResult(NamedTuple):
     images: np.ndarray
     history: dict[str, np.ndarray]
     seconds: float
-
-
-class Competition(NamedTuple):
-    """What changes from tick to tick."""
-
-    learned: Learned
-    adam: optax.OptState  # of the student
-    group: GroupState  # the generator's images
-
-
-class Arena(NamedTuple):
-    """What stays as it is, on the devices."""
-
-    teacher: Model
-    grids: Grids
-    rates: Learned  # of Adam, in each parameter's own measure
-    config: DistillationConfig
-    synthesis: SynthesisConfig  # of one turn
-    seed: int
-    data: NamedSharding
 
 
 def distill(
@@ -101,111 +73,52 @@ def distill(
       InputError: images of another shape, or a loss that stopped being finite.
     """
     config = config or DistillationConfig()
-    pool = [check_pixels(model, images)]
-    arena, state = _enter(model, q, config, synthesis or SynthesisConfig(recipe="default"), seed, devices)
-    turn = config.generator_iterations + config.student_steps
-    first, history = 0, History()
-    tree = checkpoints.restore_tree() if checkpoints else None
-    if tree is not None:
-        first, history = int(tree["tick"]), History.from_tree(tree["history"])
-        state = _restored(arena, state, tree["leaves"], first // turn)
-        made = (first + config.student_steps) // turn if config.generator_iterations else 0
-        pool += [np.load(_turn_file(checkpoints, number), allow_pickle=False) for number in range(made)]
-    began = time.perf_counter()
-    for tick in range(first, config.cycles * turn):
-        cycle, i = divmod(tick, turn)
-        if i < config.generator_iterations:
-            state, terms = _generate(arena, state, cycle, i)
-            history.add("generator", terms)
-            if i == config.generator_iterations - 1:
-                pool.append(np.asarray(state.group.images))
-                if checkpoints:
-                    files.write_npy(_turn_file(checkpoints, cycle), pool[-1])
-        else:
-            state, terms = _learn(arena, state, pool, cycle, i - config.generator_iterations)
-            history.add("student", terms)
-        done = tick + 1
-        if done % LOOK == 0 or done == config.cycles * turn:
-            history.check()
-        if checkpoints and (checkpoints.stopping() or checkpoints.due()):
-            history.check()
-            checkpoints.save_tree(done, {"tick": np.asarray(done), "leaves": _leaves(state), "history": history.tree()})
-            checkpoints.leave_if_stopping()
-        if progress:
-            progress(done, config.cycles * turn)
-    learned = jax.tree.map(jnp.asarray, jax.device_get(state.learned))
-    student = finish(q, arena.grids, learned)
-    return DistillationResult(student, np.concatenate(pool), history.arrays(), time.perf_counter() - began)
-
-
-def _enter(model, q, config, synthesis, seed, devices) -> tuple[Arena, Competition]:
+    images = check_pixels(model, images)
     devices = tuple(devices or jax.local_devices())
-    count = max(n for n in range(1, len(devices) + 1) if config.batch_size % n == 0)
-    mesh = Mesh(np.asarray(devices[:count]), ("data",))
-    data, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    grids, learned = start(q, kernel_bits(q))
-    student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
-    teacher, (grids, steps, learned, moments) = jax.device_put((model, student), everywhere)
-    turn = generator_config(config, synthesis, config.batch_size)
-    arena = Arena(teacher, grids, steps, config, turn, seed, data)
-    return arena, Competition(learned, moments, _noise(arena, 0))
+    arena, state = turns.enter(model, q, config, synthesis or SynthesisConfig(recipe="default"), seed, devices)
+    first, state, pool, history = _resumed(arena, state, images, checkpoints)
+    began = time.perf_counter()
+    for tick in range(first, config.ticks):
+        turn, i, learns = turns.place(config, tick)
+        if learns:
+            state, terms = turns.learn(arena, state, pool, turn, i)
+        else:
+            state, terms = turns.generate(arena, state, turn, i)
+        history.add("student" if learns else "generator", terms)
+        if not learns and i == config.generator_iterations - 1:
+            pool.append(np.asarray(state.group.images))
+            if checkpoints:
+                files.write_npy(_turn_file(checkpoints, turn), pool[-1])
+        _look(tick + 1, config.ticks, state, history, checkpoints)
+        if progress:
+            progress(tick + 1, config.ticks)
+    grids, learned = jax.tree.map(jnp.asarray, jax.device_get((arena.grids, state.learned)))
+    seconds = time.perf_counter() - began
+    return DistillationResult(finish(q, grids, learned), np.concatenate(pool), history.arrays(), seconds)
 
 
-def _noise(arena: Arena, cycle: int) -> GroupState:
-    """The generator's start of a turn."""
-    return _shared_out(arena, initial_group(arena.teacher, arena.synthesis, arena.seed, FIRST_GROUP + cycle))
+def _resumed(arena: Arena, state: Competition, images: np.ndarray, checkpoints: Checkpoints | None):
+    """(ticks done, state, pool, history): of the last checkpoint, or of the start."""
+    tree = checkpoints.restore_tree() if checkpoints else None
+    if tree is None:
+        return 0, state, [images], History()
+    done, config = int(tree["tick"]), arena.config
+    made = (done + config.student_steps) // config.turn_length if config.generator_iterations else 0
+    pool = [np.load(_turn_file(checkpoints, turn), allow_pickle=False) for turn in range(made)]
+    state = turns.restored(arena, state, tree["leaves"], done // config.turn_length)
+    return done, state, [images, *pool], History.from_tree(tree["history"])
 
 
-def _shared_out(arena: Arena, group: GroupState) -> GroupState:
-    """The group on the devices: images and Adam's moments in shares, the rest everywhere."""
-    everywhere = NamedSharding(arena.data.mesh, PartitionSpec())
-    shares = jax.tree.map(lambda x: arena.data if x.ndim == group.images.ndim else everywhere, group)
-    return jax.device_put(group, shares)
+def _look(done: int, ticks: int, state: Competition, history: History, checkpoints: Checkpoints | None) -> None:
+    """Looks for NaN every now and then; saves when it is time, and leaves where SIGTERM came."""
+    saves = checkpoints and (checkpoints.stopping() or checkpoints.due())
+    if saves or done % LOOK == 0 or done == ticks:
+        history.check()
+    if saves:
+        tree = {"tick": np.asarray(done), "leaves": turns.leaves(state), "history": history.tree()}
+        checkpoints.save_tree(done, tree)
+        checkpoints.leave_if_stopping()
 
 
-def _generate(arena: Arena, state: Competition, cycle: int, i: int):
-    group = _noise(arena, cycle) if i == 0 else state.group
-    group, terms = generator_step(
-        arena.teacher, arena.grids, state.learned, arena.synthesis, jnp.float32(arena.config.discrepancy_weight), group,
-        jnp.int32(i),
-    )  # fmt: skip
-    return state._replace(group=group), terms
-
-
-def _learn(arena: Arena, state: Competition, pool: list[np.ndarray], cycle: int, i: int):
-    step = cycle * arena.config.student_steps + i
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(arena.seed), FIRST_GROUP), step)
-    images = jax.device_put(draw(pool, arena.config, (arena.seed, step)), arena.data)
-    learned, moments, terms = student_step(
-        arena.teacher, arena.grids, arena.rates, weights(arena.config, step), state.learned, state.adam, images, key
-    )
-    return state._replace(learned=learned, adam=moments), terms
-
-
-def draw(pool: list[np.ndarray], config: DistillationConfig, seeds) -> np.ndarray:
-    """A batch of the pool's images, all of them or the newest turn's; none twice while there are enough."""
-    sets = pool if config.memory else pool[-1:]
-    ends = np.cumsum([len(images) for images in sets])
-    size, count = config.batch_size, int(ends[-1])
-    rows = np.random.default_rng(seeds).choice(count, size, replace=count < size)
-    which = np.searchsorted(ends, rows, side="right")
-    return np.stack([sets[s][row - ends[s]] for s, row in zip(which, rows, strict=True)])
-
-
-def _turn_file(checkpoints: Checkpoints, cycle: int) -> pathlib.Path:
-    return checkpoints.directory / f"turn_{cycle:06d}.npy"
-
-
-def _leaves(state: Competition) -> dict[str, np.ndarray]:
-    """The state's arrays by number; the generator's key, labels and target follow from the seed."""
-    kept = (state.learned, state.adam, state.group.images, state.group.adam)
-    return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(kept))}
-
-
-def _restored(arena: Arena, state: Competition, leaves: dict, cycle: int) -> Competition:
-    kept = (state.learned, state.adam, state.group.images, state.group.adam)
-    arrays = [np.asarray(leaves[name]) for name in sorted(leaves)]
-    learned, moments, images, group_moments = jax.tree.unflatten(jax.tree.structure(kept), arrays)
-    learned, moments = jax.device_put((learned, moments), NamedSharding(arena.data.mesh, PartitionSpec()))
-    group = _noise(arena, cycle)._replace(images=images, adam=group_moments)
-    return Competition(learned, moments, _shared_out(arena, group))
+def _turn_file(checkpoints: Checkpoints, turn: int) -> pathlib.Path:
+    return checkpoints.directory / f"turn_{turn:06d}.npy"

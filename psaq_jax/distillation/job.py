@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from psaq_jax import files
-from psaq_jax.config import parse_bits
 from psaq_jax.distillation.config import DistillationJob
 from psaq_jax.distillation.driver import DistillationResult, Progress, distill
 from psaq_jax.models.model import Model
+from psaq_jax.pipeline import quantized_models, run_name
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
-from psaq_jax.quantization.calibration import calibrate
-from psaq_jax.quantization.transform import QuantizedModel, quantize
+from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
 from psaq_jax.synthesis.checkpointing import Checkpoints
 
@@ -28,32 +27,22 @@ def students(
 ) -> Iterator[tuple[dict, QuantizedModel]]:
     """Yields (run fields, quantized model) at every pair of bit-widths: the start, then the student.
 
-    The start is recipe "default" on the synthesized images. What an earlier run of the job saved under
-    WORKDIR/quantized is read instead of computed; a distillation under way goes on from WORKDIR/distillation.
+    The start is recipe "default" on the synthesized images. A student that an earlier run of the job saved under
+    WORKDIR/quantized is read; a distillation under way goes on from WORKDIR/distillation.
     """
-    for bits in config.quantization.bits:
-        run = {"calibration": "synthesized", "bits": bits, "recipe": "default", "seed": config.seed}
-        start = saved(workdir, run)
-        if start is None:
-            ranges = calibrate(model, images, recipe="default")
-            start = quantize(model, ranges, *parse_bits(bits), recipe="default", images=images)
+    for run, start in quantized_models(config, model, {"synthesized": images}):
         yield run, start
         run = run | {"recipe": RECIPE}
-        student = saved(workdir, run)
-        if student is None:
-            folder, bar = workdir / "distillation" / bits, bars(f"distill {bits}")
-            student = distill_for_job(config, model, start, images, folder, bar, every_seconds)
-        yield run, student
+        saved = workdir / "quantized" / run_name(run)
+        if is_artefact(saved):
+            yield run, load_quantized(saved)
+        else:
+            folder, bar = bits_folder(workdir, run["bits"]), bars(f"distill {run['bits']}")
+            yield run, distill_for_job(config, model, start, images, folder, bar, every_seconds)
 
 
-def artefact_folder(workdir: pathlib.Path, run: dict) -> pathlib.Path:
-    return workdir / "quantized" / f"{run['bits']}-{run['recipe']}-{run['calibration']}"
-
-
-def saved(workdir: pathlib.Path, run: dict) -> QuantizedModel | None:
-    """The model of a run, if an earlier run of the job got so far."""
-    folder = artefact_folder(workdir, run)
-    return load_quantized(folder) if is_artefact(folder) else None
+def bits_folder(workdir: pathlib.Path, bits: str) -> pathlib.Path:
+    return workdir / "distillation" / bits.replace(":", "")
 
 
 def distill_for_job(
@@ -84,9 +73,7 @@ def distill_for_job(
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:
     """{bits: what its distillation left in summary.json}."""
-    return {
-        bits: json.loads((workdir / "distillation" / bits / SUMMARY).read_bytes()) for bits in config.quantization.bits
-    }
+    return {bits: json.loads((bits_folder(workdir, bits) / SUMMARY).read_bytes()) for bits in config.quantization.bits}
 
 
 def _summary(result: DistillationResult) -> dict:

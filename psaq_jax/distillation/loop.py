@@ -4,6 +4,7 @@ Shapes: b images of a batch, [b, height, width, 3]. Arrays of images may be shar
 a mean over all of them, so the compiler averages the student's gradients over the devices.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -29,13 +30,11 @@ def discrepancy(teacher: jax.Array, student: jax.Array) -> jax.Array:
     return jnp.mean(jnp.abs(teacher - student))
 
 
-def generator_config(config: DistillationConfig, synthesis: SynthesisConfig, batch: int) -> SynthesisConfig:
+def generator_config(config: DistillationConfig, synthesis: SynthesisConfig) -> SynthesisConfig:
     """The synthesis of one turn's images."""
-    return SynthesisConfig(
-        num_images=batch, group_size=batch, iterations=max(1, config.generator_iterations), rounds=synthesis.rounds,
-        learning_rate=synthesis.learning_rate, jitter=synthesis.jitter, total_variation=synthesis.total_variation,
-        total_variation_weight=synthesis.total_variation_weight, recipe=synthesis.recipe,
-        cross_entropy_weight=config.generator_cross_entropy,
+    return dataclasses.replace(
+        synthesis, num_images=config.batch_size, group_size=config.batch_size,
+        iterations=max(1, config.generator_iterations), cross_entropy_weight=config.generator_cross_entropy,
     )  # fmt: skip
 
 
@@ -60,12 +59,15 @@ class Weights(NamedTuple):
 
     features: jax.Array
     mixing: jax.Array
-    rate: jax.Array  # 1 at the start of the training, 0 at its end
+    rate: jax.Array  # of all rates: up to 1, then down to 0
 
 
 def weights(config: DistillationConfig, step: int) -> Weights:
-    """Those of one step of the student, counted over all turns: the rates fall as a cosine."""
-    rate = (1 + np.cos(np.pi * step / config.steps)) / 2
+    """Those of one step of the student, counted over all turns: the rates rise for a tenth, then fall as a cosine.
+
+    Adam's first steps are all of full length, whatever the gradient, and the start is too good for them.
+    """
+    rate = loop.learning_rate(1.0, step, config.steps // 10, config.steps)
     return Weights(np.float32(config.feature_weight), np.float32(config.mixing), np.float32(rate))
 
 

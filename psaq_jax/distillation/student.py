@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from psaq_jax.models.model import exact_products
+from psaq_jax.models.model import Model, exact_products
 from psaq_jax.quantization.quantizers import divide
 from psaq_jax.quantization.reconstruction import scaled
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sites import apply_with_tap
+
+ALTERNATIONS = 10
+LEAN = 0.49  # of a code, at most: less than the half at which it would turn
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["scale", "bound"], meta_fields=[])
@@ -52,23 +55,38 @@ class Grids(NamedTuple):
     sites: dict[str, UniformQuantizer | LogQuantizer]
 
 
-def start(q: QuantizedModel, kernel_bits: dict[str, int]) -> tuple[Grids, Learned]:
-    """The student that computes what `q` computes; kernels start in the middle of their codes' intervals.
-
-    Args:
-      kernel_bits: {path of a kernel: its bits}, of `packing.kernel_bits`.
-    """
+def start(model: Model, q: QuantizedModel) -> tuple[Grids, Learned]:
+    """The student that computes what `q` computes, q being a quantized form of the model."""
+    kernel_bits = dict(q.kernel_bits)
     flat = traverse_util.flatten_dict(q.params, sep="/")
     coded = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QuantizedKernel)}
     bounds = {path: jnp.float32(2.0 ** (kernel_bits[path] - 1)) for path in coded}
     grids = Grids({path: KernelQuantizer(kernel.scale, bounds[path]) for path, kernel in coded.items()}, q.sites)
+    originals = traverse_util.flatten_dict(model.params, sep="/")
     learned = Learned(
-        kernels={path: kernel.dequantize() for path, kernel in coded.items()},
+        kernels={path: unrounded(originals[path], kernel) for path, kernel in coded.items()},
         kernel_scales={path: jnp.zeros_like(kernel.scale) for path, kernel in coded.items()},
         site_scales={name: jnp.zeros(()) for name in q.sites},
         floats={path: jnp.array(leaf) for path, leaf in flat.items() if path not in coded},
     )
     return grids, learned
+
+
+@jax.jit
+def unrounded(original: jax.Array, kernel: QuantizedKernel) -> jax.Array:
+    """The float kernel behind the codes, [i, o]: rounding it gives them, and it leans to where the original lies.
+
+    Which way a weight turns at the least cost is what the original tells. Recipes scale its rows and columns (folding)
+    before they round it; the factors are found by alternating least squares.
+    """
+    target, least = kernel.dequantize(), jnp.float32(1e-20)
+    rows, columns = jnp.ones((original.shape[0], 1)), jnp.ones((1, original.shape[1]))
+    for _ in range(ALTERNATIONS):
+        known = original * columns
+        rows = jnp.sum(target * known, 1, keepdims=True) / (jnp.sum(known**2, 1, keepdims=True) + least)
+        known = original * rows
+        columns = jnp.sum(target * known, 0, keepdims=True) / (jnp.sum(known**2, 0, keepdims=True) + least)
+    return jnp.clip(original * rows * columns / kernel.scale, kernel.codes - LEAN, kernel.codes + LEAN) * kernel.scale
 
 
 def units(grids: Grids, learned: Learned) -> Learned:
@@ -93,7 +111,8 @@ def fake_quantize(quantizer, logarithm, x):
     """`quantizer(x)` with its scale multiplied by exp(logarithm): exactly that, and gradients for the last two.
 
     With m = 1 where x was rounded and 0 where it was clipped, dx̂/dx = m. As x̂(k·scale, k·x) = k·x̂(scale, x), Euler's
-    theorem gives scale·dx̂/dscale = x̂ − m·x: LSQ's gradient, for uniform and logarithmic grids alike.
+    theorem gives scale·dx̂/dscale = x̂ − m·x: LSQ's gradient, for uniform and logarithmic grids alike, x and x̂ being
+    counted from the shift of those that have one.
     """
     return scaled(quantizer, logarithm)(x)
 
@@ -106,7 +125,8 @@ def _forward(quantizer, logarithm, x):
 
 def _backward(residuals, cotangent):
     quantizer, logarithm, x, y, rounded = residuals
-    error = y.astype(jnp.float32) - jnp.where(rounded, x, 0).astype(jnp.float32)
+    origin = -getattr(quantizer, "shift", 0.0)
+    error = (y.astype(jnp.float32) - origin) - jnp.where(rounded, x.astype(jnp.float32) - origin, 0)
     axes = tuple(range(x.ndim - logarithm.ndim))
     to_logarithm = jnp.sum(cotangent.astype(jnp.float32) * error, axis=axes)
     return jax.tree.map(jnp.zeros_like, quantizer), to_logarithm, jnp.where(rounded, cotangent, 0)
@@ -120,7 +140,7 @@ def _rounded(quantizer, x):
     if isinstance(quantizer, KernelQuantizer):
         return jnp.abs(x / quantizer.scale + 0.5) <= quantizer.bound
     if isinstance(quantizer, LogQuantizer):  # what is too small for a code counts as rounded to zero
-        return x <= quantizer.scale * jnp.exp2(0.5 / quantizer.steps)
+        return x + quantizer.shift <= quantizer.scale * jnp.exp2(0.5 / quantizer.steps)
     codes = 2.0**quantizer.bits
     return jnp.abs(x / quantizer.scale + quantizer.zero_point - (codes - 1) / 2) <= codes / 2
 

@@ -8,9 +8,8 @@ import pytest
 import psaq_jax
 from psaq_jax.distillation import student
 from psaq_jax.distillation.student import KernelQuantizer, fake_quantize
-from psaq_jax.quantization.packing import kernel_bits
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
+from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import GOLDEN, golden, nhwc
 
 QUICK = DefaultRecipe(gptq=False, reconstruct=False)
@@ -32,7 +31,7 @@ def perturbed(tree, seed=0):
 @pytest.mark.parametrize("family", ["vit", "swin"])
 def test_starts_as_the_quantized_model_and_finishes_as_the_trained_student(family, tmp_path):
     model, q, pixels = quantized(family)
-    grids, learned = student.start(q, kernel_bits(q))
+    grids, learned = student.start(model, q)
     run = jax.jit(lambda learned, x: student.student_pass(model.module, grids, learned, x)[0])
     np.testing.assert_array_equal(run(learned, pixels), q(pixels))
     learned = perturbed(learned)
@@ -46,6 +45,7 @@ def test_starts_as_the_quantized_model_and_finishes_as_the_trained_student(famil
 
 UNIFORM = UniformQuantizer(*map(np.float32, (0.5, 4, 3)))  # -2, -1.5, ... 1.5
 LOG = LogQuantizer(*map(np.float32, (0.8, 2, 4)))
+SHIFTED = LogQuantizer(*map(np.float32, (0.8, 2, 4, 0.2)))
 KERNEL = KernelQuantizer(np.array([0.5, 2.0], np.float32), np.float32(4))
 
 
@@ -54,9 +54,10 @@ KERNEL = KernelQuantizer(np.array([0.5, 2.0], np.float32), np.float32(4))
     [
         (UNIFORM, [-3.0, -1.9, 0.1, 1.4, 2.0], [0, 1, 1, 1, 0]),
         (LOG, [1e-9, 0.1, 0.6, 0.81, 1.0], [1, 1, 1, 1, 0]),
+        (SHIFTED, [-0.2, -0.1, 0.4, 0.61, 0.8], [1, 1, 1, 1, 0]),
         (KERNEL, [[-2.4, -9.0], [-2.1, 2.9], [1.4, 7.5]], [[0, 1], [1, 1], [1, 0]]),
     ],
-    ids=["uniform", "logarithmic", "kernel"],
+    ids=["uniform", "logarithmic", "shifted", "kernel"],
 )
 def test_gradients_pass_rounding_stop_at_clipping_and_move_scales_as_lsq_says(quantizer, x, passes):
     x, passes = np.array(x, np.float32), np.array(passes, np.float32)
@@ -64,7 +65,8 @@ def test_gradients_pass_rounding_stop_at_clipping_and_move_scales_as_lsq_says(qu
     np.testing.assert_array_equal(fake_quantize(quantizer, logarithm, x), quantizer(x))
     to_scale, to_x = jax.grad(lambda t, x: fake_quantize(quantizer, t, x).sum(), argnums=(0, 1))(logarithm, x)
     np.testing.assert_array_equal(to_x, passes)
-    error = np.asarray(quantizer(x)) - passes * x
+    shift = getattr(quantizer, "shift", np.float32(0))
+    error = np.asarray(quantizer(x)) + shift - passes * (x + shift)
     np.testing.assert_allclose(to_scale, error.sum(axis=tuple(range(x.ndim - logarithm.ndim))), rtol=1e-5, atol=1e-6)
 
 
@@ -79,8 +81,8 @@ def test_uniform_scale_gradient_is_lsqs_formula():
 
 
 def test_units_are_the_largest_weight_of_a_channel_and_the_size_of_a_leaf():
-    _, q, _ = quantized("vit")
-    grids, learned = student.start(q, kernel_bits(q))
+    model, q, _ = quantized("vit")
+    grids, learned = student.start(model, q)
     sizes = student.units(grids, learned)
     np.testing.assert_allclose(sizes.kernels["head/kernel"], q.params["head"]["kernel"].scale * 128)
     np.testing.assert_allclose(
@@ -90,3 +92,14 @@ def test_units_are_the_largest_weight_of_a_channel_and_the_size_of_a_leaf():
     np.testing.assert_allclose(sizes.floats["head/bias"], np.sqrt(np.mean(bias**2)), rtol=1e-6)
     assert jax.tree.structure(sizes) == jax.tree.structure(learned)
     assert all(float(np.min(leaf)) > 0 for leaf in jax.tree.leaves(sizes))
+
+
+def test_kernels_start_where_the_folded_original_lies():
+    rng = np.random.default_rng(0)
+    original = rng.normal(size=(40, 30)).astype(np.float32)
+    folded = original * rng.uniform(0.2, 5, (40, 1)).astype(np.float32) * rng.uniform(0.2, 5, 30).astype(np.float32)
+    scale = np.abs(folded).max(0) / 7.5
+    codes = np.clip(np.rint(folded / scale), -8, 7)
+    found = np.asarray(student.unrounded(original, QuantizedKernel(codes.astype(np.int8), scale))) / scale
+    assert np.abs(found - codes).max() < 0.5, "rounding gives the codes"
+    assert np.abs(found - folded / scale).mean() < 0.25 * np.abs(codes - folded / scale).mean()

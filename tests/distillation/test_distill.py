@@ -1,0 +1,153 @@
+"""Distillation as a whole: it brings the student nearer to its teacher, repeats itself, and survives being killed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax.distillation import loop, turns
+from psaq_jax.distillation.config import DistillationConfig, DistillationJob
+from psaq_jax.distillation.driver import distill
+from psaq_jax.errors import InputError
+from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.synthesis.checkpointing import Checkpoints
+from tests.golden_files import GOLDEN, golden, nhwc
+
+IMAGES = nhwc(golden("paper/vit/reference.npz")["calibration_images"])
+SHORT = DistillationConfig(cycles=2, generator_iterations=3, student_steps=3, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return psaq_jax.load_model(GOLDEN / "paper" / "vit")
+
+
+@pytest.fixture(scope="module")
+def start(model):
+    ranges = psaq_jax.calibrate(model, IMAGES, recipe="default")
+    options = DefaultRecipe(gptq=False, reconstruct=False)
+    return psaq_jax.quantize(model, ranges, 3, 4, recipe="default", images=IMAGES, options=options)
+
+
+def leaves(q):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((q.params, q.sites))]
+
+
+def error(model, q):
+    return float(np.mean(np.abs(np.asarray(q(IMAGES)) - np.asarray(model(IMAGES)))))
+
+
+def test_brings_the_student_nearer_to_its_teacher(model, start):
+    rates = {"kernel_rate": 3e-3, "scale_rate": 3e-3, "float_rate": 1e-3}  # few steps on a small model: large ones
+    config = DistillationConfig(cycles=1, generator_iterations=0, student_steps=60, batch_size=8, **rates)
+    result = distill(model, start, IMAGES, config)
+    assert error(model, result.model) < 0.8 * error(model, start)
+    assert result.history["student/discrepancy"].shape == (60,) and len(result.images) == len(IMAGES)
+
+
+def test_the_generators_images_enlarge_the_discrepancy(model, start):
+    config = dataclasses.replace(SHORT, cycles=1, generator_iterations=40, batch_size=8)
+    found = {
+        weight: distill(model, start, IMAGES, dataclasses.replace(config, discrepancy_weight=weight))
+        for weight in (0.0, 100.0)
+    }
+    last = {weight: result.history["generator/discrepancy"][-5:].mean() for weight, result in found.items()}
+    assert last[100.0] > 1.5 * last[0.0]
+    assert found[0.0].images.shape == (len(IMAGES) + 8, 32, 32, 3)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [2, 3, 5, 6, 8, 12])  # within and at the end of either's turn, and of the whole
+def test_an_interrupted_run_ends_with_the_same_bits(model, start, tmp_path, at):
+    whole = distill(model, start, IMAGES, SHORT, seed=1)
+
+    def interrupt(done, total):
+        assert total == 12
+        if done == at:
+            raise Killed
+
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    with pytest.raises(Killed):
+        distill(model, start, IMAGES, SHORT, seed=1, progress=interrupt, checkpoints=checkpoints)
+    checkpoints.close()
+    checkpoints, ticks = Checkpoints(tmp_path, every_seconds=0), []
+    result = distill(
+        model, start, IMAGES, SHORT, seed=1, progress=lambda done, _: ticks.append(done), checkpoints=checkpoints
+    )
+    checkpoints.close()
+    assert ticks == list(range(at + 1, 13)), "went on from the checkpoint, not from the start"
+    for a, b in zip(leaves(result.model), leaves(whole.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(result.images, whole.images)
+    assert result.history.keys() == whole.history.keys()
+    for name, values in whole.history.items():
+        np.testing.assert_array_equal(result.history[name], values)
+
+
+def test_bfloat16_passes_leave_a_float32_model(model, start):
+    result = distill(model.with_dtype(jnp.bfloat16), start, IMAGES, SHORT)
+    assert result.model.module.dtype == jnp.float32
+    assert all(leaf.dtype in (np.float32, np.int8) for leaf in leaves(result.model))
+    assert np.isfinite(result.model(IMAGES)).all()
+
+
+def test_each_step_is_compiled_once_whatever_the_seed_and_the_weights(model, start):
+    loop.student_step.clear_cache(), loop.generator_step.clear_cache()
+    distill(model, start, IMAGES, SHORT)
+    distill(model, start, IMAGES, dataclasses.replace(SHORT, mixing=0.0, kernel_rate=0.01), seed=3)
+    assert (loop.student_step._cache_size(), loop.generator_step._cache_size()) == (1, 1)
+
+
+def test_a_loss_that_is_not_finite_names_the_step(model, start):
+    broken = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
+    with pytest.raises(InputError, match="generator/.* is not finite at step 1"):
+        distill(broken, start, IMAGES, SHORT)
+
+
+def test_draws_from_the_newest_turn_or_from_all():
+    pool = [np.full((3, 1, 1, 3), 0.0), np.full((5, 1, 1, 3), 1.0)]
+    everything = turns.draw(pool, DistillationConfig(batch_size=8), (0, 1))
+    assert everything.shape == (8, 1, 1, 3) and everything[:, 0, 0, 0].sum() == 5, "each image once"
+    newest = turns.draw(pool, DistillationConfig(batch_size=8, memory=False), (0, 1))
+    assert (newest == 1).all()
+
+
+def test_augment_keeps_what_is_alike_and_blends():
+    same = jnp.ones((4, 28, 28, 3))
+    np.testing.assert_allclose(loop.augment(same, jax.random.key(0), 0.5), same, rtol=1e-6)
+    steps = jnp.arange(4.0)[:, None, None, None] * same
+    assert set(np.unique(loop.augment(steps, jax.random.key(0), 0.0))) == {0.0, 1.0, 2.0, 3.0}
+    blended = np.unique(np.asarray(loop.augment(steps, jax.random.key(0), 1.0))[:, 0, 0, 0])
+    assert not set(blended) <= {0.0, 1.0, 2.0, 3.0}
+
+
+BAD = {
+    "cycles": ({"cycles": 0}, "cycles is 0"),
+    "steps": ({"student_steps": 2.5}, "student_steps is 2.5"),
+    "mixing": ({"mixing": 1.5}, "mixing is 1.5"),
+    "rate": ({"kernel_rate": -1.0}, "kernel_rate is -1.0"),
+    "weight": ({"discrepancy_weight": float("nan")}, "discrepancy_weight is nan"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings_name_the_field(name):
+    settings, message = BAD[name]
+    with pytest.raises(InputError, match=f"distillation.{message}"):
+        DistillationConfig(**settings)
+
+
+def test_jobs_start_from_recipe_default_on_synthesized_images():
+    with pytest.raises(InputError, match="quantization.recipe is 'paper'"):
+        DistillationJob("m", calibration=("synthesized",))
+
+
+def test_images_of_another_shape(model, start):
+    with pytest.raises(InputError, match="expected one or more of 32x32x3"):
+        distill(model, start, IMAGES[:, :16])

@@ -84,6 +84,7 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
             time.sleep(0.005)  # until this process writes its first checkpoint
         time.sleep(rng.uniform(0, 0.05))
         if process.poll() is not None:
+            process.communicate()
             break  # it finished before its turn came
         process.send_signal(signal.SIGTERM if kills == 5 else signal.SIGKILL)
         process.communicate(timeout=600)

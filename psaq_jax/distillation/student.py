@@ -167,5 +167,5 @@ def finish(q: QuantizedModel, grids: Grids, learned: Learned) -> QuantizedModel:
     for path, grid in grids.kernels.items():
         moved = scaled(grid, learned.kernel_scales[path])
         flat[path] = QuantizedKernel(moved.codes(learned.kernels[path]).astype(jnp.int8), moved.scale)
-    sites = {name: scaled(grid, learned.site_scales[name]) for name, grid in grids.sites.items()}
+    sites = {name: scaled(grids.sites[name], learned.site_scales[name]) for name in q.sites}  # in running order
     return dataclasses.replace(q, params=traverse_util.unflatten_dict(flat, sep="/"), sites=sites)

@@ -33,7 +33,7 @@ def test_starts_as_the_quantized_model_and_finishes_as_the_trained_student(famil
     model, q, pixels = quantized(family)
     grids, learned = student.start(model, q)
     run = jax.jit(lambda learned, x: student.student_pass(model.module, grids, learned, x)[0])
-    np.testing.assert_array_equal(run(learned, pixels), q(pixels))
+    np.testing.assert_allclose(run(learned, pixels), q(pixels), atol=1e-6)  # both are fused their own way
     learned = perturbed(learned)
     finished = student.finish(q, grids, learned)
     psaq_jax.save_quantized(finished, tmp_path / "q")

@@ -1,0 +1,57 @@
+"""A batch over 8 fake devices: the same gradients and losses as on one, to float32's rounding."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = """
+import sys
+import jax, numpy as np
+import psaq_jax
+from psaq_jax.distillation import driver, turns
+from psaq_jax.distillation.config import DistillationConfig
+from psaq_jax.quantization.recipes import DefaultRecipe
+
+model = psaq_jax.load_model("tests/golden/paper/vit")
+assert jax.device_count() == int(sys.argv[1])
+images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
+ranges = psaq_jax.calibrate(model, images, recipe="default")
+q = psaq_jax.quantize(model, ranges, 8, 8, recipe="default")
+config = DistillationConfig(cycles=1, generator_iterations=2, student_steps=2, batch_size=8)
+arena, state = turns.enter(model, q, config, psaq_jax.SynthesisConfig(), 0, jax.devices())
+state, generated = turns.generate(arena, state, 0, 0)
+state, learned = turns.learn(arena, state, [images], 0, 0)
+assert len(state.group.images.sharding.device_set) == int(sys.argv[1])
+assert len(driver.distill(model, q, images, config).images) == 16
+moments = state.moments.mu._asdict() | {"images": state.group.adam.mu}  # gradients of the first step, but for a factor
+found = {f"gradient/{k}": np.concatenate([np.ravel(x) for x in jax.tree.leaves(v)]) for k, v in moments.items()}
+found |= {f"generator/{k}": np.asarray(v) for k, v in generated.items()}
+np.savez(sys.argv[2], **found, **{f"student/{k}": np.asarray(v) for k, v in learned.items()})
+"""
+
+
+def run(devices, path):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT, str(devices), str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def test_gradients_and_losses_do_not_depend_on_the_devices(tmp_path):
+    """To 1e-5 of the largest gradient of a kind: sums whose terms cancel keep no more of themselves.
+
+    What Adam makes of gradients does depend on them: it divides each by its own size, and tiny ones are all rounding.
+    """
+    one, eight = run(1, tmp_path / "one.npz"), run(8, tmp_path / "eight.npz")
+    assert one.keys() == eight.keys() and {"generator/discrepancy", "student/loss"} <= one.keys()
+    for name, value in one.items():
+        # The entropy's bandwidth of 0.01 magnifies rounding; the golden gradients of images have this tolerance too.
+        part = 4e-5 if name == "gradient/images" else 1e-5
+        np.testing.assert_allclose(eight[name], value, rtol=part, atol=part * np.abs(value).max(), err_msg=name)

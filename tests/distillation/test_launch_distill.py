@@ -1,0 +1,94 @@
+"""The job as users start it: what it writes, that it goes on after being killed, and one line for bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import psaq_jax
+from tests.test_launch import ROOT, TINY
+
+SMALL = (
+    f"--config.model={TINY}", "--config.data=", "--config.quantization.bits=('w4a4',)",
+    "--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4",
+    "--config.distillation.cycles=3", "--config.distillation.generator_iterations=4",
+    "--config.distillation.student_steps=4", "--config.distillation.batch_size=4", "--checkpoint_seconds=0",
+)  # fmt: skip
+
+
+def command(workdir, *arguments):
+    base = [sys.executable, "-m", "launch.distill", "--config=configs/distill.py", f"--workdir={workdir}"]
+    return base + [*SMALL, *arguments]
+
+
+def settings(cache):
+    variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return {"cwd": ROOT, "env": os.environ | variables, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    workdir = tmp_path_factory.mktemp("run") / "workdir"
+    done = subprocess.run(command(workdir), timeout=600, text=True, **settings(cache))
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_writes_both_models_and_one_table(finished):
+    workdir, done = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert [(r["recipe"], r["bits"], r["calibration"]) for r in results["runs"]] == [
+        ("default", "w4a4", "synthesized"), ("distill", "w4a4", "synthesized"),
+    ]  # fmt: skip
+    assert results["distillation"]["w4a4"]["images"] == 4 + 3 * 4
+    pixels = np.load(workdir / "images" / "synthesized.npy")
+    models = {name: psaq_jax.load_quantized(workdir / "quantized" / f"w4a4-{name}-synthesized") for name in
+              ("default", "distill")}  # fmt: skip
+    assert np.abs(np.asarray(models["default"](pixels)) - np.asarray(models["distill"](pixels))).max() > 0
+    assert (workdir / "distillation" / "w4a4" / "generated.png").stat().st_size > 1000
+    assert "agreement" in done.stdout and "distill" in done.stdout and "distill w4a4: 100%" in done.stderr
+
+
+def test_a_killed_job_ends_with_the_same_bits(finished, cache, tmp_path):
+    workdir, _ = finished
+    running = tmp_path / "killed" / "distillation" / "w4a4" / "running"
+    for sent in (signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(command(tmp_path / "killed"), **settings(cache))
+        before = {path.name for path in running.glob("*")}
+        while process.poll() is None and {path.name for path in running.glob("*")} == before:
+            time.sleep(0.005)  # until this process writes its first checkpoint
+        process.send_signal(sent)
+        process.communicate(timeout=600)
+    done = subprocess.run(command(tmp_path / "killed"), timeout=600, **settings(cache))
+    assert done.returncode == 0, done.stderr
+    name = pathlib.Path("quantized") / "w4a4-distill-synthesized" / "model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (workdir / name).read_bytes()
+
+
+BAD = {
+    "cycles": (("--config.distillation.cycles=0",), "distillation.cycles is 0"),
+    "unknown field": (("--config.distillation.cycle=3",), "did you mean 'cycles'"),
+    "recipe": (("--config.quantization.recipe=paper",), "quantization.recipe is 'paper'"),
+    "calibration": (("--config.calibration=('real',)",), "calibration is ('real',)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name, cache, tmp_path):
+    arguments, message = BAD[name]
+    done = subprocess.run(command(tmp_path / "w", *arguments), timeout=600, text=True, **settings(cache))
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
+    assert "Traceback" not in done.stderr

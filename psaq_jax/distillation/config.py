@@ -8,7 +8,7 @@ from psaq_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """How teacher and student compete.
+    """How teacher and student compete. The defaults are what did best on the bundled model, not V2's: WORKSPACE.md.
 
     Attributes:
       cycles: how often generator and student take turns.
@@ -19,20 +19,20 @@ class DistillationConfig:
       discrepancy_weight: of the discrepancy, which the generator's images enlarge.
       generator_cross_entropy: weight of the labels' term in the generator's loss; V2 has no labels: 0.
       memory: the student draws from all images so far; off, as in V2: from the newest turn's.
-      mixing: part of the images that are blended with another one in a random proportion; V2: 0.
+      mixing: part of the images that are blended with another one in a random proportion; V2 has none.
       feature_weight: of the discrepancy of the blocks' outputs; V2: 0.
       kernel_rate, scale_rate, float_rate: Adam's peak rates: of kernels (in parts of their channel's largest code), of
         scales (in parts of themselves), of biases and the like (in parts of their root mean square).
     """
 
     cycles: int = 8
-    generator_iterations: int = 50
+    generator_iterations: int = 25
     student_steps: int = 50
     batch_size: int = 32
     discrepancy_weight: float = 1.0
     generator_cross_entropy: float = 0.0
     memory: bool = True
-    mixing: float = 0.5
+    mixing: float = 0.0
     feature_weight: float = 1.0
     kernel_rate: float = 3e-4
     scale_rate: float = 5e-4

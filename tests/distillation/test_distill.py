@@ -17,7 +17,7 @@ from psaq_jax.synthesis.checkpointing import Checkpoints
 from tests.golden_files import GOLDEN, golden, nhwc
 
 IMAGES = nhwc(golden("paper/vit/reference.npz")["calibration_images"])
-SHORT = DistillationConfig(cycles=2, generator_iterations=3, student_steps=3, batch_size=4)
+SHORT = DistillationConfig(cycles=2, generator_iterations=3, student_steps=3, batch_size=4, mixing=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,10 @@ class Bits:
     weights: dict[str, int]  # by layer, names relative to the segment
     activations: int | None  # None: floating point
 
+    def of(self, layer: str) -> tuple[int, int]:
+        """Bits of a layer's weights and inputs."""
+        return self.weights.get(layer, 8), self.activations or 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -94,12 +98,20 @@ def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -
         high = jnp.max(jnp.stack([ends[site][1] for site in item.sites]), 0)
         shift = (low + high) / 2 * _may_shift(item, parts, flat)
         kernel = jnp.concatenate([flat[f"{layer}/kernel"] for layer in item.layers], axis=1)
-        factor = folding.balance(low - shift, high - shift, kernel, options.folding_strength)
+        square = jnp.max(jnp.stack([moments[site].variance_about(shift) for site in item.sites]), 0)
+        factor = balance(low - shift, high - shift, square, kernel, bits.of(item.layers[0]), options)
         params = folding.fold_norm(params, item.norm, item.layers, factor, shift)
     if gated:
-        factor = folding.balance(*ends[GATED], flat["mlp/dense2/kernel"], options.folding_strength)
+        factor = balance(*ends[GATED], moments[GATED].square, flat["mlp/dense2/kernel"], bits.of("mlp/dense2"), options)
         params = folding.fold_gated(params, "mlp/dense1", "mlp/dense2", factor)
-    return fold_attention(params, flat, ends, options) if attention else params
+    return fold_attention(params, flat, ends, moments, bits, options) if attention else params
+
+
+def balance(low, high, square, kernel, bits: tuple[int, int], options: DefaultRecipe) -> jax.Array:
+    """What to divide the channels by, [c]; see `folding`."""
+    if options.folding_strength is None:
+        return folding.searched_balance(low, high, square, kernel, *bits)
+    return folding.balance(low, high, kernel, options.folding_strength)
 
 
 def is_gated(flat: dict) -> bool:
@@ -122,7 +134,7 @@ def best_channel_ranges(segment, params, x, moments, bits: Bits, options: Defaul
     return ends
 
 
-def fold_attention(params, flat, ends, options: DefaultRecipe) -> dict:
+def fold_attention(params, flat, ends, moments, bits: Bits, options: DefaultRecipe) -> dict:
     """Values with the projection, then queries with keys."""
     qkv, projection = "attention/qkv", "attention/projection"
     movable = f"{qkv}/bias" in flat and f"{projection}/bias" in flat
@@ -132,7 +144,8 @@ def fold_attention(params, flat, ends, options: DefaultRecipe) -> dict:
     reach = jnp.sqrt(
         jnp.maximum(high - shift, shift - low) * jnp.maximum(jnp.abs(output_low - shift), jnp.abs(output_high - shift))
     )
-    factor = folding.balance(-reach, reach, flat[f"{projection}/kernel"], options.folding_strength)
+    square = moments["attention/attention_output"].variance_about(shift)
+    factor = balance(-reach, reach, square, flat[f"{projection}/kernel"], bits.of(projection), options)
     params = folding.fold_values(params, qkv, projection, factor, shift)
     low, high = ends["attention/key"]
     shift = (low + high) / 2 * (f"{qkv}/bias" in flat)

@@ -68,6 +68,31 @@ def tensor_range(counts, centers, low, high, bits, coverage):
     return lows[best], highs[best], errors[best]
 
 
+@functools.partial(jax.jit, static_argnames="coverage")
+def shifted_log(counts, centers, low, high, bits, coverage) -> tuple[LogQuantizer, jax.Array]:
+    """The logarithmic grid of least squared error for values of at least `low`, zero among them (AdaLog's, for GELU).
+
+    Args:
+      counts, centers: [k] histogram, weighted by what an error there costs; low <= 0 <= high: its extremes.
+    Returns:
+      (the grid, its error per unit of count).
+    """
+    mass = counts / jnp.maximum(jnp.sum(counts), 1e-30)
+    shift = jnp.maximum(-low, 1e-3 * high)
+
+    def grid(factor, steps):
+        codes = jnp.clip(jnp.round(steps * jnp.log2(factor * high / shift + 1)), 0, 2.0**bits - 2)
+        return LogQuantizer(shift * jnp.exp2(codes / steps), steps, bits, shift)
+
+    def error(quantizer):
+        return sum(w * jnp.sum(mass * jnp.square(quantizer(s * centers) - s * centers)) for s, w in coverage)
+
+    factors, steps = (v.reshape(-1) for v in jnp.meshgrid(FACTORS, np.float32(STEPS["searched"]), indexing="ij"))
+    errors = jax.lax.map(lambda v: error(grid(*v)), (factors, steps), batch_size=32)
+    best = jnp.argmin(errors)
+    return grid(factors[best], steps[best]), errors[best]
+
+
 def uniform(low, high, bits: int) -> UniformQuantizer:
     """The uniform quantizer of a range, widened to hold zero."""
     scale, zero_point = activation_scale(jnp.minimum(low, 0.0), jnp.maximum(high, 0.0), bits)

@@ -24,6 +24,9 @@ CONSUMERS = {
 }  # fmt: skip
 
 
+GELU_OUTPUT = "mlp/activation_output"
+
+
 def default_params_and_sites(
     model: Model,
     weight_bits: dict[str, int],
@@ -105,12 +108,14 @@ def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pix
             found[name] = clipping.choose(*grids)
             continue
         low, high = ends[name]
+        centers = statistics.bin_centers(low[None], high[None], streaming.TENSOR_BINS)[0]
+        histogram, error = (counts[name], centers, low, high, jnp.float32(site_bits), options.coverage), None
         if options.search_ranges and name != "input":
-            centers = statistics.bin_centers(low[None], high[None], streaming.TENSOR_BINS)[0]
-            low, high, _ = clipping.tensor_range(
-                counts[name], centers, low, high, jnp.float32(site_bits), options.coverage
-            )
+            low, high, error = clipping.tensor_range(*histogram)
         found[name] = clipping.uniform(low, high, site_bits)
+        if name == GELU_OUTPUT and options.gelu == "searched" and site_bits < 8 and error is not None:
+            log, log_error = clipping.shifted_log(*histogram)
+            found[name] = clipping.choose(log_error < error, log, found[name])
     return found
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 EPSILON = 1e-12
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def changed(params: dict, changes: dict) -> dict:
@@ -104,3 +105,27 @@ def balance(low, high, kernel, strength) -> jnp.ndarray:
     # A channel that is never excited, or never used, stays as it is.
     idle = (reach <= EPSILON) | (weights <= EPSILON)
     return jnp.where(idle, 1.0, reach**strength / weights ** (1 - strength))
+
+
+def searched_balance(low, high, square, kernel, weight_bits, activation_bits) -> jnp.ndarray:
+    """The `balance` [c] of that strength which leaves the product the least expected squared error.
+
+    The more the channels' ranges are evened out, the more the weights' differ: who has fewer bits should have it
+    easier (AWQ, Lin et al., MLSys 2024, searches such a strength by the output's error; here in closed form).
+
+    Args:
+      low, high, square: [c] range and mean square of the channels after their shift; kernel: [c or t·c, o].
+    """
+    candidates = [balance(low, high, kernel, strength) for strength in STRENGTHS]
+    costs = [rounding_cost(f, low, high, square, kernel, weight_bits, activation_bits) for f in candidates]
+    return jnp.stack(candidates)[jnp.argmin(jnp.stack(costs))]
+
+
+def rounding_cost(factor, low, high, square, kernel, weight_bits, activation_bits) -> jnp.ndarray:
+    """12 times the expected squared error of a product whose inputs and weights are rounded to nearest, by `factor`."""
+    times = kernel.shape[0] // factor.shape[0]
+    scaled = kernel * jnp.tile(factor, times)[:, None]
+    step = (jnp.max(high / factor) - jnp.min(low / factor)) / (2.0**activation_bits - 1)
+    weight_steps = 2 * jnp.max(jnp.abs(scaled), axis=0) / (2.0**weight_bits - 1)
+    inputs = times * jnp.sum(square / jnp.square(factor))
+    return jnp.square(step) * jnp.sum(jnp.square(scaled)) + jnp.sum(jnp.square(weight_steps)) * inputs

@@ -19,6 +19,7 @@ IN_DEFAULT = FIRST_AND_LAST | {
 MERGING = "merging/norm_output"
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
+GELU = ("searched", "uniform")
 
 
 def site_filter(module, recipe: str) -> Callable[[str], bool]:
@@ -42,13 +43,17 @@ class DefaultRecipe:
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.
-      folding_strength: 1: channels get equal ranges; less: SmoothQuant's compromise with the next weights' ranges.
+      folding_strength: 1: channels get equal ranges; less: SmoothQuant's compromise with the next weights' ranges;
+        None: searched layer by layer.
       search_ranges: choose ranges by least squared error; off: minimum and maximum.
       coverage: the search also counts activations stretched by these factors, for what calibration images fail to
         excite: ((factor, weight), ...). Ranges then widen where bits are plenty and hardly where they are few.
       softmax: grid of the softmax outputs: one of SOFTMAX; "searched" takes the best of all.
+      gelu: grid of the GELU outputs below 8 bits: "searched" takes a uniform or a shifted logarithmic one, which is
+        not for integer products; "uniform".
       gptq: weights rounded with second-order information; off: to nearest.
-      damping: of GPTQ's Hessian, as a part of its mean diagonal.
+      damping: of GPTQ's Hessian, as a part of its mean diagonal; ten times what is usual with real images, because
+        synthesized ones know the inputs' second moments only roughly.
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
       reconstruct: None: where weights or activations have at most 4 bits; True; False.
@@ -59,12 +64,13 @@ class DefaultRecipe:
     first_last_8bit: bool = True
     fold_norms: bool = True
     fold_attention: bool = True
-    folding_strength: float = 1.0
+    folding_strength: float | None = None
     search_ranges: bool = True
     coverage: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.5, 0.1))
     softmax: str = "searched"
+    gelu: str = "searched"
     gptq: bool = True
-    damping: float = 0.01
+    damping: float = 0.1
     search_weight_scales: bool = True
     bias_correction: bool = True
     reconstruct: bool | None = False
@@ -76,8 +82,12 @@ class DefaultRecipe:
         object.__setattr__(self, "coverage", tuple(tuple(map(float, pair)) for pair in self.coverage))
         if self.softmax not in SOFTMAX:
             raise InputError(f"quantization.options.softmax is {self.softmax!r}, known are {', '.join(SOFTMAX)}")
-        if not 0 <= self.folding_strength <= 1:
-            raise InputError(f"quantization.options.folding_strength is {self.folding_strength!r}, expected 0 to 1")
+        if self.gelu not in GELU:
+            raise InputError(f"quantization.options.gelu is {self.gelu!r}, known are {', '.join(GELU)}")
+        if self.folding_strength is not None and not 0 <= self.folding_strength <= 1:
+            raise InputError(
+                f"quantization.options.folding_strength is {self.folding_strength!r}, expected 0 to 1, or None"
+            )
         if not self.damping > 0:
             raise InputError(f"quantization.options.damping is {self.damping!r}, expected a positive number")
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from psaq_jax.quantization import folding
+from psaq_jax.quantization import folding, quantizers
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer, UniformQuantizer
 from psaq_jax.quantization.segments import Segment
@@ -102,9 +102,10 @@ def straight_through(quantizer: SiteQuantizer, x: jax.Array) -> jax.Array:
     """The quantizer with gradients: rounding passes them on, clipping stops them; scales get LSQ's."""
     if not isinstance(quantizer, UniformQuantizer):
         return x + jax.lax.stop_gradient(quantizer(x) - x)
-    position = x / quantizer.scale
-    position = position + jax.lax.stop_gradient(jnp.round(position) - position)
-    codes = jnp.clip(position + quantizer.zero_point, 0, 2.0**quantizer.bits - 1)
+    levels = 2.0**quantizer.bits - 1
+    inside = jnp.clip(x / quantizer.scale + quantizer.zero_point, 0, levels)
+    exact = quantizers.quantize_activations(x, quantizer.scale, quantizer.zero_point, quantizer.bits)
+    codes = inside + jax.lax.stop_gradient(exact - inside)
     return (codes - quantizer.zero_point) * quantizer.scale
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from psaq_jax.quantization import quantizers
 
@@ -36,24 +37,28 @@ class UniformQuantizer:
         return ((codes - self.zero_point) * self.scale).astype(x.dtype)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["scale", "steps", "bits"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["scale", "steps", "bits", "shift"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class LogQuantizer:
-    """A grid of powers for values of at least 0, such as softmax outputs: scale·2^(−q/steps), and 0 for the last code.
+    """A grid of powers, scale·2^(−q/steps) − shift, and −shift for the last code; finest at −shift.
 
-    Codes q are whole, 0..2^bits−1; `steps` a whole number of codes an octave (1: log2; 2: the log√2 of RepQ-ViT, Li et
-    al., ICCV 2023; others: the searched base of AdaLog, Wu et al., ECCV 2024). All fields float32 scalars.
+    For softmax outputs without a shift, for GELU outputs with the shift that makes them positive. Codes q are whole,
+    0..2^bits−1; `steps` a whole number of codes an octave (1: log2; 2: the log√2 of RepQ-ViT, Li et al., ICCV 2023;
+    others, and the shift: the searched base of AdaLog, Wu et al., ECCV 2024). All fields float32 scalars.
     """
 
     scale: jax.Array
     steps: jax.Array
     bits: jax.Array
+    shift: jax.Array | np.float32 = np.float32(0)
 
     def __call__(self, x):
         last = 2.0**self.bits - 1
-        ratio = jnp.maximum(x.astype(jnp.float32) / self.scale, jnp.float32(1e-30))  # the logarithm stays finite
+        ratio = (x.astype(jnp.float32) + self.shift) / self.scale
+        ratio = jnp.maximum(ratio, jnp.float32(1e-30))  # the logarithm stays finite
         codes = jnp.clip(jnp.round(-self.steps * jnp.log2(ratio)), 0, last)
-        return jnp.where(codes == last, 0.0, self.scale * jnp.exp2(-codes / self.steps)).astype(x.dtype)
+        power = jnp.where(codes == last, 0.0, self.scale * jnp.exp2(-codes / self.steps))
+        return (power - self.shift).astype(x.dtype)
 
 
 SiteQuantizer = UniformQuantizer | LogQuantizer

@@ -52,7 +52,12 @@ class Moments(NamedTuple):
 
     low: jax.Array
     high: jax.Array
+    mean: jax.Array
     square: jax.Array  # mean square
+
+    def variance_about(self, shift) -> jax.Array:
+        """Mean square of the channels minus `shift`."""
+        return jnp.maximum(self.square - 2 * shift * self.mean + jnp.square(shift), 0)
 
 
 def channel_moments(segment: Segment, params, x, widths: tuple[tuple[str, int], ...]) -> dict[str, Moments]:
@@ -62,8 +67,8 @@ def channel_moments(segment: Segment, params, x, widths: tuple[tuple[str, int], 
         new = _moments(segment, params, part, mask, widths)
         total = new if total is None else _merged(total, new)
     return {
-        name: Moments(low, high, square / jnp.maximum(count, 1))
-        for (name, _), (low, high, square, count) in zip(widths, total, strict=True)
+        name: Moments(low, high, *(part / jnp.maximum(count, 1) for part in sums))
+        for (name, _), (low, high, *sums, count) in zip(widths, total, strict=True)
     }
 
 
@@ -75,7 +80,8 @@ def _moments(segment, params, x, mask, widths):
         if name in wanted:
             y2 = channels_last(name, y).reshape(-1, wanted[name])
             weight = row_weights(mask, len(y2))[:, None]
-            found[name] = (y2.min(0), y2.max(0), jnp.sum(weight * y2 * y2, 0), jnp.sum(weight))
+            sums = (jnp.sum(weight * y2, 0), jnp.sum(weight * y2 * y2, 0), jnp.sum(weight))
+            found[name] = (y2.min(0), y2.max(0), *sums)
         return y
 
     segment(params, x, tap=tap)
@@ -85,7 +91,8 @@ def _moments(segment, params, x, mask, widths):
 @jax.jit
 def _merged(a, b):
     return [
-        (jnp.minimum(p[0], q[0]), jnp.maximum(p[1], q[1]), p[2] + q[2], p[3] + q[3]) for p, q in zip(a, b, strict=True)
+        (jnp.minimum(p[0], q[0]), jnp.maximum(p[1], q[1]), *map(jnp.add, p[2:], q[2:]))
+        for p, q in zip(a, b, strict=True)
     ]
 
 

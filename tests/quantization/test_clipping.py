@@ -1,5 +1,6 @@
 """Ranges and grids of least squared error, and the grid of powers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,3 +89,16 @@ def test_softmax_grid_is_chosen_by_error():
         assert isinstance(quantizer, UniformQuantizer if choice == "uniform" else LogQuantizer) or choice == "searched"
         errors[choice] = np.mean((quantizer(p.astype(np.float32)) - p) ** 2)
     assert errors["searched"] <= 1.02 * min(errors.values())
+
+
+def test_gelu_outputs_with_a_heavy_tail_get_a_shifted_logarithmic_grid():
+    x = np.random.default_rng(0).standard_t(2, size=20000).astype(np.float32)
+    x = np.asarray(jax.nn.gelu(x, approximate=False))
+    low, high = jnp.float32(x.min()), jnp.float32(x.max())
+    counts = jnp.asarray(np.histogram(x, 2048, (x.min(), x.max()))[0], jnp.float32)
+    histogram = counts, statistics.bin_centers(low[None], high[None], 2048)[0], low, high, jnp.float32(4), ONCE
+    *_, error = clipping.tensor_range(*histogram)
+    grid, log_error = clipping.shifted_log(*histogram)
+    assert log_error < 0.5 * error
+    np.testing.assert_allclose(np.mean((grid(x) - x) ** 2), log_error, rtol=0.3)
+    np.testing.assert_allclose(grid(np.zeros(1, np.float32)), 0, atol=1e-6)

@@ -1,5 +1,7 @@
 """Folding leaves the function as it was: step by step, over whole models of every family, and undone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,23 @@ def test_folding_brings_a_hard_copy_back(model):
     theirs = observe(copy.module, copy.params, images)
     for site in wanted:
         np.testing.assert_allclose(theirs[site], ours[site], rtol=1e-3, err_msg=site)
+
+
+def test_the_searched_balance_spares_who_has_fewer_bits():
+    generator = np.random.default_rng(0)
+    reach = np.exp(2 * generator.normal(size=16)).astype(np.float32)
+    kernel = generator.normal(size=(16, 8)).astype(np.float32)
+    args = -reach, reach, reach**2 / 3, kernel
+    few_activations = folding.searched_balance(*args, 8, 4)
+    few_weights = folding.searched_balance(*args, 4, 8)
+
+    def spread(x):
+        return np.log(np.max(x) / np.min(x))
+
+    assert spread(reach / few_activations) < spread(reach / few_weights)
+    cost = functools.partial(folding.rounding_cost, low=-reach, high=reach, square=reach**2 / 3, kernel=kernel)
+    for bits in ((8, 4), (4, 8), (4, 4)):
+        found = cost(folding.searched_balance(*args, *bits), weight_bits=bits[0], activation_bits=bits[1])
+        for strength in folding.STRENGTHS:
+            factor = folding.balance(-reach, reach, kernel, strength)
+            assert found <= 1.001 * cost(factor, weight_bits=bits[0], activation_bits=bits[1])

@@ -13,6 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.model = (
         "bundled:fashion_mnist_vit"  # hub id, directory in Hugging Face's or timm's layout, or bundled:NAME
     )
+    c.image_size = 0  # pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own
+    c.revision = ""  # branch, tag or commit of a hub id
     c.data = (
         "bundled:fashion_mnist"  # bundled:, tfds:, folder: or npz:; "" for none: agreement replaces accuracy
     )

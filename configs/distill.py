@@ -17,6 +17,8 @@ from psaq_jax.distillation.config import DistillationConfig
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.model = "bundled:fashion_mnist_vit"  # hub id, directory in Hugging Face's or timm's layout, or bundled:NAME
+    c.image_size = 0  # pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own
+    c.revision = ""  # branch, tag or commit of a hub id
     c.data = "bundled:fashion_mnist"  # for the evaluation alone; "": agreement on synthesized images
     c.seed = 0  # of images, labels, jitter and the order of the images
     c.data_errors = "stop"  # at a broken image, or "skip" it

@@ -27,7 +27,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the j
 
 def main():
     config = launch_config.read_job(CONFIG, DistillationJob)
-    model = psaq_jax.load_model(config.model)
+    model = pipeline.load_float(config)
     dataset = pipeline.open_data(config, model)
     identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
     with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):

@@ -22,7 +22,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json.", requi
 
 def main():
     config = launch_config.read_job(CONFIG)
-    model = pipeline.load_either(config.model, EXECUTION.value)
+    model = pipeline.load_either(config, EXECUTION.value)
     dataset = pipeline.open_data(config, model)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected a data set spec such as folder:DIR or npz:FILE")

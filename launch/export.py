@@ -29,7 +29,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the exported files.",
 def main():
     if EXECUTION.value == "integer" and FORMAT.value == "onnx":
         raise InputError("--execution=integer is for StableHLO; an ONNX runtime chooses for itself, leave it out")
-    model = pipeline.load_either(launch_config.read_job(CONFIG).model, EXECUTION.value)
+    model = pipeline.load_either(launch_config.read_job(CONFIG), EXECUTION.value)
     with local_folder(WORKDIR.value) as workdir:
         if FORMAT.value == "onnx":
             written = export_onnx(model, workdir)

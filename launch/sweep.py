@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from launch import config as launch_config
-from psaq_jax import files, load_model, pipeline, report, sweep, sweep_tables
+from psaq_jax import files, pipeline, report, sweep, sweep_tables
 from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.workdir import local_folder
@@ -44,7 +44,8 @@ def run_sweep(config, workdir):
 
 def write_page(workdir, config, result) -> pathlib.Path:
     page = report.render_page(
-        result | pipeline.describe_machine(), model=load_model(result["model"]), config=dataclasses.asdict(config),
+        result | pipeline.describe_machine(), model=pipeline.load_float(config, result["model"]),
+        config=dataclasses.asdict(config),
         command=f"python -m launch.sweep {shlex.join(sys.argv[1:])}",
     )  # fmt: skip
     return files.write_bytes(workdir / sweep.slug(result["model"]) / "report.html", page.encode())

@@ -14,7 +14,7 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from psaq_jax import buckets, distributed, files
+from psaq_jax import buckets, distributed, files, pipeline
 from psaq_jax.data.synthesized import SHARD_IMAGES, SynthesizedWriter
 from psaq_jax.errors import InputError
 from psaq_jax.report.writing import write_images
@@ -31,7 +31,7 @@ WHOLE = 2**30  # bytes
 
 def main():
     config = launch_config.read_job(CONFIG)
-    model = psaq_jax.load_model(config.model)
+    model = pipeline.load_float(config)
     identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
     with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
         synthesize(config, model, workdir)

@@ -8,7 +8,7 @@ from typing import Any
 
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.quantizers import check_bits
-from psaq_jax.quantization.recipes import RECIPES, DefaultRecipe
+from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
 CALIBRATIONS = ("synthesized", "noise", "real")
@@ -28,7 +28,8 @@ class QuantizationConfig:
     Attributes:
       bits: such as ("w8a8", "w4a8", "w4a32", "auto:4.5a8"): weights 2 to 8, activations 2 to 8, or 32: floating point;
         "auto:" is mixed precision, that many bits a weight on average ("auto:4.5" means "auto:4.5a8").
-      recipe: a name, or several separated by commas.
+      recipe: a name, or several separated by commas; "default-gptq" is "default" without that ingredient,
+        "default+reconstruct" with one that it leaves out.
       options: of recipe "default".
     """
 
@@ -45,8 +46,7 @@ class QuantizationConfig:
         for setting in bits:
             parse_bits(setting)
         for name in self.recipes:
-            if name not in RECIPES:
-                raise InputError(f"quantization.recipe is {name!r}, known are {', '.join(RECIPES)}")
+            read_recipe(name)
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -59,6 +59,8 @@ class JobConfig:
 
     Attributes:
       model: source for `load_model`.
+      image_size: pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own size.
+      revision: branch, tag or commit of a hub id; "": its main one.
       data: data set spec, or "" for none.
       calibration: which calibration sets, out of synthesized, noise and real.
       dtype: of the synthesis' passes.
@@ -68,6 +70,8 @@ class JobConfig:
     """
 
     model: str
+    image_size: int = 0
+    revision: str = ""
     data: str = ""
     seed: int = 0
     batch_size: int = 250

@@ -45,6 +45,17 @@ def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pa
     return path
 
 
+def check_space(folder: str | os.PathLike, size: int) -> None:
+    """Takes `size` bytes in a folder and gives them back, where the system can: before a writer that breaks badly.
+
+    Raises:
+      OSError: no space, or a limit of this process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+
+
 def write_bytes(path, content: bytes) -> pathlib.Path:
     return write(path, lambda temporary: temporary.write_bytes(content))
 

@@ -20,6 +20,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.quantization import mixed_precision
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.calibration import calibrate
+from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.quantization.transform import QuantizedModel, quantize
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.driver import SynthesisResult
@@ -27,17 +28,28 @@ from psaq_jax.synthesis.driver import SynthesisResult
 Progress = Callable[[int, int], None]
 
 
-def load_either(source: str, execution: str = "simulated") -> Model | QuantizedModel:
-    """A saved quantized model where `source` is its folder, else the float model of any source.
+def load_float(config: JobConfig, source: str | None = None) -> Model:
+    """The job's float model, or another `source` read with the job's settings."""
+    return load_model(config.model if source is None else source, config.image_size or None, config.revision or None)
+
+
+def load_either(config: JobConfig, execution: str = "simulated") -> Model | QuantizedModel:
+    """A saved quantized model where `config.model` is its folder, else the float model.
 
     Raises:
-      InputError: integer execution of a float model.
+      InputError: integer execution of a float model, another image size for a quantized one.
     """
-    if is_artefact(source):
-        return load_quantized(source, execution)
+    if is_artefact(config.model):
+        q = load_quantized(config.model, execution)
+        if config.image_size and q.image_size != (config.image_size, config.image_size):
+            raise InputError(
+                f"image_size is {config.image_size}, the quantized model {config.model} runs at "
+                f"{q.image_size[0]}x{q.image_size[1]} alone; quantize the float model at that size"
+            )
+        return q
     if execution == "integer":
-        raise InputError(f"--execution=integer is for a saved quantized model, {source} is none; give an artefact")
-    return load_model(source)
+        raise InputError(f"--execution=integer is for saved quantized models, {config.model} is none; give an artefact")
+    return load_float(config)
 
 
 class Examples(NamedTuple):
@@ -84,8 +96,8 @@ def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None,
 
 def quantized_models(config: JobConfig, model: Model, sets: dict[str, np.ndarray]):
     """Yields (run fields, QuantizedModel) for every recipe, calibration set and bit-width."""
-    for recipe in config.quantization.recipes:
-        options = None if recipe == "paper" else config.quantization.options
+    for name in config.quantization.recipes:
+        recipe, options = read_recipe(name, config.quantization.options)
         for calibration, pixels in sets.items():
             ranges = calibrate(model, pixels, recipe=recipe)
             for bits in config.quantization.bits:
@@ -94,7 +106,7 @@ def quantized_models(config: JobConfig, model: Model, sets: dict[str, np.ndarray
                     weights = mixed_precision.choose_bits(model, pixels, weights, options)
                 images = None if recipe == "paper" else pixels
                 q = quantize(model, ranges, weights, activations, recipe, images, options)
-                yield {"calibration": calibration, "bits": bits, "recipe": recipe, "seed": config.seed}, q
+                yield {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}, q
 
 
 def run_name(run: dict) -> str:

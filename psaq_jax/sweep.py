@@ -20,7 +20,6 @@ from psaq_jax import files, pipeline
 from psaq_jax.config import JobConfig
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import metrics
-from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
@@ -83,6 +82,7 @@ def run_sweep(config: SweepConfig, workdir: pathlib.Path, bars: Bars = lambda ti
       InputError: the folder belongs to another sweep, bad input of any cell.
     """
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
+    settings["quantization"] = {"options": dataclasses.asdict(config.quantization.options)}
     results = []
     with open_workdir(workdir, settings):
         for source in config.models:
@@ -102,7 +102,7 @@ class _Cells:
 
     def __init__(self, config: SweepConfig, source: str, folder: pathlib.Path, bars: Bars):
         self.config, self.source, self.folder, self.bars = config, source, folder, bars
-        self.model = config.preprocessed(load_model(source))
+        self.model = config.preprocessed(pipeline.load_float(config, source))
         self.dataset = pipeline.open_data(config, self.model)
         self._float_logits = None
 

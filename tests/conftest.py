@@ -1,9 +1,18 @@
 """Fixtures of all tests. Strict: warnings are errors (pyproject.toml), and rank promotion must be spelled out."""
 
 import contextlib
+import gc
 
 import jax
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_code():
+    """Compiled code of a thousand tests would use up the mappings of memory that a process may have (65,530)."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from configs import demo
 from psaq_jax import config
 from psaq_jax.errors import InputError
+from psaq_jax.quantization.recipes import WITH, WITHOUT, DefaultRecipe, read_recipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
 
@@ -43,6 +44,9 @@ def test_every_field_of_a_job_is_in_the_demo_s_config():
         ({"quantization": {"options": {"softmax": "linear"}}}, "quantization.options.softmax is 'linear'"),
         ({"quantization": {"bits": ()}}, "quantization.bits is empty"),
         ({"quantization": {"recipe": "papper"}}, "quantization.recipe is 'papper', known are"),
+        ({"quantization": {"recipe": "default-gtpq"}}, "'-gtpq' is none of first_last_8bit, fold_norms"),
+        ({"quantization": {"recipe": "default+gptq"}}, "'+gptq' is none of reconstruct"),
+        ({"quantization": {"recipe": "paper-gptq"}}, "recipe 'paper' has no ingredients to change"),
         ({"synthesis": {"num_images": 40}}, "which groups of synthesis.group_size = 32 don't divide"),
     ],
 )
@@ -50,6 +54,16 @@ def test_bad_settings_are_named(changes, message):
     with pytest.raises(InputError) as error:
         config.from_mapping(config.JobConfig, {"model": "bundled:fashion_mnist_vit"} | changes)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_recipes_take_ingredients_away_and_add_them():
+    given = DefaultRecipe(damping=0.5)
+    changed = DefaultRecipe(damping=0.5, gptq=False, gelu="uniform", reconstruct=True)
+    assert read_recipe("paper", given) == ("paper", None)
+    assert read_recipe("default", given) == ("default", given)
+    assert read_recipe("default-gptq-gelu+reconstruct", given) == ("default", changed)
+    fields = {field.name for field in dataclasses.fields(DefaultRecipe)}
+    assert set(WITHOUT) <= fields and set(WITH) <= fields
 
 
 def test_a_missing_model_is_named():

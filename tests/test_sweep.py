@@ -17,6 +17,7 @@ from psaq_jax import sweep, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
+from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.sweep import SweepConfig, run_sweep
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests.golden_files import GOLDEN
@@ -67,6 +68,9 @@ def forbid(monkeypatch, *names):
 
 def test_what_is_done_is_not_done_again(done, data, monkeypatch):
     workdir, results = done
+    options = QuantizationConfig(options=DefaultRecipe(damping=1.0))
+    with pytest.raises(InputError, match="quantization.options.damping is 0.1 there and 1.0 now"):
+        run_sweep(config(data, quantization=options), workdir)
     forbid(monkeypatch, "psaq_jax.sweep.synthesize_for_job", "psaq_jax.pipeline.quantized_models",
            "psaq_jax.pipeline.Examples.logits")  # fmt: skip
     assert run_sweep(config(data), workdir) == results
@@ -154,7 +158,7 @@ def test_another_models_weights_under_the_same_name_are_refused(data, tmp_path, 
     run_sweep(small, tmp_path)
     other = load_model(TINY)
     params = dict(other.params, class_token=other.params["class_token"] + 1)
-    monkeypatch.setattr(sweep, "load_model", lambda source: other.replace(params=params))
+    monkeypatch.setattr(sweep.pipeline, "load_float", lambda *_: other.replace(params=params))
     with pytest.raises(InputError, match="belongs to another run: model_fingerprint"):
         run_sweep(small, tmp_path)
 

@@ -15,6 +15,8 @@ def published_row(name: str, model: str, crop_fraction: float) -> ml_collections
     c = ml_collections.ConfigDict()
     c.published = name  # the row to compare with
     c.model = model  # hub id or directory
+    c.image_size = 0  # pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own
+    c.revision = ""  # branch, tag or commit of a hub id
     c.crop_fraction = crop_fraction  # evaluation: short side to 224 / crop_fraction, bicubic, centre crop
     c.data = "tfds:imagenet2012:validation"  # or folder:DIR, one folder per class, as the release reads it
     c.data_workers = 8  # processes that decode images

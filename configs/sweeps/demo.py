@@ -15,6 +15,8 @@ from launch.config import recipe_fields, synthesis_fields
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.models = ("bundled:fashion_mnist_vit",)  # each: hub id, directory or bundled:NAME
+    c.image_size = 0  # pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own
+    c.revision = ""  # branch, tag or commit of a hub id
     c.data = "bundled:fashion_mnist"  # of all models; "" for none: agreement replaces accuracy
     c.seeds = (0, 1, 2)  # of noise, labels, jitter and the choice of real images
     c.batch_size = 250  # images a pass of the evaluation

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from psaq_jax import files, pipeline
-from psaq_jax.benchmark import case_model
+from psaq_jax.benchmark import SHAPES, case_model
 from psaq_jax.comparison import page
 from psaq_jax.comparison.live import BY_RELEASE, BY_US, compare_live
 from psaq_jax.comparison.published import CompareConfig
@@ -35,7 +35,7 @@ def compare_with_release(
         raise InputError(f"--baseline_iterations is {iterations}, expected at least 1, or 0 for as many as ours")
     iterations = iterations or config.synthesis.iterations
     root = check_clone(clone)
-    model = config.preprocessed(case_model(config.model))
+    model = config.preprocessed(case_model(config.model) if config.model in SHAPES else pipeline.load_float(config))
     dataset = pipeline.open_data(config, model)
     identity = dataclasses.asdict(config) | {
         "model_fingerprint": model.fingerprint(), "baseline_source": source_hash(root),

@@ -165,12 +165,11 @@ class _Compared:
         """One calibration set at one bit-width: figures of the release, of every recipe of ours, and the parity."""
         answer = self.release.arrays(f"{bits}-{slug(name)}")
         row = {"calibration": name, "bits": bits, "release": self.scores(answer["logits"]), "psaq_jax": {}}
-        for recipe in self.config.quantization.recipes:
-            ranges = calibrate(self.model, images, recipe=recipe)
-            extra = {} if recipe == "paper" else {"images": images}
-            q = quantize(self.model, ranges, *parse_bits(bits), recipe=recipe, **extra)
-            bar = self.bars(f"psaq_jax {bits}-{recipe}, {name}")
-            row["psaq_jax"][recipe] = self.scores(self.pixels.logits(q, self.config.batch_size, bar))
+        quantization = dataclasses.replace(self.config.quantization, bits=(bits,))
+        one = dataclasses.replace(self.config, quantization=quantization)
+        for run, q in pipeline.quantized_models(one, self.model, {name: images}):
+            bar = self.bars(f"psaq_jax {bits}-{run['recipe']}, {name}")
+            row["psaq_jax"][run["recipe"]] = self.scores(self.pixels.logits(q, self.config.batch_size, bar))
         ranges = calibrate(self.model, images)
         theirs = parity.named_ranges(ranges, answer["ranges"])
         q = quantize(self.model, theirs, *parse_bits(bits), recipe="paper")

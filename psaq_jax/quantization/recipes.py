@@ -1,6 +1,7 @@
 """Which sites a recipe quantizes, and the switches of recipe "default"."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 from psaq_jax.errors import InputError
@@ -17,6 +18,14 @@ IN_DEFAULT = FIRST_AND_LAST | {
     "activation_output",
 }  # fmt: skip
 MERGING = "merging/norm_output"
+
+# "default-gptq" is recipe "default" without that ingredient, "default+reconstruct" with one that it leaves out.
+WITHOUT = {
+    "first_last_8bit": False, "fold_norms": False, "fold_attention": False, "folding_strength": 1.0,
+    "search_ranges": False, "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False,
+    "search_weight_scales": False, "bias_correction": False, "reconstruct": False,
+}  # fmt: skip
+WITH = {"reconstruct": True}
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")
@@ -95,3 +104,25 @@ class DefaultRecipe:
         """The bits of a site or layer of that name where the others have `bits`."""
         ends = FIRST_AND_LAST | {"patch_embedding", "head", "distillation_head"}
         return max(bits, 8) if self.first_last_8bit and name.rpartition("/")[2] in ends else bits
+
+
+def read_recipe(name: str, options: DefaultRecipe | None = None) -> tuple[str, DefaultRecipe | None]:
+    """("paper", None), or ("default", its options): "default-gptq+reconstruct" changes ingredients of `options`.
+
+    Raises:
+      InputError: an unknown recipe or ingredient.
+    """
+    base, *changes = re.split(r"(?=[+-])", name)
+    if base not in RECIPES:
+        raise InputError(f"quantization.recipe is {name!r}, known are {', '.join(RECIPES)}")
+    if base == "paper" and changes:
+        raise InputError(f"quantization.recipe is {name!r}; recipe 'paper' has no ingredients to change")
+    if base == "paper":
+        return base, None
+    changed = {}
+    for change in changes:
+        known = WITH if change[0] == "+" else WITHOUT
+        if change[1:] not in known:
+            raise InputError(f"quantization.recipe {name!r}: {change!r} is none of {', '.join(known)}")
+        changed[change[1:]] = known[change[1:]]
+    return base, dataclasses.replace(options or DefaultRecipe(), **changed)

@@ -146,10 +146,12 @@ def _logits(model: Model, quantized_params, quantizers, pixels, site_switches, k
     rounded = traverse_util.flatten_dict(dequantize_params(quantized_params), sep="/")
     for name, switch in kernel_switches.items():
         path = f"{name}/kernel"
-        params[path] = jnp.where(switch, rounded[path], params[path])
+        params[path] = jax.lax.cond(switch, lambda a, b: b, lambda a, b: a, params[path], rounded[path])
 
     def tap(name, x):
-        return jnp.where(site_switches[name], quantizers[name](x), x) if name in quantizers else x
+        if name not in quantizers:
+            return x
+        return jax.lax.cond(site_switches[name], lambda y: quantizers[name](y), lambda y: y, x)  # computes one alone
 
     with exact_products(model.module.dtype):
         return apply_with_tap(model.module, traverse_util.unflatten_dict(params, sep="/"), pixels, tap)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from psaq_jax import distributed, files
@@ -104,6 +105,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         with self._one_line():
+            files.check_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
             self._manager.save(step, args=ocp.args.StandardSave(tree))
             if wait:
                 self._manager.wait_until_finished()
@@ -178,7 +180,7 @@ class Checkpoints:
 def _reason(error: Exception) -> str:
     """The system's words out of a long message of the checkpoint library."""
     words = re.search(r"([^:]+) \[os_error_code", str(error))
-    return words[1].strip() if words else str(error)
+    return words[1].strip() if words else getattr(error, "strerror", None) or str(error)
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

@@ -28,5 +28,5 @@ def test_an_artefact_becomes_stablehlo(tmp_path):
 def test_integers_of_a_float_model_are_refused(tmp_path):
     done = launch("--config.model=bundled:fashion_mnist_vit", "--execution=integer", f"--workdir={tmp_path / 'out'}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: --execution=integer is for a saved quantized model")
+    assert done.stderr.startswith("error: --execution=integer is for saved quantized models")
     assert not (tmp_path / "out").exists()

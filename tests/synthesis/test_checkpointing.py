@@ -3,7 +3,6 @@
 import os
 import pathlib
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -107,11 +106,8 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_last_checkpoint(tmp_path)
     process.kill()
     process.wait()
     before = [path.name for path in running.iterdir() if path.name.isdecimal()]
-
-    def little_space():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    full = subprocess.run(command(tmp_path / "full"), preexec_fn=little_space, **settings)
+    little_space = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash"]
+    full = subprocess.run([*little_space, *command(tmp_path / "full")], **settings)
     errors = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
     assert full.returncode == 2 and len(errors) == 1 and "Traceback" not in full.stderr, full.stderr
     assert "a checkpoint cannot be written (File too large); the last one is whole" in errors[0]

@@ -2,9 +2,22 @@
 
 import contextlib
 import gc
+import os
+import shutil
+import tempfile
 
-import jax
 import pytest
+
+# The tests' processes, and the jobs that they start, share what they compile. JAX reads this when it is imported.
+CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="psaq_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+import jax  # noqa: E402
+
+
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput") and "psaq_jax_tests_" in CACHE:  # of the process that made it
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,6 @@
-"""The demo: a small ViT quantized as PSAQ-ViT does it, calibrated on synthesized images, on noise and on real images.
+"""The demo: a small ViT quantized as PSAQ-ViT does it and by our own recipe.
+
+Each is calibrated on synthesized images, on noise and on real images.
 
 bash launch/demo.sh        (which is: python -m launch.quantize --config=configs/demo.py --workdir=demo)
 """
@@ -28,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.synthesis = synthesis_fields()  # the paper's
     c.quantization = ml_collections.ConfigDict()
     c.quantization.bits = ("w8a8", "w4a8")  # w2 to w8 or auto:AVERAGE, a2 to a8 or a32 (floats)
-    c.quantization.recipe = "paper"
+    c.quantization.recipe = "paper,default"  # names separated by commas; "default-gptq" leaves an ingredient out
     c.quantization.options = recipe_fields()  # of recipe "default"
     c.calibration = ("synthesized", "noise", "real")  # each is calibrated and evaluated apart
     return c

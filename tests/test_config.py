@@ -11,9 +11,10 @@ from psaq_jax.quantization.recipes import WITH, WITHOUT, DefaultRecipe, read_rec
 from psaq_jax.synthesis.config import SynthesisConfig
 
 
-def test_the_demo_s_config_is_the_papers():
+def test_the_demo_s_config_is_the_papers_with_our_recipe_beside_it():
     job = config.from_mapping(config.JobConfig, demo.get_config().to_dict())
     assert job.synthesis == SynthesisConfig()
+    assert job.quantization.recipes == ("paper", "default")
     assert job.quantization.bits == ("w8a8", "w4a8") and job.calibration == ("synthesized", "noise", "real")
 
 

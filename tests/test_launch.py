@@ -32,7 +32,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data):
     workdir = tmp_path_factory.mktemp("run") / "workdir"
-    done = launch("quantize", f"--config.model={TINY}", f"--config.data=npz:{data}", f"--workdir={workdir}", *SMALL)
+    given = (f"--config.model={TINY}", f"--config.data=npz:{data}", "--config.quantization.recipe=paper")
+    done = launch("quantize", *given, f"--workdir={workdir}", *SMALL)
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -96,7 +97,8 @@ def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
 
 
 def test_no_data_is_needed(tmp_path):
-    done = launch("quantize", f"--config.model={TINY}", "--config.data=", f"--workdir={tmp_path}", *SMALL)
+    given = (f"--config.model={TINY}", "--config.data=", "--config.quantization.recipe=paper")
+    done = launch("quantize", *given, f"--workdir={tmp_path}", *SMALL)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["float"] is None and {r["calibration"] for r in results["runs"]} == {"synthesized", "noise"}

@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.synthesis = synthesis_fields()  # the paper's
     c.quantization = ml_collections.ConfigDict()
     c.quantization.bits = ("w8a8", "w6a6", "w4a8", "w4a4")  # w2 to w8 or auto:AVERAGE, a2 to a8 or a32 (floats)
-    c.quantization.recipe = "paper,default"  # names separated by commas
+    c.quantization.recipe = "paper,default"  # names separated by commas; "default-gptq" leaves an ingredient out
     c.quantization.options = recipe_fields()  # of recipe "default"
     c.calibration = ("synthesized", "noise", "real")  # each is calibrated and evaluated apart
     return c

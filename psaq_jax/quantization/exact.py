@@ -2,8 +2,8 @@
 
 With weights w = W·t and activations x = (X − z)·s, Σ x·w = s·t·Σ (X − z)·W. Float32 holds whole numbers exactly up to
 2^24, so the sums are exact in any order, on any device and in any batch, and those of integer execution are the same.
-Multiplying x and w themselves, as the release does, rounds every term: then a last bit turns a rounding to codes around
-now and then, and what comes after makes more of it.
+Multiplying x and w themselves, as the release does, rounds every term in an order that no two libraries share: then a
+last bit turns a rounding to codes around now and then, and what comes after makes more of it.
 """
 
 import flax.linen as nn

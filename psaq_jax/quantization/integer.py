@@ -8,9 +8,7 @@ With weights w = W·t (codes W signed, one scale t per output channel) and activ
 
 Sums are exact in int32 (`integer_plan` refuses products whose sum might not fit). What lies between the products
 (LayerNorm, softmax, activation functions, residual sums) and every product with a factor on no uniform grid is float32;
-`IntegerModel.products` lists which is which. Simulated quantization of recipe "default" has the same sums (`exact`).
-That of recipe "paper" rounds every term to float32: the two differ by that alone, and where it turns a rounding to
-codes around, by whole codes of single activations.
+`IntegerModel.products` lists which is which. Simulated quantization has the same sums (`exact`).
 """
 
 import dataclasses

@@ -64,8 +64,8 @@ class QuantizedModel:
 
     @property
     def has_exact_sums(self) -> bool:
-        """Whether products of codes are summed exactly (`exact`); recipe "paper" sums as the release does."""
-        return self.recipe != "paper" and self.module.dtype == jnp.float32
+        """Whether products of codes are summed exactly (`exact`): where the model runs in float32."""
+        return self.module.dtype == jnp.float32
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from psaq_jax import sweep, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
-from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.recipes import WITHOUT, DefaultRecipe
 from psaq_jax.sweep import SweepConfig, run_sweep
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests.golden_files import GOLDEN
@@ -194,10 +194,22 @@ def test_the_script_prints_the_table_and_writes_it(data, tmp_path):
     assert "w4a4" in page and "launch.sweep" in page
 
 
-@pytest.mark.parametrize("name", ["demo", "imagenet", "mixed_precision"])
-def test_the_configs_are_sweeps(name):
-    found = importlib.import_module(f"configs.sweeps.{name}").get_config()
+CONFIGS = sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")) + [ROOT / "configs" / "accuracy.py"]
+CONFIGS += [path for path in (ROOT / "configs" / "imagenet").glob("[a-z]*.py") if path.stem != "common"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configs_are_sweeps(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    found = importlib.import_module(name).get_config()
     assert len(from_mapping(SweepConfig, found.to_dict()).seeds) >= 3
+    assert f"--config={path.relative_to(ROOT)}" in importlib.import_module(name).__doc__
+
+
+def test_the_ablation_takes_every_ingredient_away_once():
+    table = from_mapping(SweepConfig, importlib.import_module("configs.accuracy").get_config("ablation").to_dict())
+    first, *others = table.quantization.recipes
+    assert first == "default" and len(others) == len(set(others)) == len(WITHOUT) - 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,32 @@
+"""What the ImageNet configs share. The synthesis needs no ImageNet; its validation images are for the evaluation alone.
+
+Hardware: one GPU or TPU of 16 GB (40 GB for the base models in float32), and 8 CPU cores to decode images with.
+Time:     30 cells and the float model, each a pass over 50,000 images, about a minute where 8 cores decode; beside it
+          the synthesis, and minutes a seed for the quantization. Estimated, not measured. Killed, it goes on.
+
+Where the published figures in these files come from. First and last layer have 8 bits in
+RepQ-ViT and what followed it, as in our recipe "default":
+  PSAQ-ViT  Li et al., ECCV 2022; no data. Residual sums and LayerNorm outputs are quantized too.
+  RepQ-ViT  Li et al., ICCV 2023, its repository's table; 32 real images.
+  FIMA-Q    Wu et al., CVPR 2025; 1,024 real images, block reconstruction.
+  MaskAQ    no data; trains the quantized model.
+"""
+
+import ml_collections
+
+from configs.sweeps import demo
+
+
+def imagenet(model: str) -> ml_collections.ConfigDict:
+    """The sweep of one model: a hub id or directory."""
+    c = demo.get_config()
+    c.models = (model,)
+    c.data = "tfds:imagenet2012:validation"  # or folder:DIR, one folder per class
+    c.data_workers = 8  # processes that decode images
+    c.data_errors = "stop"  # at a broken image, or "skip" it
+    c.class_index = ""  # of folder: data, a file with the classes in the model's order
+    c.labels_file = ""  # of folder: data without folders per class
+    c.synthesis.recipe = "default"
+    c.quantization.bits = ("w8a8", "w6a6", "w4a8", "w4a4", "w3a3")
+    c.calibration = ("synthesized",)  # also: "noise", "real"
+    return c

@@ -54,7 +54,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     images = rng.integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(11) % 10)
     few = (f"--config.data=npz:{tmp_path / 'data.npz'}", "--config.quantization.bits=('w4a8',)")
-    few += ("--config.calibration=('synthesized','noise')",)
+    few += ("--config.calibration=('synthesized','noise')", "--config.quantization.recipe=paper")
     outputs(start(1, tmp_path / "one", *few, *SMALL))
     first, second = outputs(start(2, tmp_path / "two", *few, *SMALL))
     assert "agreement" in first and "agreement" not in second

@@ -1,13 +1,9 @@
 """Calibration and evaluation over 8 fake devices: ranges and top-1 of one device, every image counted once."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.fake_devices import run
+
 SCRIPT = """
 import sys
 import jax, numpy as np
@@ -26,18 +22,8 @@ np.savez(sys.argv[2], names=list(ranges), ranges=np.array(list(ranges.values()))
 """
 
 
-def run(devices, path):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SCRIPT, str(devices), str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    with np.load(path) as archive:
-        return dict(archive)
-
-
 def test_eight_devices_give_what_one_gives(tmp_path):
-    one, eight = run(1, tmp_path / "one.npz"), run(8, tmp_path / "eight.npz")
+    one, eight = run(SCRIPT, 1, tmp_path / "one.npz"), run(SCRIPT, 8, tmp_path / "eight.npz")
     assert one["names"].tolist() == eight["names"].tolist() and len(one["names"]) == 37
     np.testing.assert_array_equal(one["ranges"], eight["ranges"])
     assert one["found"][:, 3].tolist() == eight["found"][:, 3].tolist() == [53, 53]

@@ -14,18 +14,13 @@ RepQ-ViT and what followed it, as in our recipe "default":
 
 import ml_collections
 
-from configs.sweeps import demo
+from configs.sweeps import imagenet as all_models
 
 
 def imagenet(model: str) -> ml_collections.ConfigDict:
     """The sweep of one model: a hub id or directory."""
-    c = demo.get_config()
+    c = all_models.get_config()
     c.models = (model,)
-    c.data = "tfds:imagenet2012:validation"  # or folder:DIR, one folder per class
-    c.data_workers = 8  # processes that decode images
-    c.data_errors = "stop"  # at a broken image, or "skip" it
-    c.class_index = ""  # of folder: data, a file with the classes in the model's order
-    c.labels_file = ""  # of folder: data without folders per class
     c.synthesis.recipe = "default"
     c.quantization.bits = ("w8a8", "w6a6", "w4a8", "w4a4", "w3a3")
     c.calibration = ("synthesized",)  # also: "noise", "real"

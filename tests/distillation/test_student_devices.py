@@ -1,13 +1,9 @@
 """A batch over 8 fake devices: the same gradients and losses as on one, to float32's rounding."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.fake_devices import run
+
 SCRIPT = """
 import sys
 import jax, numpy as np
@@ -34,22 +30,12 @@ np.savez(sys.argv[2], **found, **{f"student/{k}": np.asarray(v) for k, v in lear
 """
 
 
-def run(devices, path):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SCRIPT, str(devices), str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    with np.load(path) as archive:
-        return dict(archive)
-
-
 def test_gradients_and_losses_do_not_depend_on_the_devices(tmp_path):
     """To 1e-5 of the largest gradient of a kind: sums whose terms cancel keep no more of themselves.
 
     What Adam makes of gradients does depend on them: it divides each by its own size, and tiny ones are all rounding.
     """
-    one, eight = run(1, tmp_path / "one.npz"), run(8, tmp_path / "eight.npz")
+    one, eight = run(SCRIPT, 1, tmp_path / "one.npz"), run(SCRIPT, 8, tmp_path / "eight.npz")
     assert one.keys() == eight.keys() and {"generator/discrepancy", "student/loss"} <= one.keys()
     for name, value in one.items():
         # The entropy's bandwidth of 0.01 magnifies rounding; the golden gradients of images have this tolerance too.

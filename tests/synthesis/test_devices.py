@@ -1,15 +1,10 @@
 """Groups over 8 fake devices: no collective in the compiled chunk, and the same images as on one device."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 
 from psaq_jax.synthesis import loop
+from tests.fake_devices import run
 
-ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
@@ -37,19 +32,9 @@ assert texts and not [name for name in names for text in texts if name in text]
 """
 
 
-def run(devices, path):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SCRIPT, str(devices), str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    with np.load(path) as archive:
-        return dict(archive)
-
-
 def test_images_do_not_depend_on_the_devices(tmp_path):
     """10 groups on 8 devices: the second wave is padded with groups that are dropped."""
-    one, eight = run(1, tmp_path / "one.npz"), run(8, tmp_path / "eight.npz")
+    one, eight = run(SCRIPT, 1, tmp_path / "one.npz"), run(SCRIPT, 8, tmp_path / "eight.npz")
     assert eight["images"].shape == (20, 32, 32, 3)
     np.testing.assert_array_equal(one["labels"], eight["labels"])
     np.testing.assert_array_equal(one["images"], eight["images"])

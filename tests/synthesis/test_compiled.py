@@ -60,7 +60,7 @@ def test_the_gradient_is_with_respect_to_the_images_alone(text):
     shapes = re.findall(r"= \w+\[([\d,]*)\]\S* dot\(", text)
     forward = 1 + DEPTH * 6 + 1  # patches; qkv, scores, values, projection, two of the MLP; classifier
     backward = 1 + DEPTH * (4 + 2 * 2) + 1  # one for every kernel, two for a product of two activations
-    similarities = DEPTH * 2  # the Gram matrix, and its gradient by symmetry
+    similarities = DEPTH * 3  # half of the Gram matrix, and its gradient in both factors
     assert len(shapes) == forward + backward + similarities
     kernels = {(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH), (3 * 4 * 4, WIDTH), (WIDTH, 7)}
     kernels |= {shape[::-1] for shape in kernels}

@@ -45,31 +45,28 @@ def test_entropy_and_gradient_match_the_release(name, images):
     np.testing.assert_allclose(gradient / scale, ref["grad_attention"] / scale, atol=1e-4)
 
 
-@pytest.mark.parametrize("least", [-0.2, 0.45, 0.65, 0.8, 0.99])
-def test_density_gradient_is_the_derivative(least):
-    """Points so far apart that 2, 3 or 5 of them count for a similarity, and so close that all may."""
-    similarity = np.random.default_rng(0).uniform(least, 1, (2, 5, 5))
-    grid = np.linspace(least, 1, 10)
+METHODS = {  # of computing the kernel, by the distance of the grid's points in bandwidths
+    entropy._by_powers: (1e-3, 0.2, 1, entropy.NARROW),
+    entropy._each_point: (entropy.NARROW, 4, entropy.WIDE),
+    entropy._by_nearest: (entropy.WIDE, 12, 22),
+}
 
-    def in_numpy(s):
-        kernels = np.exp(-((grid[:, None] - s.reshape(2, 1, -1)) ** 2) / 2e-4)
-        return kernels.mean(-1) / (0.01 * np.sqrt(2 * np.pi))
 
-    weights = np.arange(1.0, 21).reshape(2, 10)
-    as_float32 = (x.astype("f") for x in (similarity, grid, weights))
-    gradient = entropy.density_gradient(*as_float32)
-    numeric = np.zeros_like(similarity)
-    for index in np.ndindex(similarity.shape):
-        step = np.zeros_like(similarity)
-        step[index] = 1e-6
-        numeric[index] = (weights * (in_numpy(similarity + step) - in_numpy(similarity - step))).sum() / 2e-6
-    np.testing.assert_allclose(gradient, numeric, rtol=1e-3, atol=1e-3 * np.abs(numeric).max())  # float32 against 64
+@pytest.mark.parametrize("method, distance", [(f, x) for f, distances in METHODS.items() for x in distances])
+def test_every_method_gives_the_kernel(method, distance):
+    grid = (np.arange(-9, 1) * distance * entropy.BANDWIDTH + 1).astype("f")
+    similarity = np.random.default_rng(0).uniform(grid[0], grid[-1], (2, 50, 50)).astype("f")
+    similarity[0, 0, :2] = grid[0], grid[-1]
+    kernel = jax.jit(lambda s, x: jnp.stack([method(s, x)(k) for k in range(10)]))(similarity, grid)
+    expected = np.exp(-((grid[:, None, None, None].astype(float) - similarity) ** 2) / 2e-4)
+    np.testing.assert_allclose(kernel, expected, atol=2e-5)  # a grid point's last bit, 6e-8, is 6e-6 bandwidths
 
 
 @pytest.mark.parametrize("images", [1, 2, 4])
-def test_gradient_is_the_one_of_the_value(images):
-    """The closed form against automatic differentiation of the same formulas, with a cotangent that is not 1."""
-    attention = np.random.default_rng(4).normal(size=(4, 2, 8, 3)).astype("f")
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.3, 3])
+def test_gradient_is_the_one_of_the_value(images, spread):
+    """The closed form, by each method, against automatic differentiation of the formulas; a cotangent that is not 1."""
+    attention = (1 + spread * np.random.default_rng(4).normal(size=(4, 2, 8, 3))).astype("f")
 
     def plain(attention):
         similarity = entropy.patch_similarity(attention).reshape(images, -1)

@@ -132,7 +132,7 @@ def _mean_entropy(density, grid):
 def kernel_density(similarity: jax.Array, grid: jax.Array) -> jax.Array:
     """Gaussian kernel density of each image's similarities [i, ...] at the grid points [g]: [i, g].
 
-      p(x) = mean_s exp(−(x−s)²/2h²) / (h·√(2π))
+    p(x) = mean_s exp(−(x−s)²/2h²) / (h·√(2π))
     """
     similarity = similarity.reshape(len(similarity), -1, similarity.shape[-1])
     return _density(similarity, np.ones(similarity.shape[-1], np.float32), _each_point(similarity, grid))

@@ -13,7 +13,8 @@ hard      Recipe "default" on the bundled model and on its hard copy, which comp
 backbone  The first table, two seeds, for any model at 112 pixels (Swin: --config.image_size=0). MODEL is a hub id or a
           directory with a classifier for the data; FILE holds `images`, uint8, and `labels`. Also: folder:DIR.
 
-Time:     on 2 CPU cores about 10 hours, 3, 1 and, for a ViT-S with 1,000 test images, a day. Estimated, not measured.
+Time:     on 2 CPU cores about 6 hours, 2, half an hour and, for a ViT-S with 1,000 test images, a day. Estimated from
+          short runs on busy cores, not measured.
 Expected: README.md.
 Each goes on after being killed. The first and the last layer keep 8 bits in recipe "default" and what is made of it, as
 in the papers that it follows; in "paper" they don't. "distill" trains what "default" makes, for a quarter of the steps
@@ -23,6 +24,7 @@ of configs/distill.py; synthesized images alone give it a generator.
 import ml_collections
 
 from configs.sweeps import demo
+from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITHOUT
 
 TABLES = ("recipes", "ablation", "hard", "backbone")
@@ -31,7 +33,7 @@ INGREDIENTS = tuple(name for name in WITHOUT if name not in ("first_last_8bit", 
 
 def get_config(table: str = "recipes") -> ml_collections.ConfigDict:
     if table not in TABLES:
-        raise ValueError(f"configs/accuracy.py:{table} is unknown, known are {', '.join(TABLES)}")
+        raise InputError(f"configs/accuracy.py:{table} is unknown, known are {', '.join(TABLES)}")
     c = demo.get_config()
     c.seeds = (0, 1, 2, 3, 4)
     c.synthesis.recipe = "default"

@@ -214,6 +214,7 @@ def test_the_script_prints_the_table_and_writes_it(data, tmp_path):
     [
         ((), "--config is missing, expected --config=configs/sweeps/NAME.py"),
         (("--config=configs/sweeps/demo.py", "--config.models=('nowhere/at/all',)"), "nowhere/at/all"),
+        (("--config=configs/accuracy.py:all",), "configs/accuracy.py:all is unknown, known are recipes, ablation"),
     ],
 )
 def test_the_script_ends_bad_input_in_one_line(arguments, message, tmp_path):

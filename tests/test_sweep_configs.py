@@ -39,5 +39,5 @@ def test_the_tables_have_what_they_are_named_after():
     with pytest.raises(InputError, match="models has '', expected sources"):
         from_mapping(SweepConfig, backbone)
     assert from_mapping(SweepConfig, backbone | {"models": (TINY,)}).image_size == 112
-    with pytest.raises(ValueError, match="accuracy.py:all is unknown, known are recipes"):
+    with pytest.raises(InputError, match="accuracy.py:all is unknown, known are recipes"):
         get_config("all")

@@ -113,8 +113,9 @@ def _fail(error) -> None:
 def _parse(argv):
     try:
         rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        raise InputError(str(error)) from None
+    except flags.Error as error:  # what a config file raises has its traceback before it
+        text = re.sub(r"Error whilst parsing config file:.*\n[\w.]+: ", "", str(error), flags=re.DOTALL)
+        raise InputError(text) from None
     except (AttributeError, KeyError) as error:
         raise InputError(_unknown_override(argv, error)) from None
     except (OSError, ImportError, SyntaxError, ValueError, TypeError) as error:

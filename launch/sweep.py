@@ -2,9 +2,10 @@
 
     python -m launch.sweep --config=configs/sweeps/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds) and DIR/runs.json (every run), after
-every seed, and at the end DIR/MODEL/report.html. Killed at any moment, the same command goes on; with more seeds,
-models or bits it computes what is new.
+Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds, wall time) and DIR/runs.json (every run),
+after every seed, and at the end DIR/MODEL/report.html. Recipe "distill" is what "default" makes, trained as
+`launch.distill` does; model "hard:SOURCE" is a copy of SOURCE with outlier channels that computes the same. Killed at
+any moment, the same command goes on; with more seeds, models or bits it computes what is new.
 """
 
 import dataclasses
@@ -34,7 +35,10 @@ def main():
 
 
 def run_sweep(config, workdir):
-    results = sweep.run_sweep(config, workdir, launch_config.bar, lambda so_far: sweep_tables.write(workdir, so_far))
+    results = sweep.run_sweep(
+        config, workdir, launch_config.bar, lambda so_far: sweep_tables.write(workdir, so_far),
+        launch_config.CHECKPOINT_SECONDS.value,
+    )  # fmt: skip
     print(sweep_tables.plain(results))
     for title, path in sweep_tables.write(workdir, results).items():
         print(f"  {title}: {path}")

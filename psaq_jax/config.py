@@ -15,6 +15,7 @@ CALIBRATIONS = ("synthesized", "noise", "real")
 DTYPES = ("float32", "bfloat16")
 BITS = re.compile(r"(?:w(?P<weights>\d+)|auto:(?P<budget>\d+(?:\.\d+)?))a(?P<activations>\d+)")
 FLOAT_BITS = 32  # activations of "w4a32" are floats
+DISTILL = "distill"  # as results name the recipe "default" trained afterwards
 
 
 class AverageBits(float):
@@ -46,11 +47,19 @@ class QuantizationConfig:
         for setting in bits:
             parse_bits(setting)
         for name in self.recipes:
-            read_recipe(name)
+            self.check_recipe(name)
 
     @property
     def recipes(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.recipe.split(","))
+
+    def check_recipe(self, name: str) -> None:
+        """Raises InputError for a recipe that the job does not know."""
+        if name == DISTILL:
+            raise InputError(
+                "quantization.recipe 'distill' is for launch.sweep alone; launch.distill trains what 'default' makes"
+            )
+        read_recipe(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +67,7 @@ class JobConfig:
     """The main job's settings; DESIGN §4 names them.
 
     Attributes:
-      model: source for `load_model`.
+      model: source for `load_model`; "hard:SOURCE": a copy with outlier channels (`hard_copies`), the same function.
       image_size: pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own size.
       revision: branch, tag or commit of a hub id; "": its main one.
       data: data set spec, or "" for none.

@@ -20,17 +20,21 @@ from psaq_jax.models.model import Model
 from psaq_jax.quantization import mixed_precision
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.calibration import calibrate
+from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.quantization.transform import QuantizedModel, quantize
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.driver import SynthesisResult
 
 Progress = Callable[[int, int], None]
+HARD = "hard:"  # before a source: a hard copy of that model
 
 
 def load_float(config: JobConfig, source: str | None = None) -> Model:
-    """The job's float model, or another `source` read with the job's settings."""
-    return load_model(config.model if source is None else source, config.image_size or None, config.revision or None)
+    """The job's float model, or another `source` read with the job's settings; "hard:SOURCE" is its hard copy."""
+    source = config.model if source is None else source
+    model = load_model(source.removeprefix(HARD), config.image_size or None, config.revision or None)
+    return hard_copy(model).replace(source=source) if source.startswith(HARD) else model
 
 
 def load_either(config: JobConfig, execution: str = "simulated") -> Model | QuantizedModel:

@@ -3,81 +3,54 @@
     WORKDIR/MODEL/float.json                                 the float model's figures
     WORKDIR/MODEL/seed_N/checkpoints/                        the synthesized images, shared by all cells of the seed
     WORKDIR/MODEL/seed_N/BITS-RECIPE-CALIBRATION.json        a cell that is done
+    WORKDIR/MODEL/distillation/                              the same for recipe "distill", and its settings
 
 Cells appear whole or not at all. The same command goes on after being killed, and a sweep that has grown (more models,
 seeds, recipes, calibrations or bits) computes what is new; any other change is refused.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
-import math
 import pathlib
 import re
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
 
 from psaq_jax import files, pipeline
-from psaq_jax.config import JobConfig
+from psaq_jax.config import DISTILL
+from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import metrics
-from psaq_jax.models.model import Model
+from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
-FREE = ("model", "models", "seed", "seeds", "calibration", "quantization", "data_workers")  # may differ in a later run
+# May differ in a later run; the distillations have a folder and settings of their own.
+FREE = ("model", "models", "seed", "seeds", "calibration", "quantization", "data_workers", "distillation")
 Bars = Callable[[str], pipeline.Progress | None]  # title -> what is called with (done, all)
 
 
-@dataclasses.dataclass(frozen=True)
-class SweepConfig(JobConfig):
-    """The main job's settings, with several models and seeds.
-
-    Attributes:
-      models: sources for `load_model`; default: `model` alone.
-      seeds: default: `seed` alone.
-      crop_fraction: preprocessing in place of the checkpoint's own: short side to size / crop_fraction, rounded down,
-        bicubic, centre crop (timm's crop_pct); 0: the checkpoint's own.
-    """
-
-    model: str = ""
-    models: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    crop_fraction: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        models, seeds = (
-            tuple(x) if isinstance(x, list | tuple) else (x,) for x in (self.models, self.seeds)
-        )
-        object.__setattr__(self, "models", tuple(dict.fromkeys(models or (self.model,))))
-        object.__setattr__(self, "seeds", tuple(dict.fromkeys(seeds or (self.seed,))))
-        for name in self.models:
-            if not isinstance(name, str) or not name:
-                raise InputError(f"models has {name!r}, expected sources such as 'bundled:fashion_mnist_vit'")
-        for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-                raise InputError(f"seeds has {seed!r}, expected whole numbers from 0 to 2147483647")
-        if self.crop_fraction and not 0.1 <= self.crop_fraction <= 1:
-            raise InputError(f"crop_fraction is {self.crop_fraction!r}, expected 0.1 to 1, or 0: the checkpoint's own")
-
-    def preprocessed(self, model: Model) -> Model:
-        """The model with this config's preprocessing."""
-        if not self.crop_fraction:
-            return model
-        before = tuple(math.floor(side / self.crop_fraction) for side in model.image_size)
-        changed = dataclasses.replace(
-            model.preprocessing, resize="cover", resize_size=before, interpolation="bicubic",
-            crop_fraction=self.crop_fraction,
-        )  # fmt: skip
-        return model.replace(preprocessing=changed)
-
-
-def run_sweep(config: SweepConfig, workdir: pathlib.Path, bars: Bars = lambda title: None, tell=None) -> list[dict]:
+def run_sweep(
+    config: SweepConfig,
+    workdir: pathlib.Path,
+    bars: Bars = lambda title: None,
+    tell: Callable[[list[dict]], object] | None = None,
+    every_seconds: float = 60.0,
+) -> list[dict]:
     """Computes what is missing; returns one results dictionary per model: {"model", "float", "runs"} (DESIGN §4).
 
     Args:
       bars: progress bars by title.
       tell: called with the results so far, after every seed of every model.
+      every_seconds: between checkpoints of a synthesis or distillation.
     Raises:
       InputError: the folder belongs to another sweep, bad input of any cell.
     """
@@ -87,8 +60,8 @@ def run_sweep(config: SweepConfig, workdir: pathlib.Path, bars: Bars = lambda ti
     with open_workdir(workdir, settings):
         for source in config.models:
             results.append({"model": source, "float": None, "runs": []})
-            cells = _Cells(config, source, workdir / slug(source), bars)
-            with open_workdir(cells.folder, {"model_fingerprint": cells.model.fingerprint()}):
+            cells = _Cells(config, source, workdir / slug(source), bars, every_seconds)
+            with open_workdir(cells.folder, {"model_fingerprint": cells.model.fingerprint()}), cells.distillations():
                 for seed in config.seeds:
                     results[-1]["runs"] += cells.of_seed(seed)
                     results[-1]["float"] = cells.float_figures()
@@ -100,11 +73,21 @@ def run_sweep(config: SweepConfig, workdir: pathlib.Path, bars: Bars = lambda ti
 class _Cells:
     """The cells of one model; no image is read and nothing computed where none is missing."""
 
-    def __init__(self, config: SweepConfig, source: str, folder: pathlib.Path, bars: Bars):
+    def __init__(self, config: SweepConfig, source: str, folder: pathlib.Path, bars: Bars, every_seconds: float):
         self.config, self.source, self.folder, self.bars = config, source, folder, bars
+        self.every_seconds = every_seconds
         self.model = config.preprocessed(pipeline.load_float(config, source))
         self.dataset = pipeline.open_data(config, self.model)
         self._float_logits = None
+
+    def distillations(self):
+        """The folder of recipe "distill", locked, where the sweep has it; of these settings alone."""
+        if DISTILL not in self.config.quantization.recipes:
+            return contextlib.nullcontext()
+        return open_workdir(self.folder / "distillation", dataclasses.asdict(self.config.distillation))
+
+    def seed_folder(self, seed: int, recipe: str) -> pathlib.Path:
+        return (self.folder / "distillation" if recipe == DISTILL else self.folder) / f"seed_{seed}"
 
     def of_seed(self, seed: int) -> list[dict]:
         """Every cell of a seed, computed where it is not on the disk."""
@@ -116,19 +99,21 @@ class _Cells:
             for bits in config.quantization.bits
             if calibration != "real" or self.dataset is not None
         ]
-        folder = self.folder / f"seed_{seed}"
-        paths = {cell: folder / f"{cell[2]}-{cell[0]}-{cell[1]}.json" for cell in cells}
+        paths = {cell: self.seed_folder(seed, cell[0]) / f"{cell[2]}-{cell[0]}-{cell[1]}.json" for cell in cells}
         missing = [cell for cell in cells if not paths[cell].exists()]
         if missing:
-            for cell, figures in self.compute(config, folder, missing):
+            for cell, figures in self.compute(config, missing):
                 files.write_json(paths[cell], figures)
+                shutil.rmtree(paths[cell].parent / pipeline.run_name(figures), ignore_errors=True)  # checkpoints
         return [_read(path) for path in paths.values()]
 
-    def compute(self, config: SweepConfig, folder: pathlib.Path, cells: list):
+    def compute(self, config: SweepConfig, cells: list):
         """Yields (cell, its figures)."""
         result, held_out, title = None, None, f"{self.source} seed {config.seed}"
         if self.dataset is None or any(calibration == "synthesized" for _, calibration, _ in cells):
-            result, held_out = synthesize_for_job(config, self.model, folder, self.bars(f"{title} synthesize"))
+            bar = self.bars(f"{title} synthesize")
+            folder = self.seed_folder(config.seed, "")
+            result, held_out = synthesize_for_job(config, self.model, folder, bar, self.every_seconds)
         wanted = tuple(dict.fromkeys(calibration for _, calibration, _ in cells))
         images = result.images if result else ()
         sets = pipeline.calibration_images(
@@ -139,12 +124,47 @@ class _Cells:
             float_logits, _ = examples.logits(self.model, config.batch_size)
         else:
             float_logits = self.float_logits()
-        for recipe, calibration, bits in cells:
-            quantization = dataclasses.replace(config.quantization, bits=(bits,), recipe=recipe)
-            one = dataclasses.replace(config, quantization=quantization)
-            run, q = next(pipeline.quantized_models(one, self.model, {calibration: sets[calibration]}))
-            bar = self.bars(f"{title} {bits}-{recipe}-{calibration}")
-            yield (recipe, calibration, bits), run | pipeline.score(q, examples, float_logits, config.batch_size, bar)
+        for (recipe, calibration), group in itertools.groupby(cells, lambda cell: cell[:2]):
+            bits = tuple(bits for *_, bits in group)
+            quantization = dataclasses.replace(config.quantization, bits=bits, recipe=recipe)
+            some = dataclasses.replace(config, calibration=(calibration,), quantization=quantization)
+            synthesis = {"synthesis_seconds": result.seconds if calibration == "synthesized" else None}
+            for run, q in self.quantized(some, title, sets[calibration]):
+                bar = self.bars(f"{title} {run['bits']}-{recipe}-{calibration}")
+                scores = pipeline.score(q, examples, float_logits, config.batch_size, bar)
+                yield (recipe, calibration, run["bits"]), run | synthesis | scores
+
+    def quantized(
+        self, config: SweepConfig, title: str, pixels: np.ndarray
+    ) -> Iterator[tuple[dict, QuantizedModel]]:
+        """Yields (run fields with the wall time, quantized model) at every pair of bit-widths of one recipe.
+
+        "quantization_seconds" are those of calibration, recipe and distillation in this process, compilation included.
+        """
+        (recipe,), (calibration,) = config.quantization.recipes, config.calibration
+        start = dataclasses.replace(config.quantization, recipe="default" if recipe == DISTILL else recipe)
+        began = time.perf_counter()
+        for run, q in pipeline.quantized_models(
+            dataclasses.replace(config, quantization=start), self.model, {calibration: pixels}
+        ):
+            run = run | {"recipe": recipe}
+            if recipe == DISTILL:
+                q = self.distilled(config, title, run, q, pixels)
+            jax.block_until_ready(q)
+            yield run | {"quantization_seconds": time.perf_counter() - began}, q
+            began = time.perf_counter()
+
+    def distilled(
+        self, config: SweepConfig, title: str, run: dict, start: QuantizedModel, pixels: np.ndarray
+    ) -> QuantizedModel:
+        """The start, trained on its calibration set and, where that was synthesized, on the generator's images."""
+        settings = config.distillation
+        if run["calibration"] != "synthesized":
+            settings = dataclasses.replace(settings, generator_iterations=0)
+        name, folder = pipeline.run_name(run), self.seed_folder(config.seed, DISTILL)
+        bar = self.bars(f"{title} {name} train")
+        args = config, settings, self.model, start, pixels, bar, self.every_seconds
+        return distill_in_folder(folder / name, *args).model
 
     def float_logits(self):
         """The float model's logits on the data set, computed once; float.json keeps their figures."""

@@ -9,8 +9,13 @@ from psaq_jax import files, text_tables
 from psaq_jax.report.settings import Setting, Spread, settings
 from psaq_jax.report.tables import one_line
 
-FIGURES = ("top1", "lost", "top5", "loss", "agreement")
-HEADER = ("model", "recipe", "bits", "calibration", "seeds", "top-1 %", "points lost", "top-5 %", "loss", "agreement %")
+SECONDS = ("synthesis_seconds", "quantization_seconds")
+FIGURES = ("top1", "lost", "top5", "loss", "agreement", *SECONDS)
+DECIMALS = {"loss": 4} | dict.fromkeys(SECONDS, 1)
+HEADER = (
+    "model", "recipe", "bits", "calibration", "seeds", "top-1 %", "points lost", "top-5 %", "loss", "agreement %",
+    "synthesis s", "quantization s",
+)  # fmt: skip
 WORDS = 4  # columns of words
 
 
@@ -19,10 +24,10 @@ def rows(results: Iterable[dict]) -> Iterator[list[str]]:
     for result in results:
         name, base = one_line(result["model"]), result["float"]
         if base:
-            figures = [f"{base['top1']:.2f}", "", f"{base['top5']:.2f}", f"{base['loss']:.4f}", ""]
+            figures = [f"{base['top1']:.2f}", "", f"{base['top5']:.2f}", f"{base['loss']:.4f}", "", "", ""]
             yield [name, "", "float", "", "", *figures]
         for s in settings(result):
-            figures = [_text(getattr(s, field), 4 if field == "loss" else 2) for field in FIGURES]
+            figures = [_text(getattr(s, field), DECIMALS.get(field, 2)) for field in FIGURES]
             yield [name, s.recipe, s.bits, s.calibration, str(len(s.seeds)), *figures]
 
 

@@ -44,6 +44,7 @@ def test_every_field_of_a_job_is_in_the_demo_s_config():
         ({"quantization": {"options": {"sofmax": "uniform"}}}, "did you mean 'softmax'"),
         ({"quantization": {"options": {"softmax": "linear"}}}, "quantization.options.softmax is 'linear'"),
         ({"quantization": {"bits": ()}}, "quantization.bits is empty"),
+        ({"quantization": {"recipe": "default,distill"}}, "recipe 'distill' is for launch.sweep alone"),
         ({"quantization": {"recipe": "papper"}}, "quantization.recipe is 'papper', known are"),
         ({"quantization": {"recipe": "default-gtpq"}}, "'-gtpq' is none of first_last_8bit, fold_norms"),
         ({"quantization": {"recipe": "default+gptq"}}, "'+gptq' is none of reconstruct"),

@@ -133,6 +133,7 @@ BAD = {
     "truncated weights": (truncated, "model.safetensors: is not a whole safetensors file"),
     "unknown field": (lambda folder: ("--config.synthesis.iteration=3",), "did you mean 'iterations'"),
     "impossible bits": (lambda folder: ("--config.quantization.bits=('w9a8',)",), "w9a8"),
+    "recipe of sweeps": (lambda folder: ("--config.quantization.recipe=distill",), "'distill' is for launch.sweep"),
     "indivisible images": (lambda folder: ("--config.synthesis.num_images=33",), "num_images is 33"),
     "wrong type": (lambda folder: ("--config.seed=x",), "seed"),
     "empty data": (empty_data, "[0, 32, 32, 3]"),

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from psaq_jax import files
-from psaq_jax.distillation.config import DistillationJob
+from psaq_jax.config import DISTILL, JobConfig
+from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import DistillationResult, Progress, distill
 from psaq_jax.models.model import Model
 from psaq_jax.pipeline import quantized_models, run_name
@@ -17,7 +18,6 @@ from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
 from psaq_jax.synthesis.checkpointing import Checkpoints
 
-RECIPE = "distill"  # as results name it
 SUMMARY = "summary.json"
 Bars = Callable[[str], Progress | None]
 
@@ -32,7 +32,7 @@ def students(
     """
     for run, start in quantized_models(config, model, {"synthesized": images}):
         yield run, start
-        run = run | {"recipe": RECIPE}
+        run = run | {"recipe": DISTILL}
         saved = workdir / "quantized" / run_name(run)
         if is_artefact(saved):
             yield run, load_quantized(saved)
@@ -49,7 +49,19 @@ def distill_for_job(
     config: DistillationJob, model: Model, start: QuantizedModel, images: np.ndarray, folder: pathlib.Path,
     progress: Progress | None, every_seconds: float,
 ) -> QuantizedModel:  # fmt: skip
-    """Distils, or goes on from FOLDER; writes FOLDER/generated.png and summary.json at the end.
+    """Distils, or goes on from FOLDER; writes FOLDER/generated.png and summary.json at the end."""
+    result = distill_in_folder(folder, config, config.distillation, model, start, images, progress, every_seconds)
+    if config.distillation.generator_iterations:
+        write_images(folder, model, {"generated": result.images[-config.distillation.batch_size :]})
+    files.write_json(folder / SUMMARY, _summary(result))
+    return result.model
+
+
+def distill_in_folder(
+    folder: pathlib.Path, config: JobConfig, distillation: DistillationConfig, model: Model, start: QuantizedModel,
+    images: np.ndarray, progress: Progress | None = None, every_seconds: float = 60.0,
+) -> DistillationResult:  # fmt: skip
+    """Distils with the job's dtype, synthesis and seed, or goes on from FOLDER.
 
     SIGTERM ends the process with its state on the disk.
     """
@@ -59,16 +71,13 @@ def distill_for_job(
     try:
         passes = model.with_dtype(config.dtype)
         result = distill(
-            passes, start, images, config.distillation, config.synthesis, config.seed, progress, checkpoints=checkpoints
+            passes, start, images, distillation, config.synthesis, config.seed, progress, checkpoints=checkpoints
         )
         checkpoints.leave_if_stopping()
         checkpoints.close()
     finally:
         signal.signal(signal.SIGTERM, before)
-    if config.distillation.generator_iterations:
-        write_images(folder, model, {"generated": result.images[-config.distillation.batch_size :]})
-    files.write_json(folder / SUMMARY, _summary(result))
-    return result.model
+    return result
 
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:

@@ -1,28 +1,69 @@
-"""Simulated quantization with exact sums: products of codes, which are whole numbers, scaled afterwards.
+"""Quantized forward passes with exact sums: products of codes, which are whole numbers, scaled afterwards.
 
-With weights w = W·t and activations x = (X − z)·s, Σ x·w = s·t·Σ (X − z)·W. Float32 holds whole numbers exactly up to
-2^24, so the sums are exact in any order, on any device and in any batch, and those of integer execution are the same.
+With weights w = W·t (codes W signed, one scale t an output channel) and activations x = X·s (X the codes less the zero
+point), Σ x·w = s·t·Σ X·W. Both executions of a quantized model are this one program, but for how a sum of codes is
+made, in float32 (simulated) or on integers (`integer`). Either is exact, in any order, on any device and in any batch.
 Multiplying x and w themselves, as the release does, rounds every term in an order that no two libraries share: then a
 last bit turns a rounding to codes around now and then, and what comes after makes more of it.
 """
+
+import functools
+from collections.abc import Callable, Collection
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from psaq_jax.models.layers import Product
+from psaq_jax.models.model import exact_products
 from psaq_jax.quantization.grids import factor_sites
-from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer
+from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer, dequantize_params
 from psaq_jax.sites import Site
 
+LARGEST = 2**24  # float32 holds every whole number up to it
 
-def interceptor(params: dict, sites: dict):
-    """For `nn.intercept_methods`: quantizes the sites; products of two uniform grids are exact, the others as they are.
+# (equation, X, W or Y, grid of X, grid of Y or None for W) -> the sums, whole numbers rounded to float32
+Sums = Callable[[str, jax.Array, jax.Array, UniformQuantizer, UniformQuantizer | None], jax.Array]
+
+
+def float_sums(equation: str, x, y, of_x=None, of_y=None) -> jax.Array:
+    """einsum(equation, x, y) of codes, in float32; the equation contracts the last axis of x.
+
+    As many terms at once as float32 surely sums exactly; these sums are whole numbers, added in int32.
+    """
+    axis, terms, step = contracted_axis(equation), x.shape[-1], LARGEST // (255 * (255 if of_y else 128))
+    parts = []
+    for start in range(0, terms, step):
+        end = min(start + step, terms)
+        b = jax.lax.slice_in_dim(y, start, end, axis=axis)
+        parts.append(jnp.einsum(equation, x[..., start:end], b.astype(jnp.float32)))
+    if len(parts) == 1:
+        return parts[0]
+    return sum(part.astype(jnp.int32) for part in parts).astype(jnp.float32)
+
+
+def contracted_axis(equation: str) -> int:
+    """Of the second factor: the axis that is the first one's last."""
+    first, second = equation.partition("->")[0].split(",")
+    return second.index(first[-1])
+
+
+def forward(module, params: dict, sites: dict, pixels, sums: Sums = float_sums, integers: Collection[str] = ()):
+    """The quantized model's logits; traceable.
 
     Args:
-      params: of the quantized model, kernels as `QuantizedKernel`; sites: {site: quantizer}.
+      params: kernels as `QuantizedKernel`; sites: {site: quantizer}.
+      sums: makes the sums of codes of the products named by `integers`; all others are of `float_sums`.
     """
+    intercept = interceptor(params, sites, lambda name: sums if name in integers else float_sums)
+    with exact_products(jnp.float32), nn.intercept_methods(intercept):
+        return module.apply({"params": dequantize_params(params)}, pixels)
+
+
+def interceptor(params: dict, sites: dict, sums_of: Callable[[str], Sums]):
+    """For `nn.intercept_methods`: quantizes sites; products of two uniform grids are exact, the others as they are."""
     layers, running = traverse_util.flatten_dict(params, sep="/"), []
 
     def intercept(next_fun, args, kwargs, context):
@@ -35,29 +76,42 @@ def interceptor(params: dict, sites: dict):
         if not isinstance(module, nn.Dense | Product):
             return next_fun(*args, **kwargs)
         grids = [sites.get(site) for site in factor_sites(name, running, sites)]
+        kernel, bias = layers.get(f"{name}/kernel"), layers.get(f"{name}/bias")
         if not all(isinstance(grid, UniformQuantizer) for grid in grids):
             return next_fun(*args, **kwargs)
-        codes = [whole_codes(x, grid) for x, grid in zip(args, grids, strict=True)]
         if isinstance(module, Product):
-            return module.scale * scaled(jnp.einsum(module.equation, *codes), grids[0].scale * grids[1].scale)
-        kernel, bias = layers[f"{name}/kernel"], layers.get(f"{name}/bias")
+            return module.scale * product(sums_of(name), module.equation, *args, *grids)
         if not isinstance(kernel, QuantizedKernel):
             return next_fun(*args, **kwargs)
-        return scaled(codes[0] @ kernel.codes.astype(jnp.float32), grids[0].scale * kernel.scale, bias)
+        return dense(sums_of(name), *args, *grids, kernel, bias)
 
     return intercept
 
 
-def whole_codes(x, quantizer: UniformQuantizer) -> jax.Array:
+def dense(sums: Sums, x, grid: UniformQuantizer, kernel: QuantizedKernel, bias=None) -> jax.Array:
+    """x [..., i] float32 on a grid, codes [i, o] -> x @ kernel + bias, [..., o] float32."""
+    y = apart(sums, "...i,io->...o", whole_codes(x, grid), kernel.codes, grid, None) * (grid.scale * kernel.scale)
+    return y if bias is None else y + bias
+
+
+def product(sums: Sums, equation: str, x, y, of_x: UniformQuantizer, of_y: UniformQuantizer) -> jax.Array:
+    """einsum(equation, x, y) of activations, each on its grid, float32; the equation contracts the last axis of x."""
+    codes = whole_codes(x, of_x), whole_codes(y, of_y)
+    return apart(sums, equation, *codes, of_x, of_y) * (of_x.scale * of_y.scale)
+
+
+def whole_codes(x, grid: UniformQuantizer) -> jax.Array:
     """Values on a grid -> their codes less the zero point, whole numbers in float32."""
     # On the grid, x/scale is whole to within 1e-4: a product with the reciprocal rounds to the same code.
-    return jnp.round(x * (1 / quantizer.scale))
+    return jnp.round(x * (1 / grid.scale))
 
 
-def scaled(sums, scale, bias=None) -> jax.Array:
-    """Exact sums, whole numbers in float32, times a scale, plus a bias.
+def apart(sums: Sums, equation: str, *arguments) -> jax.Array:
+    """sums(equation, *arguments), as a call that XLA keeps.
 
-    The barriers keep compilers from fusing this with what makes the sums, which would round in another way.
+    Inlined, float and integer sums would be fused in different ways with what lies between the products (LayerNorm,
+    softmax), which would then round apart. Called, they are all that two executions differ in: the rest is one program,
+    compiled once for each, and equal bit for bit.
     """
-    y = jax.lax.optimization_barrier(jax.lax.optimization_barrier(sums) * scale)
-    return y if bias is None else y + bias
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(functools.partial(sums, equation))(*arguments)

@@ -1,9 +1,10 @@
-"""Mixed precision: every kernel gets its own bits, so that their average meets a budget and the logits lose least.
+"""Mixed precision: every kernel gets its own bits, so that their average meets a budget and the output loses least.
 
 What a kernel costs at 2 to 8 bits is measured by rounding it alone, all else in floating point, on calibration images:
-no label and no real image is needed. Errors of single kernels are small and nearly independent, so their squares add up
-(the assumption of HAWQ-V2, Dong et al., NeurIPS 2020, whose second-order estimate is measured here instead), and the
-best bits are a multiple-choice knapsack, solved exactly.
+no label and no real image is needed. The cost is the divergence of the probabilities, not the logits' squared error:
+it counts what moves the decision, and for small errors is their square, weighted by the Fisher information. Errors of
+single kernels are small and nearly independent, so costs add up (the assumption of HAWQ-V2, Dong et al., NeurIPS 2020,
+whose second-order estimate is measured here instead), and the best bits are a multiple-choice knapsack, solved exactly.
 """
 
 import math
@@ -53,20 +54,19 @@ def choose_bits(
 
 
 def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None) -> dict[str, np.ndarray]:
-    """{layer: [7] float64}: the mean squared error of the logits where its kernel alone has 2, 3, ... 8 bits.
-
-    Each image's mean error is removed: softmax does not see it. Kernels are rounded to nearest, whatever the recipe.
+    """{layer: [7] float64}: Σ p·log(p/q) of the float model's probabilities p and those, q, of the model whose kernel
+    alone has 2, 3, ... 8 bits, on average over images. Kernels are rounded to nearest, whatever the recipe.
     """
     pixels = check_pixels(model, pixels)[:IMAGES]
     pixels = pixels[: max(len(pixels) // BATCH * BATCH, min(len(pixels), BATCH))]  # batches of one size
-    flat, reference, costs = traverse_util.flatten_dict(model.params, sep="/"), _logits(model, pixels), {}
+    flat, reference, costs = traverse_util.flatten_dict(model.params, sep="/"), _log_probabilities(model, pixels), {}
     for i, layer in enumerate(layers):
-        path, errors = f"{layer}/kernel", []
+        path, divergences = f"{layer}/kernel", []
         for bits in BITS:
             rounded = flat | {path: _fake_quantize(flat[path], jnp.float32(bits))}
-            error = _logits(model.replace(params=traverse_util.unflatten_dict(rounded, sep="/")), pixels) - reference
-            errors.append(np.mean(np.square(error - error.mean(axis=1, keepdims=True))))
-        costs[layer] = np.array(errors)
+            found = _log_probabilities(model.replace(params=traverse_util.unflatten_dict(rounded, sep="/")), pixels)
+            divergences.append(np.mean(np.sum(np.exp(reference) * (reference - found), axis=1)))
+        costs[layer] = np.array(divergences)
         if progress:
             progress(i + 1, len(layers))
     return costs
@@ -97,9 +97,11 @@ def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: 
     return dict(reversed(found.items()))
 
 
-def _logits(model: Model, pixels) -> np.ndarray:
+def _log_probabilities(model: Model, pixels) -> np.ndarray:
     parts = [model(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
-    return np.concatenate([np.asarray(part, np.float64) for part in parts])
+    logits = np.concatenate([np.asarray(part, np.float64) for part in parts])
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 _fake_quantize = jax.jit(fake_quantize_weights)

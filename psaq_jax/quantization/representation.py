@@ -67,3 +67,12 @@ SiteQuantizer = UniformQuantizer | LogQuantizer
 def average_bits(bits: Mapping[str, int], sizes: Mapping[str, int]) -> float:
     """The bits of a weight on average; both {name of a kernel: …}, sizes in weights."""
     return sum(bits[name] * sizes[name] for name in bits) / sum(sizes[name] for name in bits)
+
+
+def dequantize_params(params: dict) -> dict:
+    """The tree with every `QuantizedKernel` as the float32 array that it stands for."""
+
+    def is_kernel(x):
+        return isinstance(x, QuantizedKernel)
+
+    return jax.tree.map(lambda x: x.dequantize() if is_kernel(x) else x, params, is_leaf=is_kernel)

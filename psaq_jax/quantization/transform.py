@@ -17,7 +17,13 @@ from psaq_jax.quantization import exact, quantizers
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.default import default_params_and_sites, without_images
 from psaq_jax.quantization.recipes import DefaultRecipe, site_filter
-from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer, UniformQuantizer, average_bits
+from psaq_jax.quantization.representation import (
+    QuantizedKernel,
+    SiteQuantizer,
+    UniformQuantizer,
+    average_bits,
+    dequantize_params,
+)
 from psaq_jax.sites import Ranges, apply_with_tap, site_names
 
 
@@ -174,15 +180,6 @@ def quantize_params(params: dict, bits: Mapping[str, int]) -> dict:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def dequantize_params(params: dict) -> dict:
-    """The tree with every `QuantizedKernel` as the float32 array that it stands for."""
-
-    def is_kernel(x):
-        return isinstance(x, QuantizedKernel)
-
-    return jax.tree.map(lambda x: x.dequantize() if is_kernel(x) else x, params, is_leaf=is_kernel)
-
-
 _quantize_weights = jax.jit(quantizers.quantize_weights)
 _activation_scale = jax.jit(quantizers.activation_scale)
 
@@ -190,8 +187,7 @@ _activation_scale = jax.jit(quantizers.activation_scale)
 @functools.partial(jax.jit, static_argnames=("module", "has_exact_sums"))
 def _forward(module, params, sites, pixels, has_exact_sums):
     if has_exact_sums:
-        with exact_products(module.dtype), nn.intercept_methods(exact.interceptor(params, sites)):
-            return module.apply({"params": dequantize_params(params)}, pixels)
+        return exact.forward(module, params, sites, pixels)
 
     def tap(name, x):
         return sites[name](x) if name in sites else x

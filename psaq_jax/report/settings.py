@@ -3,6 +3,7 @@
 import statistics
 from typing import NamedTuple
 
+MEASURED = ("top1", "top5", "loss", "agreement", "synthesis_seconds", "quantization_seconds")
 
 class Spread(NamedTuple):
     """A figure over seeds.
@@ -38,6 +39,8 @@ class Setting(NamedTuple):
     loss: Spread | None
     agreement: Spread | None
     lost: Spread | None  # points of top-1 below the float model; negative where the quantized model is better
+    synthesis_seconds: Spread | None  # wall time; None where no images were made, or nobody took the time
+    quantization_seconds: Spread | None
 
 
 def settings(results: dict) -> list[Setting]:
@@ -59,7 +62,7 @@ def spread(values) -> Spread | None:
 
 
 def _setting(key, runs, base) -> Setting:
-    figures = {name: spread(run.get(name) for run in runs) for name in ("top1", "top5", "loss", "agreement")}
+    figures = {name: spread(run.get(name) for run in runs) for name in MEASURED}
     lost = None
     if base is not None and figures["top1"]:
         lost = spread(base - value for value in figures["top1"].values)

@@ -53,6 +53,7 @@ def test_integer_execution(tmp_path, recipe):
     loaded = load_quantized(save_quantized(q, tmp_path / "q"), execution="integer")
     assert isinstance(loaded, IntegerModel)
     np.testing.assert_array_equal(loaded(random_pixels()), integer_model(q)(random_pixels()))
+    np.testing.assert_array_equal(loaded(random_pixels()), q(random_pixels()))
 
 
 def test_another_execution_is_refused(calibrated, tmp_path):

@@ -1,4 +1,4 @@
-"""Exact sums: simulated quantization and integer execution see the same numbers."""
+"""Exact sums against sums of floats; that integer execution gives the same bits is tested in test_integer.py."""
 
 import dataclasses
 
@@ -7,24 +7,12 @@ import numpy as np
 import pytest
 
 from psaq_jax.quantization import transform
-from psaq_jax.quantization.integer import integer_model
 from psaq_jax.quantization.representation import LogQuantizer
-from tests.export.small_models import SWINS, VITS, random_pixels, random_quantized
-
-MODULES = VITS | SWINS
+from tests.export.small_models import VITS, random_pixels, random_quantized
 
 
 def logits(q, pixels, has_exact_sums):
     return np.asarray(transform._forward(q.module, q.params, q.sites, pixels, has_exact_sums))
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_integers_give_the_same(name):
-    """Bit for bit but for one image in ten: LayerNorm and softmax are compiled apart and may round in another way."""
-    q, pixels = random_quantized(MODULES[name], 4, 8, "default"), random_pixels(MODULES[name], 64)
-    simulated, integer = np.asarray(q(pixels)), np.asarray(integer_model(q)(pixels))
-    difference = np.abs(simulated - integer).max(axis=1) / np.ptp(simulated)
-    assert np.mean(difference <= 1e-6) >= 0.9 and difference.mean() <= 1e-3
 
 
 @pytest.mark.parametrize("recipe", ["paper", "default"])

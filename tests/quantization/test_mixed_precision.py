@@ -47,16 +47,22 @@ def test_sizes_without_a_common_divisor_are_rounded_up(monkeypatch):
     assert 3.5 < average(found, sizes) <= 4
 
 
-def test_costs_are_squared_errors_of_the_logits():
+def test_costs_are_divergences_of_the_probabilities():
     model, pixels = random_model(), random_pixels(count=40)
     costs = kernel_costs(model, pixels, ["head"])["head"]  # 32 of the 40: a whole batch
+    p = log_softmax(model(pixels[:32]))
     for k, bits in enumerate(BITS):
         kernel = fake_quantize_weights(model.params["head"]["kernel"], bits)
         rounded = model.replace(params=model.params | {"head": model.params["head"] | {"kernel": kernel}})
-        error = np.asarray(rounded(pixels[:32]) - model(pixels[:32]), np.float64)
-        error -= error.mean(axis=1, keepdims=True)
-        np.testing.assert_allclose(costs[k], np.mean(error**2), rtol=1e-3)  # float32 logits, subtracted
-    assert costs[0] > 10 * costs[-1]
+        q = log_softmax(rounded(pixels[:32]))
+        # At 8 bits terms of 1e-3 cancel to 1e-5, made of float32 logits.
+        np.testing.assert_allclose(costs[k], np.mean(np.sum(np.exp(p) * (p - q), axis=1)), rtol=1e-2, atol=1e-8)
+    assert costs[0] > 10 * costs[-1] > 0
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
 def test_one_forward_pass_is_compiled_for_all(compilations):

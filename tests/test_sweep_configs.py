@@ -1,0 +1,43 @@
+"""The sweeps in `configs/`: that they are whole, and that the tables have what they are named after."""
+
+import importlib
+
+import pytest
+
+from psaq_jax.config import from_mapping
+from psaq_jax.errors import InputError
+from psaq_jax.quantization.recipes import WITHOUT
+from psaq_jax.sweep_config import SweepConfig
+from tests.test_sweep import ROOT, TINY
+
+CONFIGS = sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")) + [ROOT / "configs" / "accuracy.py"]
+CONFIGS += [path for path in (ROOT / "configs" / "imagenet").glob("[a-z]*.py") if path.stem != "common"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configs_are_sweeps(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    found = importlib.import_module(name).get_config()
+    assert len(from_mapping(SweepConfig, found.to_dict()).seeds) >= 3
+    assert f"--config={path.relative_to(ROOT)}" in importlib.import_module(name).__doc__
+
+
+def test_the_ablation_takes_every_ingredient_away_once():
+    table = from_mapping(SweepConfig, importlib.import_module("configs.accuracy").get_config("ablation").to_dict())
+    first, *others = table.quantization.recipes
+    assert first == "default" and len(others) == len(set(others)) == len(WITHOUT) - 2
+
+
+def test_the_tables_have_what_they_are_named_after():
+    get_config = importlib.import_module("configs.accuracy").get_config
+    recipes, hard, backbone = (get_config(table).to_dict() for table in ("recipes", "hard", "backbone"))
+    table = from_mapping(SweepConfig, recipes)
+    assert table.quantization.recipes == ("paper", "default", "default+reconstruct", "distill")
+    assert len(table.quantization.bits) == 5 and len(table.calibration) == 3 and len(table.seeds) == 5
+    model, copy = from_mapping(SweepConfig, hard).models
+    assert copy == f"hard:{model}"
+    with pytest.raises(InputError, match="models has '', expected sources"):
+        from_mapping(SweepConfig, backbone)
+    assert from_mapping(SweepConfig, backbone | {"models": (TINY,)}).image_size == 112
+    with pytest.raises(InputError, match="accuracy.py:all is unknown, known are recipes"):
+        get_config("all")

@@ -1,0 +1,110 @@
+"""What only sweeps have: the recipe "distill", also when killed, and hard copies as models."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from psaq_jax import sweep
+from psaq_jax.config import QuantizationConfig
+from psaq_jax.distillation.config import DistillationConfig
+from psaq_jax.errors import InputError
+from psaq_jax.models.loading import load_model
+from psaq_jax.sweep import run_sweep
+from psaq_jax.sweep_config import SweepQuantization
+from tests.test_sweep import TINY, config, forbid, small_data, timeless
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_data(tmp_path_factory.mktemp("data"))
+
+
+def distillation(data, **changes):
+    """A sweep of one seed and recipe "distill" alone."""
+    settings = {
+        "seeds": (0,), "quantization": SweepQuantization(("w4a4",), "distill"),
+        "distillation": DistillationConfig(cycles=2, generator_iterations=2, student_steps=2, batch_size=4),
+    }  # fmt: skip
+    return config(data, **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def distilled(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("distilled")
+    bars = []
+    return workdir, run_sweep(distillation(data), workdir, lambda title: bars.append(title)), bars
+
+
+def test_distill_trains_the_default_recipe_on_the_cells_images(distilled, data, monkeypatch):
+    """The generator has its turns on synthesized images alone, and nothing of the training stays on the disk."""
+    workdir, (results,), bars = distilled
+    assert [(r["recipe"], r["bits"], r["calibration"]) for r in results["runs"]] == [
+        ("distill", "w4a4", "synthesized"), ("distill", "w4a4", "noise"),
+    ]  # fmt: skip
+    assert sum(title.endswith("train") for title in bars) == 2
+    assert not list(workdir.glob("*/distillation/seed_0/*/"))
+    seen = []
+
+    def spy(folder, job, settings, model, start, images, *rest):
+        seen.append((start.recipe, start.weight_bits, settings.generator_iterations, len(images)))
+        return distill_in_folder(folder, job, settings, model, start, images, *rest)
+
+    distill_in_folder = sweep.distill_in_folder
+    monkeypatch.setattr(sweep, "distill_in_folder", spy)
+    for path in workdir.glob("*/distillation/seed_*/*.json"):
+        path.unlink()
+    assert timeless(run_sweep(distillation(data), workdir)) == timeless([results])
+    assert seen == [("default", 4, 2, 4), ("default", 4, 0, 4)]
+
+
+def test_distillations_are_kept_and_their_settings_with_them(distilled, data, monkeypatch):
+    workdir, results, _ = distilled
+    forbid(monkeypatch, "psaq_jax.sweep.distill_in_folder", "psaq_jax.sweep.synthesize_for_job")
+    assert timeless(run_sweep(distillation(data), workdir)) == timeless(results)
+    changed = dataclasses.replace(distillation(data).distillation, cycles=3)
+    with pytest.raises(InputError, match="distillation belongs to another run: cycles is 2 there and 3 now"):
+        run_sweep(distillation(data, distillation=changed), workdir)
+
+
+def test_a_killed_sweep_goes_on_within_a_distillation(distilled, data, tmp_path):
+    workdir, results, _ = distilled
+
+    class Killed(BaseException):
+        pass
+
+    def bars(title):
+        def bar(done, total):
+            if title.endswith("w4a4-distill-noise train") and done == 3:
+                raise Killed
+
+        return bar
+
+    with pytest.raises(Killed):
+        run_sweep(distillation(data), tmp_path, bars, every_seconds=0)
+    (place,) = tmp_path.glob("*/distillation/seed_0/w4a4-distill-noise")
+    done = []
+    resumed = run_sweep(distillation(data), tmp_path, lambda title: lambda tick, total: done.append((title, tick)))
+    assert timeless(resumed) == timeless(results) and not place.exists()
+    ticks = [tick for title, tick in done if title.endswith("train")]
+    assert ticks in ([3, 4], [4])  # the last checkpoint may have been under way
+
+
+def test_a_hard_copy_is_a_model_of_the_sweep_with_images_of_its_own(data, tmp_path):
+    model = load_model(TINY)
+    models = (TINY, f"hard:{TINY}")
+    settings = config(
+        data, models=models, seeds=(0,), calibration=("synthesized",),
+        quantization=QuantizationConfig(("w8a8",), "paper,default"),
+    )  # fmt: skip
+    first, second = run_sweep(settings, tmp_path)
+    assert (first["model"], second["model"]) == models
+    for name in ("top1", "top5"):
+        assert first["float"][name] == second["float"][name]
+    kept = [next(tmp_path.glob(f"{sweep.slug(source)}/seed_0/checkpoints/*.npz")) for source in models]
+    ours, copies = (np.load(path)["images"] for path in kept)
+    assert np.abs(ours - copies).max() > 0
+    copy = sweep.pipeline.load_float(settings, models[1])
+    assert copy.source == models[1] and copy.fingerprint() != model.fingerprint()
+    images = ours.reshape(-1, *model.image_shape)
+    np.testing.assert_allclose(copy(images), model(images), atol=1e-4)

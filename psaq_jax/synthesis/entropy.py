@@ -10,6 +10,7 @@ Shapes: b batch, h heads, n tokens, d head width, p patches (n without the speci
 """
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -67,15 +68,47 @@ def patch_similarity_entropy(attention: jax.Array, images: int | None = None, sp
     Raises:
       ValueError: the windows cannot be shared out among the images, or as `patch_similarity`.
     """
-    directions = _directions(attention, special_tokens)
-    images = len(directions) if images is None else images
-    if images < 1 or len(directions) % images:
-        raise ValueError(f"{len(directions)} windows cannot belong to {images} images alike")
-    return _directions_entropy(directions, images)
+    return total_patch_similarity_entropy([attention], images, special_tokens)
+
+
+def total_patch_similarity_entropy(
+    layers: Iterable[jax.Array], images: int | None = None, special_tokens: int = 1
+) -> jax.Array:
+    """The sum of the layers' `patch_similarity_entropy`, with one loop over the layers of a shape: compiled once."""
+    shapes = {}
+    for attention in layers:
+        directions = _directions(attention, special_tokens)
+        shapes.setdefault(directions.shape, []).append(directions)
+    entropy = 0
+    for shape, stack in shapes.items():
+        count = shape[0] if images is None else images
+        if count < 1 or shape[0] % count:
+            raise ValueError(f"{shape[0]} windows cannot belong to {count} images alike")
+        entropy += _entropies(jnp.stack(stack), count).sum()
+    return entropy
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _directions_entropy(directions, images):
+def _entropies(stack, images):
+    """Of each layer in a stack of directions [layers, b, p, d]: [layers]."""
+    return jax.lax.map(functools.partial(_entropy, images=images), stack)
+
+
+def _entropies_and_gradients(stack, images):
+    """The entropies, and their derivatives [layers, b, p, d], each in the place of its directions."""
+
+    def layer(stack, i):
+        entropy, gradient = _entropy_and_gradient(stack[i], images)
+        return stack.at[i].set(gradient), entropy
+
+    gradients, entropies = jax.lax.scan(layer, stack, jnp.arange(len(stack)))
+    return entropies, gradients
+
+
+_entropies.defvjp(_entropies_and_gradients, lambda images, gradients, c: (c[:, None, None, None] * gradients,))
+
+
+def _entropy(directions, images):
     similarity, times = _pairs(directions)
     pooled = similarity.reshape(images, -1, similarity.shape[-1])
     grid = similarity_grid(pooled)
@@ -90,9 +123,6 @@ def _entropy_and_gradient(directions, images):
     each_point, fewest = (functools.partial(f, times) for f in (_entropy_and_slope, _fewest_exponentials))
     entropy, slope = jax.lax.platform_dependent(pooled, similarity_grid(pooled), cpu=fewest, default=each_point)
     return entropy, pull(slope.reshape(similarity.shape))[0]
-
-
-_directions_entropy.defvjp(_entropy_and_gradient, lambda images, gradient, cotangent: (cotangent * gradient,))
 
 
 def _pairs(directions):

@@ -4,7 +4,8 @@ Real images excite diverse patch responses, noise excites like ones: the entropy
 pairwise cosine similarities tells them apart. Pure functions of arrays; no Flax.
 
 The gradient of the entropy is computed with its value, because both need the similarities and their kernels, and
-neither keeps them: a layer leaves [b, p, d] for the backward pass, in place of [b, p, p].
+neither keeps them: a layer leaves [b, p, d] for the backward pass, in place of [b, p, p]. Layers of one shape take
+turns in a loop, which is compiled once.
 
 Shapes: b batch, h heads, n tokens, d head width, p patches (n without the special tokens), g grid points, i images.
 """
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 GRID_POINTS = 10
 BANDWIDTH = 0.01
@@ -36,23 +38,24 @@ def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array
     Raises:
       ValueError: attention is not 4-dimensional, or no patch is left.
     """
-    return _products(_directions(attention, special_tokens))
+    directions = _directions(_responses(attention, special_tokens))
+    return jnp.einsum("bpd,bqd->bpq", directions, directions, precision="highest")
 
 
-def _directions(attention, special_tokens):
-    """The patches' responses, averaged over the heads, at length 1: [b, p, d]."""
+def _responses(attention, special_tokens):
+    """The patches' responses, averaged over the heads: [b, p, d]."""
     if attention.ndim != 4:
         raise ValueError(f"attention is {attention.shape}, expected [batch, heads, tokens, head_dim]")
     if not 0 <= special_tokens < attention.shape[2]:
         raise ValueError(f"special_tokens={special_tokens} leaves no patch of {attention.shape[2]} tokens")
-    x = attention.astype(jnp.float32).mean(axis=1)[:, special_tokens:]
+    return attention.astype(jnp.float32).mean(axis=1)[:, special_tokens:]
+
+
+def _directions(x):
+    """The responses at length 1."""
     # The square root of a clamped sum: zero vectors get gradient zero, where a clamped norm would give NaN.
     # One division a patch, then a product: XLA makes this of x / norm too, but not in every partitioning.
     return x * (1 / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2)))
-
-
-def _products(directions):
-    return jnp.einsum("bpd,bqd->bpq", directions, directions, precision="highest")
 
 
 def patch_similarity_entropy(attention: jax.Array, images: int | None = None, special_tokens: int = 1) -> jax.Array:
@@ -74,64 +77,62 @@ def patch_similarity_entropy(attention: jax.Array, images: int | None = None, sp
 def total_patch_similarity_entropy(
     layers: Iterable[jax.Array], images: int | None = None, special_tokens: int = 1
 ) -> jax.Array:
-    """The sum of the layers' `patch_similarity_entropy`, with one loop over the layers of a shape: compiled once."""
-    shapes = {}
+    """The sum of the layers' `patch_similarity_entropy`; the layers [b, h, n, d] may differ in shape."""
+    stacks, total = {}, 0.0
     for attention in layers:
-        directions = _directions(attention, special_tokens)
-        shapes.setdefault(directions.shape, []).append(directions)
-    entropy = 0
-    for shape, stack in shapes.items():
+        responses = _responses(attention, special_tokens)
+        stacks.setdefault(responses.shape, []).append(responses)
+    for shape, stack in stacks.items():
         count = shape[0] if images is None else images
         if count < 1 or shape[0] % count:
             raise ValueError(f"{shape[0]} windows cannot belong to {count} images alike")
-        entropy += _entropies(jnp.stack(stack), count).sum()
-    return entropy
+        total += _entropies(jnp.stack(stack), count).sum()
+    return total
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _entropies(stack, images):
-    """Of each layer in a stack of directions [layers, b, p, d]: [layers]."""
-    return jax.lax.map(functools.partial(_entropy, images=images), stack)
+def _entropies(responses, images):
+    """Of each layer of [layers, b, p, d]: [layers]."""
+    return jax.lax.map(functools.partial(_entropy, images=images), responses)
 
 
-def _entropies_and_gradients(stack, images):
-    """The entropies, and their derivatives [layers, b, p, d], each in the place of its directions."""
+def _entropies_and_gradients(responses, images):
+    """The entropies, and their derivatives [layers, b, p, d]: each takes the place of the layer's responses."""
 
     def layer(stack, i):
         entropy, gradient = _entropy_and_gradient(stack[i], images)
         return stack.at[i].set(gradient), entropy
 
-    gradients, entropies = jax.lax.scan(layer, stack, jnp.arange(len(stack)))
+    gradients, entropies = jax.lax.scan(layer, responses, jnp.arange(len(responses)))
     return entropies, gradients
 
 
-_entropies.defvjp(_entropies_and_gradients, lambda images, gradients, c: (c[:, None, None, None] * gradients,))
+_entropies.defvjp(_entropies_and_gradients, lambda _, gradients, c: (c[:, None, None, None] * gradients,))
 
 
-def _entropy(directions, images):
-    similarity, times = _pairs(directions)
-    pooled = similarity.reshape(images, -1, similarity.shape[-1])
-    grid = similarity_grid(pooled)
-    return _mean_entropy(_density(pooled, times, _each_point(pooled, grid)), grid)
+def _entropy(responses, images):
+    similarity, times = _pairs(_directions(responses), images)
+    grid = similarity_grid(similarity)
+    return _mean_entropy(_density(similarity, times, _each_point(similarity, grid)), grid)
 
 
-def _entropy_and_gradient(directions, images):
+def _entropy_and_gradient(responses, images):
     """The entropy, and its derivative [b, p, d]."""
-    similarity, pull, times = jax.vjp(_pairs, directions, has_aux=True)
-    pooled = similarity.reshape(images, -1, similarity.shape[-1])
+    similarity, pull, times = jax.vjp(lambda x: _pairs(_directions(x), images), responses, has_aux=True)
     # Elsewhere exponentials are cheap, and a branch makes the host wait for the device.
     each_point, fewest = (functools.partial(f, times) for f in (_entropy_and_slope, _fewest_exponentials))
-    entropy, slope = jax.lax.platform_dependent(pooled, similarity_grid(pooled), cpu=fewest, default=each_point)
-    return entropy, pull(slope.reshape(similarity.shape))[0]
+    grid = similarity_grid(similarity)
+    entropy, slope = jax.lax.platform_dependent(similarity, grid, cpu=fewest, default=each_point)
+    return entropy, pull(slope)[0]
 
 
-def _pairs(directions):
+def _pairs(directions, images):
     """Every pair of patches once, more or less, as the matrix of similarities is symmetric.
 
     The patches make a ring of k blocks; each block meets itself and those up to half way around.
 
     Returns:
-      similarities [b·p, columns], and how often each column [columns] stands in the whole matrix: twice, but for
+      similarities [i, rows, columns], and how often each column [columns] stands in the whole matrix: twice, but for
       blocks that meet themselves, and those half way around an even ring, whom they meet from both sides.
     """
     b, p, d = directions.shape
@@ -141,7 +142,7 @@ def _pairs(directions):
     others = jnp.concatenate([jnp.roll(block, -n, axis=1) for n in distances], axis=2)
     similarity = jnp.einsum("bkmd,bknd->bkmn", block, others, precision="highest")
     times = np.where(2 * distances % k == 0, 1, 2).astype(np.float32)
-    return similarity.reshape(b * p, -1), np.repeat(times, p // k)
+    return similarity.reshape(images, -1, similarity.shape[-1]), np.repeat(times, p // k)
 
 
 def similarity_grid(similarity: jax.Array) -> jax.Array:
@@ -183,10 +184,12 @@ def _entropy_and_slope(times, similarity, grid, kernels=None):
 
       dp(x)/ds = exp(−(x−s)²/2h²)·(x−s)/h² / (h·√(2π)) / count
 
-    `kernels` says how to compute exp(−(x−s)²/2h²).
+    `kernels` says how to compute exp(−(x−s)²/2h²): it returns what all points share, as a function of the point.
     """
     kernel = (kernels or _each_point)(similarity, grid)
     entropy, weights = jax.value_and_grad(_mean_entropy)(_density(similarity, times, kernel), grid)
+    # Both passes compute the points' kernels, from what all points share: XLA would keep all ten from one to the other.
+    kernel, weights = jax.lax.optimization_barrier((kernel, weights))
     weights = weights * np.float32(1 / (HEIGHT * BANDWIDTH**2 * similarity.shape[1] * times.sum()))
     terms = (weights[:, k, None, None] * kernel(k) * (grid[k] - similarity) for k in range(GRID_POINTS))
     return entropy, sum(terms) * times
@@ -201,7 +204,7 @@ def _fewest_exponentials(times, similarity, grid):
 
 
 def _each_point(similarity, grid):
-    return lambda k: _kernel(similarity, grid[k])
+    return Partial(lambda s, x, k: _kernel(s, x[k]), similarity, grid)
 
 
 def _by_powers(similarity, grid):
@@ -212,7 +215,8 @@ def _by_powers(similarity, grid):
     distance = (grid[-1] - grid[0]) * np.float32(1 / (GRID_POINTS - 1) / BANDWIDTH)
     u = (similarity - grid[4]) * np.float32(1 / BANDWIDTH)
     middle, ratio = jax.lax.optimization_barrier((jnp.exp(-0.5 * u * u), jnp.exp(u * distance)))
-    return lambda k: middle * ratio ** (k - 4) * jnp.exp(-0.5 * jnp.square((k - 4) * distance))
+    factor = jnp.exp(-0.5 * jnp.square((np.arange(GRID_POINTS, dtype=np.float32) - 4) * distance))
+    return Partial(lambda m, r, f, k: m * r ** (k - 4) * f[k], middle, ratio, factor)
 
 
 def _by_nearest(similarity, grid):
@@ -226,7 +230,9 @@ def _by_nearest(similarity, grid):
         nearest[k % 2] = jnp.where(similarity > grid[k - 1], grid[k], nearest[k % 2])
     kernels = jax.lax.optimization_barrier([_kernel(similarity, x) for x in nearest])
     reach = grid[1] - grid[0]
-    return lambda k: jnp.where(jnp.abs(similarity - grid[k]) < reach, kernels[k % 2], 0)
+    return Partial(
+        lambda s, x, near, k: jnp.where(jnp.abs(s - x[k]) < reach, near[k % 2], 0), similarity, grid, kernels
+    )
 
 
 def _kernel(similarity, x):

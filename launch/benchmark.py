@@ -2,12 +2,14 @@
 
     python -m launch.benchmark --config=configs/benchmark.py --workdir=DIR [--cases=deit_tiny,...] [--profile]
 
-Writes DIR/benchmark.json, a list of cases: model, batch_size, device, dtype, seconds_per_iteration (the whole
-synthesis step), model_pass_seconds (forward and backward with respect to the images, cross-entropy only),
-overhead_ratio (the quotient of two neighbouring runs), peak_memory_bytes (by the compiler's account), compile_seconds;
-medians, with _min and _max beside them. On a CPU also processor_overhead_ratio, the quotient of processor times: it
-holds on a busy machine too. --profile writes a trace of the last case's step to DIR/profile/plugins/profile/TIME: open
-its perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
+Writes DIR/benchmark.json, a list of cases: model, batch_size, device, dtype, jax, jaxlib, xla_flags, matmul_precision,
+seconds_per_iteration (the whole synthesis step), model_pass_seconds (forward and backward with respect to the images,
+cross-entropy only), overhead_ratio (the quotient of two neighbouring runs), peak_memory_bytes (by the compiler's
+account), compile_seconds; medians, with _min and _max beside them. For ViTs also flops_per_iteration and
+flops_per_second, which count the products of the model's two passes alone, in the time of the whole step. On a CPU also
+processor_overhead_ratio, the quotient of processor times: it holds on a busy machine too. --profile writes a trace of
+the last case's step to DIR/profile/plugins/profile/TIME: open its perfetto_trace.json.gz at ui.perfetto.dev, or
+DIR/profile with `xprof`.
 """
 
 from absl import flags
@@ -28,6 +30,7 @@ COLUMNS = (
     "ms/iteration (min..max)",
     "model's passes, ms",
     "overhead (min..max)",
+    "by processor time",
     "peak MB",
     "compile s",
 )
@@ -38,10 +41,14 @@ def row(r) -> tuple[str, ...]:
     return (
         r["model"], str(r["batch_size"]), r["dtype"], f"{r['seconds_per_iteration'] * 1e3:.1f} ({low:.1f}..{high:.1f})",
         f"{r['model_pass_seconds'] * 1e3:.1f}",
-        f"{r['overhead_ratio']:.3f} ({r['overhead_ratio_min']:.3f}..{r['overhead_ratio_max']:.3f})",
+        ratio(r, "overhead_ratio"), ratio(r, "processor_overhead_ratio"),
         f"{r['peak_memory_bytes'] / 1e6:.0f}",
         f"{r['compile_seconds']:.1f}",
     )  # fmt: skip
+
+
+def ratio(r, name: str) -> str:
+    return f"{r[name]:.3f} ({r[f'{name}_min']:.3f}..{r[f'{name}_max']:.3f})" if name in r else "-"
 
 
 def main():

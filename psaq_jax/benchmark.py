@@ -5,6 +5,7 @@ same length over the same images, so that their quotient shows what the loss, th
 """
 
 import functools
+import os
 import resource
 import statistics
 import time
@@ -12,11 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import optax
 
 from psaq_jax.models.loading import load_model
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -80,6 +82,7 @@ def measure(
     device = jax.devices()[0]
     result = {
         "model": name, "batch_size": batch_size, "device": device.device_kind, "dtype": dtype,
+        **environment(dtype),
         **_spread("seconds_per_iteration", [t.wall for t in steps]),
         **_spread("model_pass_seconds", [t.wall for t in floors]),
         **_spread("overhead_ratio", [a.wall / b.wall for a, b in zip(steps, floors, strict=True)]),
@@ -93,10 +96,22 @@ def measure(
     peak = next((v for kind, v in BF16_PEAK.items() if kind in device.device_kind), None)
     if isinstance(model.module, VisionTransformer):
         flops = 2 * forward_flops(model.module, batch_size)
-        result["flops_per_iteration"] = flops
+        result |= {"flops_per_iteration": flops, "flops_per_second": flops / result["seconds_per_iteration"]}
         if peak:
-            result["share_of_bf16_peak"] = flops / result["seconds_per_iteration"] / peak
+            result["share_of_bf16_peak"] = result["flops_per_second"] / peak
     return result
+
+
+def environment(dtype: str) -> dict[str, str]:
+    """What speed depends on beside the device: the versions, XLA's flags and the precision of the model's products."""
+    with exact_products(dtype):
+        precision = jax.config.jax_default_matmul_precision
+    return {
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "matmul_precision": precision,
+    }
 
 
 def _interleave(step, passes, model, state, length: int, repeats: int) -> tuple[list[Seconds], list[Seconds]]:

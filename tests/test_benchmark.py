@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import os
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import jaxlib
+import numpy as np
 import pytest
 
+from launch import benchmark as launch_benchmark
 from psaq_jax import benchmark
 from psaq_jax.models.vit import VisionTransformer
 
@@ -22,6 +26,13 @@ def test_a_case_has_the_fields_that_are_promised(tmp_path):
         assert 0 < result[f"{name}_min"] <= result[name] <= result[f"{name}_max"]
     assert result["peak_memory_bytes"] > 4 * 2 * 32 * 32 * 3 and result["compile_seconds"] > 0
     assert {"model", "batch_size", "device", "dtype"} <= set(result)
+    assert result["jax"] == jax.__version__ and result["jaxlib"] == jaxlib.__version__
+    assert result["matmul_precision"] == "highest" and result["xla_flags"] == os.environ.get("XLA_FLAGS", "")
+    flops = result["flops_per_second"] * result["seconds_per_iteration"]
+    np.testing.assert_allclose(flops, result["flops_per_iteration"])
+    cells = launch_benchmark.row(result)
+    assert len(cells) == len(launch_benchmark.COLUMNS)
+    assert cells[6].startswith(f"{result['processor_overhead_ratio']:.3f} (")
     (trace,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert any("fusion" in event.get("name", "") for event in events)  # the compiled operations

@@ -166,15 +166,16 @@ def kernel_density(similarity: jax.Array, grid: jax.Array) -> jax.Array:
     p(x) = mean_s exp(−(x−s)²/2h²) / (h·√(2π))
     """
     similarity = similarity.reshape(len(similarity), -1, similarity.shape[-1])
-    return _density(similarity, np.ones(similarity.shape[-1], np.float32), _each_point(similarity, grid))
+    times = np.ones(similarity.shape[-1], np.float32)
+    return _density(similarity, times, _each_point(similarity, grid), len(grid))
 
 
-def _density(similarity, times, kernel):
+def _density(similarity, times, kernel, points=GRID_POINTS):
     """Point by point, so that nothing as large as [g, p, p] is held. Each point's kernel is first added up over
     `parts` of the rows, in one elementwise pass that writes only the sums."""
     images, rows, columns = similarity.shape
     parts = max(n for n in range(1, MOST_PARTS + 1) if rows % n == 0)
-    split = (kernel(k).reshape(images, parts, -1, columns) for k in range(GRID_POINTS))
+    split = (kernel(k).reshape(images, parts, -1, columns) for k in range(points))
     sums = jnp.stack([sum(part[:, n] for n in range(parts)) for part in split], axis=1)
     return (sums.sum(axis=2) * times).sum(axis=-1) * np.float32(1 / (HEIGHT * rows * times.sum()))
 

@@ -17,6 +17,7 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
 from psaq_jax.quantization.segments import Link, chain
+from psaq_jax.quantization.views import with_plain_grounds
 
 CONSUMERS = {
     "norm1_output": "attention/qkv", "attention/value": "attention/projection", "norm2_output": "mlp/dense1",
@@ -41,6 +42,8 @@ def default_params_and_sites(
       images: [n, height, width, 3] float32 normalised.
     """
     params, sites, kernels = model.params, {}, {}
+    if options.plain_grounds:
+        images = with_plain_grounds(images, options.seed)
     x_float = x = images
     for link in chain(model.module, model.params, model.image_shape):
         segment = link.segment

@@ -107,11 +107,20 @@ def whole_codes(x, grid: UniformQuantizer) -> jax.Array:
 
 
 def apart(sums: Sums, equation: str, *arguments) -> jax.Array:
-    """sums(equation, *arguments), as a call that XLA keeps.
+    """sums(equation, *arguments); on a CPU as a call that XLA keeps.
 
     Inlined, float and integer sums would be fused in different ways with what lies between the products (LayerNorm,
     softmax), which would then round apart. Called, they are all that two executions differ in: the rest is one program,
-    compiled once for each, and equal bit for bit.
+    compiled once for each, and equal bit for bit. Compilers for accelerators know no kept calls; there barriers hold
+    back fusion, and equality to the bit is not promised.
     """
-    with set_xla_metadata(inlineable="false"):
-        return jax.jit(functools.partial(sums, equation))(*arguments)
+    sums = functools.partial(sums, equation)
+
+    def kept(*arguments):
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(sums)(*arguments)
+
+    def fenced(*arguments):
+        return jax.lax.optimization_barrier(sums(*jax.lax.optimization_barrier(arguments)))
+
+    return jax.lax.platform_dependent(*arguments, cpu=kept, default=fenced)

@@ -21,9 +21,9 @@ MERGING = "merging/norm_output"
 
 # "default-gptq" is recipe "default" without that ingredient, "default+reconstruct" with one that it leaves out.
 WITHOUT = {
-    "first_last_8bit": False, "fold_norms": False, "fold_attention": False, "folding_strength": 1.0,
-    "search_ranges": False, "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False,
-    "search_weight_scales": False, "bias_correction": False, "reconstruct": False,
+    "plain_grounds": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
+    "folding_strength": 1.0, "search_ranges": False, "coverage": ((1.0, 1.0),), "softmax": "uniform",
+    "gelu": "uniform", "gptq": False, "search_weight_scales": False, "bias_correction": False, "reconstruct": False,
 }  # fmt: skip
 WITH = {"reconstruct": True}
 
@@ -49,6 +49,7 @@ class DefaultRecipe:
     """The ingredients of recipe "default", each with its switch. Frozen and hashable.
 
     Attributes:
+      plain_grounds: every calibration image counts once more, shrunk on a plain ground (`views`).
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.
@@ -67,9 +68,10 @@ class DefaultRecipe:
       bias_correction: biases make up for the mean error of each layer's output.
       reconstruct: None: where weights or activations have at most 4 bits; True; False.
       reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
-      seed: of the reconstruction.
+      seed: of the views and the reconstruction.
     """
 
+    plain_grounds: bool = True
     first_last_8bit: bool = True
     fold_norms: bool = True
     fold_attention: bool = True

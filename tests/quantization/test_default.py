@@ -71,8 +71,9 @@ def test_zero_lies_in_every_range(model):
 
 
 @pytest.mark.parametrize("switch", [
-    {"first_last_8bit": False}, {"fold_norms": False}, {"fold_attention": False}, {"search_ranges": False},
-    {"softmax": "uniform"}, {"gptq": False}, {"search_weight_scales": False}, {"bias_correction": False},
+    {"plain_grounds": False}, {"first_last_8bit": False}, {"fold_norms": False}, {"fold_attention": False},
+    {"search_ranges": False}, {"softmax": "uniform"}, {"gptq": False},
+    {"search_weight_scales": False}, {"bias_correction": False},
 ])  # fmt: skip
 def test_every_ingredient_can_be_switched_off(model, switch):
     options = DefaultRecipe(**switch)
@@ -91,9 +92,9 @@ def test_works_with_ranges_alone(model):
 def test_serves_every_family(name):
     model = psaq_jax.load_model(GOLDEN / name)
     images = np.random.default_rng(0).normal(size=(6, *model.image_shape)).astype(np.float32)
-    q = psaq_jax.quantize(
-        model, psaq_jax.calibrate(model, images, recipe="default"), 8, 8, recipe="default", images=images
-    )
+    ranges = psaq_jax.calibrate(model, images, recipe="default")
+    options = DefaultRecipe(plain_grounds=False)  # the same noise is calibrated on and tested
+    q = psaq_jax.quantize(model, ranges, 8, 8, recipe="default", images=images, options=options)
     difference = np.abs(q(images) - model(images)).max()
     assert difference < 0.05 * np.abs(model(images)).max()
 

@@ -14,7 +14,7 @@ CONTENT = HEADER + bytes(range(24))
 
 @pytest.mark.parametrize("name", ["x-idx3-ubyte", "x-idx3-ubyte.gz"])
 def test_plain_and_gzipped(tmp_path, name):
-    (tmp_path / name).write_bytes(gzip.compress(CONTENT) if name.endswith(".gz") else CONTENT)
+    (tmp_path / name).write_bytes(gzip.compress(CONTENT, mtime=0) if name.endswith(".gz") else CONTENT)
     np.testing.assert_array_equal(read_idx(tmp_path / name), np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
 
 
@@ -26,8 +26,8 @@ def test_plain_and_gzipped(tmp_path, name):
         "another type": ("x", b"\x00\x00\x0d" + CONTENT[3:], "starts with 00000d03"),
         "empty": ("x", b"", "starts with"),
         "not gzip": ("x.gz", CONTENT, "cannot be read"),
-        "gzip cut": ("x.gz", gzip.compress(CONTENT)[:20], "cannot be read"),
-        "gzip damaged": ("x.gz", gzip.compress(CONTENT)[:12] + b"\xff" * 30, "cannot be read"),
+        "gzip cut": ("x.gz", gzip.compress(CONTENT, mtime=0)[:20], "cannot be read"),
+        "gzip damaged": ("x.gz", gzip.compress(CONTENT, mtime=0)[:12] + b"\xff" * 30, "cannot be read"),
     }.values(),
 )
 def test_damaged_files(tmp_path, name, content, expected):

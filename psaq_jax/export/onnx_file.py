@@ -65,12 +65,19 @@ def onnx_bytes(model: Model | QuantizedModel, where: str = FILE) -> bytes:
     return content
 
 
+def cpu_session(runtime, model):
+    """ONNX Runtime on the CPU, the graph as it stands: its fused int8 kernels saturate on processors without VNNI."""
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def check_onnx(content: bytes, model, path) -> dict:
     """The checker's, shape inference's and ONNX Runtime's consent; see `checking.check` for the rest."""
     onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnx")
     try:
         onnx.checker.check_model(content, full_check=True)
-        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        session = cpu_session(runtime, content)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise InputError(f"{path}: the graph is not valid ({error}); not exported") from None
     return checking.check(lambda pixels: session.run(None, {"pixels": pixels})[0], model, path)

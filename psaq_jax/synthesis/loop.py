@@ -16,7 +16,7 @@ import optax
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.sites import record
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.entropy import total_patch_similarity_entropy
+from psaq_jax.synthesis.entropy import patch_similarity_entropy
 from psaq_jax.synthesis.priors import IMAGENET_MEAN, IMAGENET_STD, clip, jitter, total_variation
 
 TERMS = ("loss", "entropy", "cross_entropy", "total_variation")
@@ -49,7 +49,7 @@ def objective(
     """
     with exact_products(model.module.dtype):
         logits, attention = record(model.module, model.params, images, "*/attention_output")
-    entropy = -total_patch_similarity_entropy(attention.values(), len(images), special_tokens)
+    entropy = -sum(patch_similarity_entropy(a, len(images), special_tokens) for a in attention.values())
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     variation = jnp.abs(total_variation(images) - tv_target)
     loss = entropy + ce_weight * cross_entropy + tv_weight * variation

@@ -62,13 +62,7 @@ total_variation.defvjp(_variation_forward, _variation_backward)
 @jax.custom_vjp
 def jitter(images: jax.Array, offset: jax.Array, flip: jax.Array) -> jax.Array:
     """Rolls the batch by `offset` pixels down and right alike, then flips it left to right where `flip` is true."""
-    return _flip(_roll(images, offset), flip)
-
-
-def _roll(images, offset):
-    # Columns and channels make one axis, as in `_with_border`.
-    b, h, w, c = images.shape
-    return jnp.roll(images.reshape(b, h, w * c), (offset, offset * c), axis=(1, 2)).reshape(images.shape)
+    return _flip(jnp.roll(images, (offset, offset), axis=(1, 2)), flip)
 
 
 def _flip(images, flip):
@@ -83,7 +77,7 @@ def _jitter_forward(images, offset, flip):
 def _jitter_backward(moves, cotangent):
     """Pixels only move, so the gradient moves back: XLA's own transpose of a roll fills arrays of twice the size."""
     offset, flip = moves
-    return _roll(_flip(cotangent, flip), -offset), None, None
+    return jnp.roll(_flip(cotangent, flip), (-offset, -offset), axis=(1, 2)), None, None
 
 
 jitter.defvjp(_jitter_forward, _jitter_backward)

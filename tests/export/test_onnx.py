@@ -23,7 +23,7 @@ MODULES = VITS | SWINS
 
 
 def run(path, pixels):
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnx_file.cpu_session(runtime, str(path))
     return session.run(None, {"pixels": pixels})[0]
 
 

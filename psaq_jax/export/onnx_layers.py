@@ -1,14 +1,15 @@
 """What the ONNX graphs of all families share: kernels, quantized sites, LayerNorm, attention, MLP.
 
 Kernels are integers and a DequantizeLinear per output channel; at every quantized site a QuantizeLinear and a
-DequantizeLinear follow each other, by which ONNX Runtime finds what it may run on integers. The position table is kept
-as codes too. Logarithmic grids, which ONNX lacks, are spelled out in float operators.
+DequantizeLinear follow each other, by which ONNX Runtime finds what it may run on integers. Kernels of more than 4 bits
+are stored as uint8 around 128: ONNX Runtime's products of uint8 and int8 saturate on x86 processors without VNNI, those
+of uint8 and uint8 don't. The position table is kept as codes too. Logarithmic grids, which ONNX lacks, are spelled out
+in float operators.
 
 Where it differs from psaq_jax: QuantizeLinear rounds x/scale and then adds the zero point, psaq_jax rounds their sum,
 so exact ties may fall apart by one code. Below 8 bits a Clip in front keeps codes in their range.
 
-Limits: zero points are the model's own, and TensorRT's integer kernels take zero points of 0 alone. On x86 processors
-without VNNI, ONNX Runtime's uint8 times int8 saturates; its session option session.x64quantprecision=1 prevents that.
+Limits: zero points are the model's own, and TensorRT's integer kernels take zero points of 0 alone.
 
 Shapes: b batch (Swin: windows of all images), n tokens, h heads, d head width, c channels.
 """
@@ -22,6 +23,8 @@ import numpy as np
 from psaq_jax.export.onnx_graph import Graph
 from psaq_jax.quantization import quantizers
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
+
+MIDDLE = 128  # of uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +113,18 @@ class Layers:
         return self.graph.add("Add", y, self.graph.constant(f"{path}/bias", np.asarray(bias, np.float32)), name=path)
 
     def kernel(self, path: str) -> str:
-        """[i, o] float32: an initializer, or codes of 4 or 8 bits dequantized per output channel."""
+        """[i, o] float32: an initializer, or codes of 4 bits, or of 8 around 128, dequantized per output channel."""
         kernel, graph = self.params[path], self.graph
         if not isinstance(kernel, QuantizedKernel):
             return graph.constant(path, np.asarray(kernel, np.float32))
-        codes = np.asarray(kernel.codes)
-        small = -8 <= codes.min() and codes.max() <= 7
-        stored = (graph.constant_int4 if small else graph.constant)(f"{path}/codes", codes)
-        scale = graph.constant(f"{path}/scale", np.asarray(kernel.scale, np.float32))
-        return graph.add("DequantizeLinear", stored, scale, name=path, axis=1)
+        codes, scale = np.asarray(kernel.codes), np.asarray(kernel.scale, np.float32)
+        inputs = [graph.constant(f"{path}/scale", scale)]
+        if -8 <= codes.min() and codes.max() <= 7:
+            stored = graph.constant_int4(f"{path}/codes", codes)
+        else:
+            stored = graph.constant(f"{path}/codes", (codes.astype(np.int16) + MIDDLE).astype(np.uint8))
+            inputs.append(graph.constant(f"{path}/zero_point", np.full(scale.shape, MIDDLE, np.uint8)))
+        return graph.add("DequantizeLinear", stored, *inputs, name=path, axis=1)
 
     def site(self, name: str, x: str) -> str:
         """x rounded to the grid of a site, or as it is where the site isn't quantized."""

@@ -5,6 +5,10 @@
     python -m launch.sweep --config=configs/accuracy.py:hard --workdir=DIR3
     python -m launch.sweep --config=configs/accuracy.py:backbone --workdir=DIR4 --config.models='("MODEL",)' \\
         --config.data=npz:FILE
+    for n in 50 100 200 500 1000; do
+      python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR5/$n --config.synthesis.iterations=$n
+    done
+    python -m launch.curve --workdir=DIR5
 
 recipes   The bundled model: four recipes, five bit-widths, synthesized images, noise and as many real ones, five seeds.
 ablation  Recipe "default" without each of its ingredients in turn, on synthesized images.
@@ -12,6 +16,7 @@ hard      Recipe "default" on the bundled model and on its hard copy, which comp
           small model has none), side by side; each has images of its own.
 backbone  The first table, two seeds, for any model at 112 pixels (Swin: --config.image_size=0). MODEL is a hub id or a
           directory with a classifier for the data; FILE holds `images`, uint8, and `labels`. Also: folder:DIR.
+iterations  What the iterations of the synthesis buy, recipes "paper" and "default".
 
 Time:     on 2 CPU cores about 6 hours, 2, half an hour and, for a ViT-S with 1,000 test images, a day. Estimated from
           short runs on busy cores, not measured.
@@ -27,7 +32,7 @@ from configs.sweeps import demo
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITHOUT
 
-TABLES = ("recipes", "ablation", "hard", "backbone")
+TABLES = ("recipes", "ablation", "hard", "backbone", "iterations")
 INGREDIENTS = tuple(name for name in WITHOUT if name not in ("first_last_8bit", "reconstruct"))
 
 
@@ -46,6 +51,9 @@ def get_config(table: str = "recipes") -> ml_collections.ConfigDict:
     elif table == "hard":
         c.models = ("bundled:fashion_mnist_vit", "hard:bundled:fashion_mnist_vit")
         c.quantization.recipe = "default"
+        c.calibration = ("synthesized",)
+    elif table == "iterations":
+        c.quantization.recipe = "paper,default"
         c.calibration = ("synthesized",)
     elif table == "backbone":
         c.models = ()  # --config.models='("MODEL",)'

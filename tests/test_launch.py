@@ -16,7 +16,8 @@ SMALL = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "
 
 
 def launch(script, *arguments, config="configs/demo.py"):
-    command = [sys.executable, "-m", f"launch.{script}", f"--config={config}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"launch.{script}", *map(str, arguments)]
+    command += [f"--config={config}"] * bool(config)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 

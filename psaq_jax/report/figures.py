@@ -1,4 +1,4 @@
-"""Figures that a run writes beside its results, as PNG: loss curves and the similarity picture.
+"""Figures that runs write beside their results, as PNG: loss curves, the similarity picture, accuracy curves.
 
 Drawn by matplotlib's objects alone, without pyplot and without global state. Colours are of the Okabe-Ito
 palette, told apart by people with any colour vision.
@@ -13,6 +13,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import similarity
+from psaq_jax.report.settings import settings
 
 COLORS = {"synthesized": "#0072b2", "noise": "#d55e00", "real": "#009e73"}
 TERM_TITLES = {
@@ -21,6 +22,8 @@ TERM_TITLES = {
     "cross_entropy": "cross-entropy",
     "total_variation": "total variation, distance from target",
 }
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+FIGURES = {"lost": "points of top-1 lost", "agreement": "agreement with float, %"}
 DPI = 150
 
 
@@ -92,6 +95,45 @@ def _draw_densities(axes, densities) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     _plain(axes)
+
+
+def accuracy_curves(results: Mapping[int, dict]) -> bytes:
+    """What the iterations of the synthesis buy, a column of panels for each pair of bit-widths, as PNG.
+
+    Args:
+      results: {iterations: results of one model (DESIGN §4)}; runs on other images than synthesized ones are left out.
+    Raises:
+      InputError: no run was calibrated on synthesized images, or matplotlib is missing.
+    """
+    lines: dict[tuple[str, str], dict[int, object]] = {}  # (bits, recipe) -> {iterations: setting}
+    for iterations in sorted(results):
+        for setting in settings(results[iterations]):
+            if setting.calibration == "synthesized":
+                lines.setdefault((setting.bits, setting.recipe), {})[iterations] = setting
+    if not lines:
+        raise InputError("accuracy curves: no run was calibrated on synthesized images, expected at least one")
+    bits, recipes = (list(dict.fromkeys(key[i] for key in lines)) for i in (0, 1))
+    figure = _new(max(5, 3.1 * len(bits)), 2.8 * len(FIGURES))
+    panels = figure.subplots(len(FIGURES), len(bits), squeeze=False, sharex=True)
+    for (name, recipe), found in lines.items():
+        for axes, field in zip(panels[:, bits.index(name)], FIGURES, strict=True):
+            spreads = {n: value for n, s in found.items() if (value := getattr(s, field))}
+            axes.errorbar(
+                list(spreads), [s.mean for s in spreads.values()], [s.deviation or 0 for s in spreads.values()],
+                label=recipe, color=LINES[recipes.index(recipe) % len(LINES)], linewidth=1.6, marker="o", capsize=3,
+            )  # fmt: skip
+    for column, name in enumerate(bits):
+        panels[0, column].set_title(name, fontsize=11, loc="left")
+        panels[-1, column].set_xlabel("iterations")
+    for row, title in zip(panels, FIGURES.values(), strict=True):
+        row[0].set_ylabel(title)
+        for axes in row:
+            axes.set_xscale("log")
+            axes.set_xticks(sorted(results), [str(n) for n in sorted(results)], minor=False)
+            axes.minorticks_off()
+            _plain(axes)
+    panels[0, 0].legend(frameon=False)
+    return _png(figure)
 
 
 def _new(width: float, height: float):

@@ -9,8 +9,9 @@ from PIL import Image
 from psaq_jax.errors import InputError
 from psaq_jax.extras import require
 from psaq_jax.report import image_grid, loss_curves, similarity, similarity_figure
+from psaq_jax.report.figures import accuracy_curves
 from psaq_jax.synthesis.entropy import kernel_density
-from tests.report.samples import history, image_sets
+from tests.report.samples import history, image_sets, results
 
 
 def decoded(png: bytes) -> Image.Image:
@@ -54,6 +55,14 @@ def test_loss_curves():
     assert decoded(loss_curves({"loss": [1.0]})).width == 1350
     with pytest.raises(InputError, match="history is empty"):
         loss_curves({"loss": []})
+
+
+def test_accuracy_curves():
+    sweeps = {n: results(seeds=(0, 1), synthesized=80 + n / 50) for n in (50, 100, 200)}
+    assert decoded(accuracy_curves(sweeps)).size == (930, 840)  # two pairs of bit-widths
+    assert decoded(accuracy_curves({50: results(labelled=False)})).size == (930, 840)
+    with pytest.raises(InputError, match="no run was calibrated on synthesized images"):
+        accuracy_curves({50: results(calibrations=("noise",))})
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])

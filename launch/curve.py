@@ -1,0 +1,56 @@
+"""Draws what the iterations of the synthesis buy: accuracy over iterations, from sweeps that differ in them.
+
+    for n in 50 100 200 500 1000; do
+      python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR/$n --config.synthesis.iterations=$n
+    done
+    python -m launch.curve --workdir=DIR
+
+Reads DIR/*/config.json and runs.json; writes DIR/MODEL.png: points of top-1 lost and agreement with the float model,
+mean and standard deviation over seeds, a line a recipe, a column a pair of bit-widths.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from launch import config as launch_config
+from psaq_jax import files
+from psaq_jax.errors import InputError
+from psaq_jax.report.figures import accuracy_curves
+from psaq_jax.sweep import slug
+from psaq_jax.workdir import local_folder
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweeps' folders.", required=True)
+
+
+def main():
+    with local_folder(WORKDIR.value) as workdir:
+        for model, results in read_sweeps(workdir).items():
+            print(f"  curves of {model}: {files.write_bytes(workdir / f'{slug(model)}.png', accuracy_curves(results))}")
+
+
+def read_sweeps(folder: pathlib.Path) -> dict[str, dict[int, dict]]:
+    """{model: {iterations: results}} of every sweep below the folder; all other settings must be the same."""
+    found: dict[str, dict[int, dict]] = {}
+    first = None
+    for path in sorted(folder.glob("*/runs.json")):
+        try:
+            config, runs = (json.loads(file.read_bytes()) for file in (path.with_name("config.json"), path))
+            iterations = config["synthesis"].pop("iterations")
+        except (OSError, ValueError, KeyError):
+            raise InputError(f"{path}: found no sweep's runs.json and config.json, remove the folder") from None
+        first = first or config
+        if config != first:
+            raise InputError(f"{path}: differs from the other sweeps in more than synthesis.iterations, remove it")
+        for results in runs:
+            if iterations in found.setdefault(results["model"], {}):
+                raise InputError(f"{path}: a second sweep of {iterations} iterations, remove one of their folders")
+            found[results["model"]][iterations] = results
+    if not found:
+        raise InputError(f"{folder}: found no sweep (*/runs.json), expected those of configs/accuracy.py:iterations")
+    return found
+
+
+if __name__ == "__main__":
+    launch_config.run(main)

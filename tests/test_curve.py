@@ -1,0 +1,34 @@
+"""`launch.curve`: sweeps of several iteration counts in one picture, and what it refuses."""
+
+import json
+
+from PIL import Image
+
+from psaq_jax.sweep import slug
+from tests.report.samples import results
+from tests.test_launch import launch
+
+
+def write_sweep(folder, iterations, **settings):
+    folder.mkdir(parents=True)
+    config = {"data": "bundled:fashion_mnist", "synthesis": {"iterations": iterations}} | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "runs.json").write_text(json.dumps([results(seeds=(0, 1))]))
+
+
+def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path):
+    for iterations in (20, 100):
+        write_sweep(tmp_path / str(iterations), iterations)
+    done = launch("curve", f"--workdir={tmp_path}", config=None)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / f"{slug('bundled:fashion_mnist_vit')}.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+    write_sweep(tmp_path / "other", 50, data="npz:FILE")
+    done = launch("curve", f"--workdir={tmp_path}", config=None)
+    assert done.returncode == 2 and "differs from the other sweeps in more than synthesis.iterations" in done.stderr
+
+
+def test_refuses_a_folder_without_sweeps(tmp_path):
+    done = launch("curve", f"--workdir={tmp_path}", config=None)
+    assert done.returncode == 2 and "found no sweep" in done.stderr

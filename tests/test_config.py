@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from configs import demo
+from configs import default, demo
 from psaq_jax import config
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITH, WITHOUT, DefaultRecipe, read_recipe
@@ -16,6 +16,12 @@ def test_the_demo_s_config_is_the_papers_with_our_recipe_beside_it():
     assert job.synthesis == SynthesisConfig()
     assert job.quantization.recipes == ("paper", "default")
     assert job.quantization.bits == ("w8a8", "w4a8") and job.calibration == ("synthesized", "noise", "real")
+
+
+def test_the_default_config_is_our_recipe_alone():
+    job = config.from_mapping(config.JobConfig, default.get_config().to_dict())
+    assert job.synthesis == SynthesisConfig(recipe="default", iterations=200)
+    assert job.quantization.recipes == ("default",) and job.calibration == ("synthesized",)
 
 
 def test_every_field_of_a_job_is_in_the_demo_s_config():

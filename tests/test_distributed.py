@@ -35,7 +35,8 @@ def start(processes, workdir, *arguments, script="quantize"):
     ]  # fmt: skip
     cluster = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "cache")}  # shared by the tests
-    cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"
+    cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": flags}
     environment = os.environ | cache | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     pipes = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     several = [[*cluster, f"--process_id={i}"] for i in range(processes)] if processes > 1 else [[]]

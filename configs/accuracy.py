@@ -5,7 +5,7 @@
     python -m launch.sweep --config=configs/accuracy.py:hard --workdir=DIR3
     python -m launch.sweep --config=configs/accuracy.py:backbone --workdir=DIR4 --config.models='("MODEL",)' \\
         --config.data=npz:FILE
-    for n in 50 100 200 500 1000; do
+    for n in 100 200 1000; do
       python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR5/$n --config.synthesis.iterations=$n
     done
     python -m launch.curve --workdir=DIR5
@@ -54,6 +54,7 @@ def get_config(table: str = "recipes") -> ml_collections.ConfigDict:
         c.calibration = ("synthesized",)
     elif table == "iterations":
         c.quantization.recipe = "paper,default"
+        c.quantization.bits = ("w8a8", "w4a8", "w4a4", "w3a3")
         c.calibration = ("synthesized",)
     elif table == "backbone":
         c.models = ()  # --config.models='("MODEL",)'

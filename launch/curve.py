@@ -1,6 +1,6 @@
 """Draws what the iterations of the synthesis buy: accuracy over iterations, from sweeps that differ in them.
 
-    for n in 50 100 200 500 1000; do
+    for n in 100 200 1000; do
       python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR/$n --config.synthesis.iterations=$n
     done
     python -m launch.curve --workdir=DIR

@@ -16,8 +16,8 @@ SMALL = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "
 
 
 def launch(script, *arguments, config="configs/demo.py"):
-    command = [sys.executable, "-m", f"launch.{script}", *map(str, arguments)]
-    command += [f"--config={config}"] * bool(config)
+    given = [f"--config={config}"] if config else []  # before the fields that it has
+    command = [sys.executable, "-m", f"launch.{script}", *given, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 

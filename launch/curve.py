@@ -37,16 +37,16 @@ def read_sweeps(folder: pathlib.Path) -> dict[str, dict[int, dict]]:
     for path in sorted(folder.glob("*/runs.json")):
         try:
             config, runs = (json.loads(file.read_bytes()) for file in (path.with_name("config.json"), path))
-            iterations = config["synthesis"].pop("iterations")
-        except (OSError, ValueError, KeyError):
+            iterations, models = config["synthesis"].pop("iterations"), [results["model"] for results in runs]
+        except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path}: found no sweep's runs.json and config.json, remove the folder") from None
         first = first or config
         if config != first:
             raise InputError(f"{path}: differs from the other sweeps in more than synthesis.iterations, remove it")
-        for results in runs:
-            if iterations in found.setdefault(results["model"], {}):
+        for model, results in zip(models, runs, strict=True):
+            if iterations in found.setdefault(model, {}):
                 raise InputError(f"{path}: a second sweep of {iterations} iterations, remove one of their folders")
-            found[results["model"]][iterations] = results
+            found[model][iterations] = results
     if not found:
         raise InputError(f"{folder}: found no sweep (*/runs.json), expected those of configs/accuracy.py:iterations")
     return found

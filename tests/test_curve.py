@@ -29,6 +29,10 @@ def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path):
     assert done.returncode == 2 and "differs from the other sweeps in more than synthesis.iterations" in done.stderr
 
 
-def test_refuses_a_folder_without_sweeps(tmp_path):
+def test_refuses_what_is_no_sweep(tmp_path):
     done = launch("curve", f"--workdir={tmp_path}", config=None)
-    assert done.returncode == 2 and "found no sweep" in done.stderr
+    assert done.returncode == 2 and "found no sweep (*/runs.json)" in done.stderr
+    write_sweep(tmp_path / "20", 20)
+    (tmp_path / "20" / "runs.json").write_text("[{}]")
+    done = launch("curve", f"--workdir={tmp_path}", config=None)
+    assert done.returncode == 2 and "20/runs.json: found no sweep's" in done.stderr and "Traceback" not in done.stderr

@@ -19,7 +19,7 @@ backbone  The first table, two seeds, for any model at 112 pixels (Swin: --confi
 iterations What the iterations of the synthesis buy, recipes "paper" and "default".
 
 Time:     on 2 CPU cores about 6 hours, 2, half an hour and, for a ViT-S with 1,000 test images, a day. Estimated from
-          short runs on busy cores, not measured. Measured, beside other work: 90 minutes for recipes "paper" and
+          short runs on busy cores, not measured. Measured, beside other work: 75 minutes for recipes "paper" and
           "default" of the first table, 25 minutes for each count of iterations.
 Expected: README.md.
 Each goes on after being killed. The first and the last layer keep 8 bits in recipe "default" and what is made of it, as

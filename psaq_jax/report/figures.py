@@ -13,7 +13,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import similarity
-from psaq_jax.report.settings import settings
+from psaq_jax.report.settings import Setting, settings
 
 COLORS = {"synthesized": "#0072b2", "noise": "#d55e00", "real": "#009e73"}
 TERM_TITLES = {
@@ -22,7 +22,7 @@ TERM_TITLES = {
     "cross_entropy": "cross-entropy",
     "total_variation": "total variation, distance from target",
 }
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+LINES = (*COLORS.values(), "#cc79a7", "#e69f00")
 FIGURES = {"lost": "points of top-1 lost", "agreement": "agreement with float, %"}
 DPI = 150
 
@@ -105,7 +105,7 @@ def accuracy_curves(results: Mapping[int, dict]) -> bytes:
     Raises:
       InputError: no run was calibrated on synthesized images, or matplotlib is missing.
     """
-    lines: dict[tuple[str, str], dict[int, object]] = {}  # (bits, recipe) -> {iterations: setting}
+    lines: dict[tuple[str, str], dict[int, Setting]] = {}  # (bits, recipe) -> {iterations: setting}
     for iterations in sorted(results):
         for setting in settings(results[iterations]):
             if setting.calibration == "synthesized":

@@ -4,10 +4,12 @@ Shapes: c channels.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from psaq_jax.quantization import clipping, folding, statistics, streaming
@@ -45,6 +47,7 @@ class NormFold:
 NORM1 = NormFold("norm1", ("norm1_output",), ("attention/qkv",))
 NORM2 = NormFold("norm2", ("norm2_output",), ("mlp/dense1",))
 GATED = "mlp/activation_output"
+HEADED = ("attention/query", "attention/key", "attention/value", "attention/attention_output")
 HEADS = {"head_input": "head", "distillation_head_input": "distillation_head"}
 
 
@@ -80,38 +83,71 @@ def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -
     if bits.activations is None:
         return params
     flat = traverse_util.flatten_dict(params, sep="/")
-    norms = norm_folds(parts) if options.fold_norms else []
-    widths = {site: flat[f"{f.norm}/scale"].shape[0] for f in norms for site in f.sites}
-    attention = "attention/query" in parts.sites and options.fold_attention
-    gated = options.fold_norms and is_gated(flat)
-    if gated:
-        widths[GATED] = flat["mlp/dense2/kernel"].shape[0]
-    if attention:
-        c = flat["attention/projection/kernel"].shape[0]
-        widths |= {f"attention/{name}": c for name in ("query", "key", "value", "attention_output")}
-    if not widths:
+    folds = Folds(
+        norms=tuple((fold, _may_shift(fold, parts, flat)) for fold in norm_folds(parts)) if options.fold_norms else (),
+        gated=options.fold_norms and is_gated(flat),
+        attention=options.fold_attention and "attention/query" in parts.sites,
+    )
+    if not folds.sites:
         return params
-    moments = streaming.channel_moments(segment, params, x, tuple(widths.items()))
+    widths = {site: statistics.width(site, parts.sites[site]) for site in folds.sites}
+    # A head may take several tokens side by side: their channels are the norm's.
+    widths |= {site: flat[f"{fold.norm}/scale"].shape[0] for fold, _ in folds.norms for site in fold.sites}
+    moments = streaming.channel_moments(segment, params, x, widths)
     ends = best_channel_ranges(segment, params, x, moments, bits, options)
-    for item in norms:
+    own = {path: value for path, value in flat.items() if path.rpartition("/")[0] in folds.modules}
+    layer_bits = {layer: bits.of(layer) for layer in folds.modules}
+    return folding.changed(params, _folded(own, ends, moments, layer_bits, folds, options.folding_strength))
+
+
+@dataclasses.dataclass(frozen=True)
+class Folds:
+    """What is folded in a segment."""
+
+    norms: tuple[tuple[NormFold, bool], ...]  # and whether their channels may be shifted
+    gated: bool
+    attention: bool
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites whose channels are evened out."""
+        of_norms = (site for fold, _ in self.norms for site in fold.sites)
+        return (*of_norms, *(GATED,) * self.gated, *HEADED * self.attention)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The LayerNorms and Dense layers that change."""
+        of_norms = (name for fold, _ in self.norms for name in (fold.norm, *fold.layers))
+        of_attention = ("attention/qkv", "attention/projection") * self.attention
+        return (*of_norms, *("mlp/dense1", "mlp/dense2") * self.gated, *of_attention)
+
+
+@functools.partial(jax.jit, static_argnames=("folds", "strength"))
+def _folded(flat: dict, ends: dict, moments: dict, bits: dict, folds: Folds, strength: float | None) -> dict:
+    """{path: value} of everything in `flat` after folding; bits: {layer: (weights, inputs)}."""
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    for item, may_shift in folds.norms:
         low = jnp.min(jnp.stack([ends[site][0] for site in item.sites]), 0)
         high = jnp.max(jnp.stack([ends[site][1] for site in item.sites]), 0)
-        shift = (low + high) / 2 * _may_shift(item, parts, flat)
+        shift = (low + high) / 2 * may_shift
         kernel = jnp.concatenate([flat[f"{layer}/kernel"] for layer in item.layers], axis=1)
         square = jnp.max(jnp.stack([moments[site].variance_about(shift) for site in item.sites]), 0)
-        factor = balance(low - shift, high - shift, square, kernel, bits.of(item.layers[0]), options)
+        factor = balance(low - shift, high - shift, square, kernel, bits[item.layers[0]], strength)
         params = folding.fold_norm(params, item.norm, item.layers, factor, shift)
-    if gated:
-        factor = balance(*ends[GATED], moments[GATED].square, flat["mlp/dense2/kernel"], bits.of("mlp/dense2"), options)
+    if folds.gated:
+        kernel = flat["mlp/dense2/kernel"]
+        factor = balance(*ends[GATED], moments[GATED].square, kernel, bits["mlp/dense2"], strength)
         params = folding.fold_gated(params, "mlp/dense1", "mlp/dense2", factor)
-    return fold_attention(params, flat, ends, moments, bits, options) if attention else params
+    if folds.attention:
+        params = fold_attention(params, flat, ends, moments, bits, strength)
+    return traverse_util.flatten_dict(params, sep="/")
 
 
-def balance(low, high, square, kernel, bits: tuple[int, int], options: DefaultRecipe) -> jax.Array:
+def balance(low, high, square, kernel, bits: tuple, strength: float | None) -> jax.Array:
     """What to divide the channels by, [c]; see `folding`."""
-    if options.folding_strength is None:
+    if strength is None:
         return folding.searched_balance(low, high, square, kernel, *bits)
-    return folding.balance(low, high, kernel, options.folding_strength)
+    return folding.balance(low, high, kernel, strength)
 
 
 def is_gated(flat: dict) -> bool:
@@ -129,12 +165,12 @@ def best_channel_ranges(segment, params, x, moments, bits: Bits, options: Defaul
     ends = {}
     for name, m in moments.items():
         centers = statistics.bin_centers(m.low, m.high, streaming.CHANNEL_BINS)
-        site_bits = jnp.float32(options.bits(name, bits.activations))
+        site_bits = np.float32(options.bits(name, bits.activations))
         ends[name] = clipping.channel_ranges(counts[name], centers, m.low, m.high, site_bits, options.coverage)
     return ends
 
 
-def fold_attention(params, flat, ends, moments, bits: Bits, options: DefaultRecipe) -> dict:
+def fold_attention(params, flat, ends, moments, bits: dict, strength: float | None) -> dict:
     """Values with the projection, then queries with keys."""
     qkv, projection = "attention/qkv", "attention/projection"
     movable = f"{qkv}/bias" in flat and f"{projection}/bias" in flat
@@ -145,7 +181,7 @@ def fold_attention(params, flat, ends, moments, bits: Bits, options: DefaultReci
         jnp.maximum(high - shift, shift - low) * jnp.maximum(jnp.abs(output_low - shift), jnp.abs(output_high - shift))
     )
     square = moments["attention/attention_output"].variance_about(shift)
-    factor = balance(-reach, reach, square, flat[f"{projection}/kernel"], bits.of(projection), options)
+    factor = balance(-reach, reach, square, flat[f"{projection}/kernel"], bits[projection], strength)
     params = folding.fold_values(params, qkv, projection, factor, shift)
     low, high = ends["attention/key"]
     shift = (low + high) / 2 * (f"{qkv}/bias" in flat)

@@ -93,10 +93,14 @@ def shifted_log(counts, centers, low, high, bits, coverage) -> tuple[LogQuantize
     return grid(factors[best], steps[best]), errors[best]
 
 
-def uniform(low, high, bits: int) -> UniformQuantizer:
+def uniform(low, high, bits: int | np.float32) -> UniformQuantizer:
     """The uniform quantizer of a range, widened to hold zero."""
-    scale, zero_point = activation_scale(jnp.minimum(low, 0.0), jnp.maximum(high, 0.0), bits)
-    return UniformQuantizer(scale, zero_point, jnp.float32(bits))
+    return _uniform(np.float32(low), np.float32(high), np.float32(bits))
+
+
+@jax.jit
+def _uniform(low, high, bits):
+    return UniformQuantizer(*activation_scale(jnp.minimum(low, 0.0), jnp.maximum(high, 0.0), bits), bits)
 
 
 @functools.partial(jax.jit, static_argnames=("choice", "coverage"))

@@ -4,6 +4,8 @@ Nothing here needs labels or real images. Every ingredient is a function of its 
 (folding, clipping, gptq, reconstruction); this one only says in which order they meet a segment.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,8 +53,8 @@ def default_params_and_sites(
         bits = Bits({layer: weight_bits[link.full_name(layer)] for layer in parts.layers}, activation_bits)
         folded = fold(segment, parts, link.parameters(params), x_float, bits, options)
         found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model))
-        rounded, layers = round_weights(segment, parts, folded, found, x, x_float, bits, options)
-        target = streaming.propagate(segment, folded, {}, x_float)
+        target, means = streaming.propagate_float(segment, folded, x_float)
+        rounded, layers = round_weights(segment, parts, folded, found, x, means, bits, options)
         if segment.is_block and wants_reconstruction(bits, options):
             rounded, layers, found = reconstruct(
                 segment, rounded, layers, bits.weights, found, x, x_float, target, options
@@ -92,27 +94,22 @@ def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pix
     if bits.activations is None:
         return {}
     heads = [name for name in parts.sites if name.endswith(streaming.PROBABILITIES)]
-    widths = {name: _width(name, shape) for name, shape in parts.sites.items() if name not in heads}
+    widths = {name: statistics.width(name, shape) for name, shape in parts.sites.items() if name not in heads}
     if not widths:
         return {}
-    moments = streaming.channel_moments(segment, params, x, tuple(widths.items()))
-    ends = {n: (jnp.minimum(m.low.min(), 0.0), jnp.maximum(m.high.max(), 0.0)) for n, m in moments.items()}
-    if "input" in ends:
-        low, high = ends["input"]
-        ends["input"] = jnp.minimum(low, pixels[0]), jnp.maximum(high, pixels[1])
-    costs = {name: channel_costs(name, params, moments, parts) for name in widths}
-    costs |= {name: jnp.zeros(()) for name in heads}
-    counts = streaming.tensor_histograms(segment, params, x, ends, costs)
+    moments = streaming.channel_moments(segment, params, x, widths)
+    grounds = tensor_grounds(moments, kernels_of(params, parts), pixels)
+    counts = streaming.tensor_histograms(segment, params, x, grounds | dict.fromkeys(heads))
     found = {}
     for name in parts.sites:
-        site_bits = options.bits(name, bits.activations)
+        site_bits = np.float32(options.bits(name, bits.activations))
         if name in heads:
             grids = clipping.probability_quantizer(counts[name], site_bits, options.softmax, options.coverage)
             found[name] = clipping.choose(*grids)
             continue
-        low, high = ends[name]
+        low, high, _ = grounds[name]
         centers = statistics.bin_centers(low[None], high[None], streaming.TENSOR_BINS)[0]
-        histogram, error = (counts[name], centers, low, high, jnp.float32(site_bits), options.coverage), None
+        histogram, error = (counts[name], centers, low, high, site_bits, options.coverage), None
         if options.search_ranges and name != "input":
             low, high, error = clipping.tensor_range(*histogram)
         found[name] = clipping.uniform(low, high, site_bits)
@@ -122,12 +119,24 @@ def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pix
     return found
 
 
-def _width(name: str, shape) -> int:
-    by_head = name.rpartition("/")[2] in ("query", "key", "value", "attention_output")
-    return shape[1] * shape[3] if by_head else shape[-1]
+def kernels_of(params, parts: Parts) -> dict[str, jax.Array]:
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return {layer: flat[f"{layer}/kernel"] for layer in parts.layers}
 
 
-def channel_costs(name: str, params, moments, parts: Parts) -> jax.Array:
+@jax.jit
+def tensor_grounds(moments: dict, kernels: dict, pixels) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+    """{site: (low, high, what an error costs in each channel [c])}; zero is inside, and for "input" all `pixels`."""
+    grounds = {}
+    for name, m in moments.items():
+        low, high = jnp.minimum(m.low.min(), 0.0), jnp.maximum(m.high.max(), 0.0)
+        if name == "input":
+            low, high = jnp.minimum(low, pixels[0]), jnp.maximum(high, pixels[1])
+        grounds[name] = low, high, channel_costs(name, kernels, moments)
+    return grounds
+
+
+def channel_costs(name: str, kernels: dict, moments: dict) -> jax.Array:
     """What a squared error in a channel costs in the product that takes it, [c]; errors of channels add up.
 
     Kernels: the squared norm of the channel's row. Queries: the keys' mean square, and the other way round.
@@ -136,39 +145,51 @@ def channel_costs(name: str, params, moments, parts: Parts) -> jax.Array:
     if other:
         return moments[other].square
     layer = CONSUMERS.get(name) or HEADS.get(name) or name.removesuffix("norm_output") + "reduction"
-    if layer not in parts.layers:
-        return jnp.ones(len(moments[name].low))
-    flat = traverse_util.flatten_dict(params, sep="/")
-    return jnp.sum(jnp.square(flat[f"{layer}/kernel"]), 1)
+    return jnp.sum(jnp.square(kernels[layer]), 1) if layer in kernels else jnp.ones_like(moments[name].low)
 
 
-def round_weights(segment, parts: Parts, params, sites, x, x_float, bits: Bits, options) -> tuple[dict, dict]:
-    """Every Dense layer of the segment in running order: (parameters with rounded kernels, {layer: `Rounded`})."""
+def round_weights(segment, parts: Parts, params, sites, x, means, bits: Bits, options) -> tuple[dict, dict]:
+    """Every Dense layer of the segment in running order: (parameters with rounded kernels, {layer: `Rounded`}).
+
+    Args:
+      means: {layer: mean of its inputs in the float segment [i]}.
+    """
     rounded, layers = params, {}
-    for layer in parts.layers:
-        kernel = traverse_util.flatten_dict(params, sep="/")[f"{layer}/kernel"]
-        moments = streaming.layer_moments(segment, layer, rounded, sites, x, params, x_float)
-        layers[layer] = round_kernel(kernel, moments.hessian, jnp.float32(bits.weights[layer]), options)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for layer, shape in parts.layers.items():
+        moments = streaming.layer_moments(segment, layer, shape[-1], rounded, sites, x)
+        kernel, bias = flat[f"{layer}/kernel"], flat.get(f"{layer}/bias")
+        layers[layer] = round_kernel(kernel, moments.hessian, np.float32(bits.weights[layer]), options)
         changes = {f"{layer}/kernel": layers[layer].kernel.dequantize()}
-        bias = traverse_util.flatten_dict(rounded, sep="/").get(f"{layer}/bias")
         if options.bias_correction and bias is not None:
-            missing = moments.float_mean @ kernel - moments.mean @ changes[f"{layer}/kernel"]
-            changes[f"{layer}/bias"] = bias + missing
+            changes[f"{layer}/bias"] = corrected(bias, kernel, means[layer], changes[f"{layer}/kernel"], moments.mean)
         rounded = folding.changed(rounded, changes)
     return rounded, layers
 
 
 def round_kernel(kernel, hessian, bits, options: DefaultRecipe) -> Rounded:
     """One kernel [i, o] with the input's second moments [i, i]."""
-    if options.search_weight_scales:
+    return _round(kernel, hessian, bits, np.float32(options.damping), options.search_weight_scales, options.gptq)
+
+
+@functools.partial(jax.jit, static_argnames=("search", "second_order"))
+def _round(kernel, hessian, bits, damping, search: bool, second_order: bool) -> Rounded:
+    if search:
         scale = searched_scale(kernel, jnp.diagonal(hessian), bits)
     else:
         scale = quantizers.weight_scale(kernel, bits)
-    if options.gptq:
-        codes, target = gptq(kernel, hessian, scale, bits, jnp.float32(options.damping))
+    if second_order:
+        codes, target = gptq(kernel, hessian, scale, bits, damping)
     else:
         codes, target = codes_of(kernel, scale, bits), kernel
     return Rounded(QuantizedKernel(codes.astype(jnp.int8), scale), target)
+
+
+@jax.jit
+def corrected(bias, kernel, mean, rounded, rounded_mean) -> jax.Array:
+    """The bias [o] that gives a layer's output, on average over the images, what rounding its kernel took away."""
+    product = functools.partial(jnp.matmul, precision="highest")
+    return bias + product(mean, kernel) - product(rounded_mean, rounded)
 
 
 def without_images(model: Model, ranges, wanted, weight_bits: dict[str, int], activation_bits, options: DefaultRecipe):

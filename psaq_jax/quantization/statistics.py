@@ -4,13 +4,25 @@ Shapes: b batch, r rows (everything but the channels), c channels, k bins. A bat
 which an incomplete batch is padded; windows of an image lie beside each other, so the mask spreads over the rows.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 
-def channels_last(name: str, x: jax.Array) -> jax.Array:
-    """A site's tensor as [r, c]: heads and head width of [b, h, n, d] are channels, of probabilities the keys are."""
-    if name.rpartition("/")[2] in ("query", "key", "value", "attention_output"):
+def has_heads(name: str) -> bool:
+    """Whether the site of that name is [b, h, n, d] with heads and head width for channels."""
+    return name.rpartition("/")[2] in ("query", "key", "value", "attention_output")
+
+
+def width(name: str, shape: tuple[int, ...]) -> int:
+    """The channels of a site of that name and shape."""
+    return shape[1] * shape[3] if has_heads(name) else shape[-1]
+
+
+def channels_last(x: jax.Array, heads: bool) -> jax.Array:
+    """A site's tensor as [r, c]; see `has_heads`."""
+    if heads:
         x = x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
     return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
 
@@ -29,6 +41,7 @@ def histogram(x: jax.Array, weight: jax.Array, low: jax.Array, high: jax.Array, 
     return counts.reshape(x.shape[1], bins)
 
 
+@functools.partial(jax.jit, static_argnames="bins")
 def bin_centers(low: jax.Array, high: jax.Array, bins: int) -> jax.Array:
     """The middles of a histogram's bins: low and high [c] -> [c, k]."""
     return low[:, None] + (high - low)[:, None] * (jnp.arange(bins) + 0.5) / bins

@@ -1,5 +1,8 @@
 """Passes of many images through one segment, batch by batch: activations wait in host memory.
 
+One program a segment hands out every tensor that any statistic needs (`record`); small ones sum up one tensor each. So
+a segment compiles twice, without quantizers and with them, and equal tensors share what comes after.
+
 Shapes: n images, b of a batch, c channels, k bins, i inputs of a layer. Every batch has the same b; a short one is
 padded with repeated images, which `mask` [b] marks with 0.
 """
@@ -13,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax.quantization import clipping, statistics
+from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.segments import Segment
-from psaq_jax.quantization.statistics import channels_last, row_weights
+from psaq_jax.quantization.statistics import channels_last, has_heads, row_weights
 
 BATCH = 32
 CHANNEL_BINS, TENSOR_BINS = 256, 2048
@@ -31,20 +35,56 @@ def batches(*arrays: np.ndarray, size: int = BATCH) -> Iterator[tuple]:
         yield *(array[rows] for array in arrays), (np.arange(size) < count).astype(np.float32)
 
 
-def propagate(segment: Segment, params, sites, x: np.ndarray) -> np.ndarray:
-    """The segment's outputs, [n, ...]."""
-    outputs = [(np.asarray(_run(segment, params, sites, part)), mask) for part, mask in batches(x)]
-    return np.concatenate([y[mask > 0] for y, mask in outputs])
+class Record(NamedTuple):
+    """What one batch leaves in a segment; names relative to it."""
+
+    sites: dict[str, jax.Array]  # of recipe "default", before their quantizers
+    inputs: dict[str, jax.Array]  # of every Dense layer
+    output: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="segment")
-def _run(segment, params, sites, x):
-    return segment(params, x, tap=quantizing(sites))
+def record(segment: Segment, params, sites, x) -> Record:
+    """Runs the segment on one batch, with the quantizers of those sites that have one."""
+    seen, inputs, wanted = {}, {}, site_filter(None, "default")
+
+    def tap(name, y):
+        if wanted(name):
+            seen[name] = y
+        return sites[name](y) if name in sites else y
+
+    output = segment(params, x, tap=tap, watch=inputs.__setitem__)
+    return Record(seen, inputs, output)
 
 
-def quantizing(sites):
-    """The tap that applies the quantizers of those sites that have one."""
-    return lambda name, x: sites[name](x) if name in sites else x
+def records(segment: Segment, params, sites, x: np.ndarray) -> Iterator[tuple[Record, np.ndarray]]:
+    """(record, mask) of every batch of images."""
+    for part, mask in batches(x):
+        yield record(segment, params, sites, part), mask
+
+
+def propagate(segment: Segment, params, sites, x: np.ndarray) -> np.ndarray:
+    """The segment's outputs, [n, ...]."""
+    return np.concatenate([np.asarray(r.output)[mask > 0] for r, mask in records(segment, params, sites, x)])
+
+
+def propagate_float(segment: Segment, params, x: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Without quantizers: (outputs [n, ...], {Dense layer: mean of its inputs [i]})."""
+    outputs, totals = [], {}
+    for found, mask in records(segment, params, {}, x):
+        outputs.append(np.asarray(found.output)[mask > 0])
+        for layer, y in found.inputs.items():
+            totals[layer] = _add_rows(totals.get(layer, np.zeros(y.shape[-1] + 1, np.float32)), y, mask)
+    means = {layer: np.asarray(total)[:-1] / np.asarray(total)[-1] for layer, total in totals.items()}
+    return np.concatenate(outputs), means
+
+
+@jax.jit
+def _add_rows(total, y, mask):
+    """Sums of the rows and, last, how many they are: [i + 1]."""
+    y = y.reshape(-1, y.shape[-1]).astype(jnp.float32)
+    weight = row_weights(mask, len(y))
+    return total + jnp.append(jnp.sum(weight[:, None] * y, 0), weight.sum())
 
 
 class Moments(NamedTuple):
@@ -60,140 +100,109 @@ class Moments(NamedTuple):
         return jnp.maximum(self.square - 2 * shift * self.mean + jnp.square(shift), 0)
 
 
-def channel_moments(segment: Segment, params, x, widths: tuple[tuple[str, int], ...]) -> dict[str, Moments]:
-    """Extremes and mean squares of the sites named in `widths` ((name, channels), ...), without quantization."""
-    total = None
-    for part, mask in batches(x):
-        new = _moments(segment, params, part, mask, widths)
-        total = new if total is None else _merged(total, new)
-    return {
-        name: Moments(low, high, *(part / jnp.maximum(count, 1) for part in sums))
-        for (name, _), (low, high, *sums, count) in zip(widths, total, strict=True)
-    }
+def channel_moments(segment: Segment, params, x, widths: dict[str, int]) -> dict[str, Moments]:
+    """Extremes and mean squares of the sites in `widths` ({name: channels}), without quantization."""
+    totals = {name: _no_moments(width) for name, width in widths.items()}
+    for found, mask in records(segment, params, {}, x):
+        totals = {name: _add_moments(total, found.sites[name], mask, has_heads(name)) for name, total in totals.items()}
+    return {name: _mean_moments(total) for name, total in totals.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("segment", "widths"))
-def _moments(segment, params, x, mask, widths):
-    found, wanted = {}, dict(widths)
+def _no_moments(width: int):
+    low, zeros = np.full(width, np.inf, np.float32), np.zeros(width, np.float32)
+    return low, -low, zeros, zeros, np.float32(0)
 
-    def tap(name, y):
-        if name in wanted:
-            y2 = channels_last(name, y).reshape(-1, wanted[name])
-            weight = row_weights(mask, len(y2))[:, None]
-            sums = (jnp.sum(weight * y2, 0), jnp.sum(weight * y2 * y2, 0), jnp.sum(weight))
-            found[name] = (y2.min(0), y2.max(0), *sums)
-        return y
 
-    segment(params, x, tap=tap)
-    return [found[name] for name, _ in widths]
+@functools.partial(jax.jit, static_argnames="heads")
+def _add_moments(total, y, mask, heads):
+    low, high, *sums = total
+    y = channels_last(y, heads).reshape(-1, len(low))
+    weight = row_weights(mask, len(y))[:, None]
+    new = jnp.sum(weight * y, 0), jnp.sum(weight * y * y, 0), jnp.sum(weight)
+    return jnp.minimum(low, y.min(0)), jnp.maximum(high, y.max(0)), *map(jnp.add, sums, new)
 
 
 @jax.jit
-def _merged(a, b):
-    return [
-        (jnp.minimum(p[0], q[0]), jnp.maximum(p[1], q[1]), *map(jnp.add, p[2:], q[2:]))
-        for p, q in zip(a, b, strict=True)
-    ]
+def _mean_moments(total) -> Moments:
+    low, high, *sums, count = total
+    return Moments(low, high, *(value / jnp.maximum(count, 1) for value in sums))
 
 
 def channel_histograms(segment: Segment, params, x, moments: dict[str, Moments]) -> dict[str, jax.Array]:
     """{site: counts [c, k]} over each channel's own range."""
-    widths = tuple((name, len(m.low)) for name, m in moments.items())
-    ends = [(m.low, m.high) for m in moments.values()]
-    total = sum_of(_channel_histograms(segment, params, part, mask, widths, ends) for part, mask in batches(x))
-    return dict(zip(moments, total, strict=True))
+    totals = {name: np.zeros((len(m.low), CHANNEL_BINS), np.float32) for name, m in moments.items()}
+    for found, mask in records(segment, params, {}, x):
+        for name, m in moments.items():
+            totals[name] = _add_channels(totals[name], found.sites[name], mask, m.low, m.high, has_heads(name))
+    return totals
 
 
-def sum_of(parts):
-    """The sum of equal trees, one in memory at a time."""
-    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
+@functools.partial(jax.jit, static_argnames="heads")
+def _add_channels(total, y, mask, low, high, heads):
+    y = channels_last(y, heads).reshape(-1, len(low))
+    return total + statistics.histogram(y, row_weights(mask, len(y))[:, None], low, high, CHANNEL_BINS)
 
 
-@functools.partial(jax.jit, static_argnames=("segment", "widths"))
-def _channel_histograms(segment, params, x, mask, widths, ends):
-    found, at = {}, {name: (width, *end) for (name, width), end in zip(widths, ends, strict=True)}
-
-    def tap(name, y):
-        if name in at:
-            width, low, high = at[name]
-            y2 = channels_last(name, y).reshape(-1, width)
-            weight = row_weights(mask, len(y2))[:, None]
-            found[name] = statistics.histogram(y2, weight, low, high, CHANNEL_BINS)
-        return y
-
-    segment(params, x, tap=tap)
-    return [found[name] for name, _ in widths]
-
-
-def tensor_histograms(segment: Segment, params, x, ends: dict, costs: dict) -> dict[str, jax.Array]:
+def tensor_histograms(segment: Segment, params, x, grounds: dict) -> dict[str, jax.Array]:
     """{site: counts [k]} over one range a tensor, weighted by what an error there costs.
 
     Args:
-      ends: {site: (low, high)} scalars; costs: {site: [c]}. For softmax outputs, which need no `ends`, the histogram is
-        of −log2(p) and the cost is the squared norm of the value that p multiplies.
+      grounds: {site: (low, high, cost [c])}; of softmax outputs {site: None}: their histogram is of −log2(p), and the
+        cost is the squared norm of the value that p multiplies.
     """
-    names = tuple(sorted(costs))
-    total = sum_of(_tensor_histograms(segment, params, part, mask, names, ends, costs) for part, mask in batches(x))
-    return dict(zip(names, total, strict=True))
+    totals = dict.fromkeys(grounds, np.zeros(TENSOR_BINS, np.float32))
+    for found, mask in records(segment, params, {}, x):
+        for name, ground in grounds.items():
+            y, total = found.sites[name], totals[name]
+            if ground is None:
+                value = found.sites[name.removesuffix(PROBABILITIES) + "value"]
+                totals[name] = _add_probabilities(total, y, value, mask)
+            else:
+                totals[name] = _add_tensor(total, y, mask, *ground, has_heads(name))
+    return totals
 
 
-@functools.partial(jax.jit, static_argnames=("segment", "names"))
-def _tensor_histograms(segment, params, x, mask, names, ends, costs):
-    found, seen = {}, {}
+@jax.jit
+def _add_probabilities(total, p, value, mask):
+    cost = jnp.sum(jnp.square(value.astype(jnp.float32)), -1)[:, :, None]
+    cost = jnp.broadcast_to(cost * row_weights(mask, len(p))[:, None, None, None], p.shape).reshape(-1, 1)
+    octaves = -jnp.log2(jnp.maximum(p.astype(jnp.float32), 2.0**-clipping.OCTAVES)).reshape(-1, 1)
+    top = jnp.full(1, float(clipping.OCTAVES))
+    return total + statistics.histogram(octaves, cost, jnp.zeros(1), top, TENSOR_BINS)[0]
 
-    def tap(name, y):
-        seen[name.rpartition("/")[2]] = y
-        if name in names and name.endswith(PROBABILITIES):
-            value = jnp.sum(jnp.square(seen["value"].astype(jnp.float32)), -1)[:, :, None]
-            cost = value * jnp.repeat(mask, len(y) // len(mask))[:, None, None, None]
-            octaves = -jnp.log2(jnp.maximum(y.astype(jnp.float32), 2.0**-clipping.OCTAVES)).reshape(-1, 1)
-            cost = jnp.broadcast_to(cost, y.shape).reshape(-1, 1)
-            top = jnp.full(1, float(clipping.OCTAVES))
-            found[name] = statistics.histogram(octaves, cost, jnp.zeros(1), top, TENSOR_BINS)[0]
-        elif name in names:
-            low, high = ends[name]
-            y2 = channels_last(name, y)
-            weight = row_weights(mask, len(y2))[:, None] * costs[name]
-            flat = jnp.broadcast_to(weight, y2.shape).reshape(-1, 1)
-            found[name] = statistics.histogram(y2.reshape(-1, 1), flat, low[None], high[None], TENSOR_BINS)[0]
-        return y
 
-    segment(params, x, tap=tap)
-    return [found[name] for name in names]
+@functools.partial(jax.jit, static_argnames="heads")
+def _add_tensor(total, y, mask, low, high, cost, heads):
+    y = channels_last(y, heads)
+    weight = jnp.broadcast_to(row_weights(mask, len(y))[:, None] * cost, y.shape).reshape(-1, 1)
+    return total + statistics.histogram(y.reshape(-1, 1), weight, low[None], high[None], TENSOR_BINS)[0]
 
 
 class LayerMoments(NamedTuple):
-    """Of one Dense layer's inputs: quantized and float, over all rows of all images."""
+    """Of one Dense layer's quantized inputs, over all rows of all images."""
 
-    hessian: jax.Array  # [i, i] mean of x xᵀ, quantized
-    mean: jax.Array  # [i], quantized
-    float_mean: jax.Array  # [i]
+    hessian: jax.Array  # [i, i] mean of x xᵀ
+    mean: jax.Array  # [i]
 
 
-def layer_moments(segment: Segment, layer: str, params, sites, x, float_params, float_x) -> LayerMoments:
-    """Moments of the inputs of the Dense layer of that name, in the quantized and in the float segment."""
-    parts = (
-        _layer_moments(segment, layer, params, sites, part, float_params, float_part, mask)
-        for part, float_part, mask in batches(x, float_x)
-    )
-    *sums, rows = sum_of(parts)
+def layer_moments(segment: Segment, layer: str, width: int, params, sites, x) -> LayerMoments:
+    """Moments of the inputs, `width` of them, of the Dense layer of that name in the quantized segment."""
+    total = np.zeros((width, width), np.float32), np.zeros(width, np.float32), np.float32(0)
+    for found, mask in records(segment, params, sites, x):
+        total = _add_layer_moments(total, found.inputs[layer], mask)
+    return _mean_layer_moments(total)
+
+
+@jax.jit
+def _add_layer_moments(total, y, mask):
+    y = y.reshape(-1, y.shape[-1]).astype(jnp.float32)
+    weight = row_weights(mask, len(y))[:, None]
+    weighted = weight * y
+    new = jnp.matmul(weighted.T, y, precision="highest"), weighted.sum(0), weight.sum()
+    return tuple(map(jnp.add, total, new))
+
+
+@jax.jit
+def _mean_layer_moments(total) -> LayerMoments:
+    *sums, rows = total
     return LayerMoments(*(value / rows for value in sums))
-
-
-@functools.partial(jax.jit, static_argnames=("segment", "layer"))
-def _layer_moments(segment, layer, params, sites, x, float_params, float_x, mask):
-    def inputs(params, x, tap):
-        found = {}
-
-        def watch(name, value):
-            found[name] = value
-
-        segment(params, x, tap=tap, watch=watch)
-        return found[layer].reshape(-1, found[layer].shape[-1]).astype(jnp.float32)
-
-    quantized = inputs(params, x, quantizing(sites))
-    exact = inputs(float_params, float_x, lambda name, y: y)
-    weight = row_weights(mask, len(quantized))[:, None]
-    weighted = quantized * weight
-    hessian = jnp.matmul(weighted.T, quantized, precision="highest")
-    return hessian, weighted.sum(0), (exact * weight).sum(0), weight.sum()

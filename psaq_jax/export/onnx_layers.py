@@ -81,7 +81,10 @@ class Layers:
         raise NotImplementedError
 
     def mlp(self, path: str, x: str) -> str:
-        x = self.site(f"{path}/activation_output", self.gate(self.dense(f"{path}/dense1", x)))
+        x = self.gate(self.dense(f"{path}/dense1", x))
+        if (scale := self.params.get(f"{path}/activation_scale")) is not None:
+            x = self.graph.add("Mul", x, self.graph.constant(f"{path}/activation_scale", np.asarray(scale, np.float32)))
+        x = self.site(f"{path}/activation_output", x)
         return self.site(f"{path}/dense2_output", self.dense(f"{path}/dense2", x))
 
     def gate(self, x: str) -> str:

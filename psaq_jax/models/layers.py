@@ -91,7 +91,11 @@ class Product(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, activation, Dense: [..., c] -> [..., c]."""
+    """Dense, activation, Dense: [..., c] -> [..., c].
+
+    Where the parameters have an `activation_scale` [hidden], it multiplies the activation: checkpoints have none,
+    quantizing gives them one (`quantization.folding.fold_activation`).
+    """
 
     hidden: int
     activation: str
@@ -101,7 +105,10 @@ class Mlp(nn.Module):
     def __call__(self, x):
         width = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, name="dense1")(x)
-        x = Site(name="activation_output")(ACTIVATIONS[self.activation](x))
+        x = ACTIVATIONS[self.activation](x)
+        if self.has_variable("params", "activation_scale"):
+            x = x * self.get_variable("params", "activation_scale").astype(self.dtype)
+        x = Site(name="activation_output")(x)
         return Site(name="dense2_output")(nn.Dense(width, dtype=self.dtype, name="dense2")(x))
 
 

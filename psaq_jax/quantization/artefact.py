@@ -111,6 +111,7 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
     record = read_record(directory / CONFIG, of_config)
     check_file(weights, record, of_weights)
     module, parameters = read_module(record, of_config)
+    parameters |= packing.activation_scales(parameters, packing.stored_names(weights, of_weights))
     weight_bits = _weight_bits(record, parameters, of_config)
     preprocessing = _read_preprocessing(directory / PREPROCESSOR, module.image_size)
     kinds = _site_kinds(record, of_config)

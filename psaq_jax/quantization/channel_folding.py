@@ -46,7 +46,8 @@ class NormFold:
 
 NORM1 = NormFold("norm1", ("norm1_output",), ("attention/qkv",))
 NORM2 = NormFold("norm2", ("norm2_output",), ("mlp/dense1",))
-GATED = "mlp/activation_output"
+HIDDEN = "mlp/activation_output"
+LEAST_REACH = 0.02  # of an activation's channel, as a part of the largest one's
 HEADED = ("attention/query", "attention/key", "attention/value", "attention/attention_output")
 HEADS = {"head_input": "head", "distillation_head_input": "distillation_head"}
 
@@ -86,6 +87,7 @@ def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -
     folds = Folds(
         norms=tuple((fold, _may_shift(fold, parts, flat)) for fold in norm_folds(parts)) if options.fold_norms else (),
         gated=options.fold_norms and is_gated(flat),
+        activation=options.fold_activations and folds_activation(parts, flat, bits),
         attention=options.fold_attention and "attention/query" in parts.sites,
     )
     if not folds.sites:
@@ -94,7 +96,8 @@ def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -
     # A head may take several tokens side by side: their channels are the norm's.
     widths |= {site: flat[f"{fold.norm}/scale"].shape[0] for fold, _ in folds.norms for site in fold.sites}
     moments = streaming.channel_moments(segment, params, x, widths)
-    ends = best_channel_ranges(segment, params, x, moments, bits, options)
+    searched = {name: m for name, m in moments.items() if name != HIDDEN or folds.gated}
+    ends = best_channel_ranges(segment, params, x, searched, bits, options)
     own = {path: value for path, value in flat.items() if path.rpartition("/")[0] in folds.modules}
     layer_bits = {layer: bits.of(layer) for layer in folds.modules}
     return folding.changed(params, _folded(own, ends, moments, layer_bits, folds, options.folding_strength))
@@ -106,20 +109,21 @@ class Folds:
 
     norms: tuple[tuple[NormFold, bool], ...]  # and whether their channels may be shifted
     gated: bool
+    activation: bool
     attention: bool
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites whose channels are evened out."""
         of_norms = (site for fold, _ in self.norms for site in fold.sites)
-        return (*of_norms, *(GATED,) * self.gated, *HEADED * self.attention)
+        return (*of_norms, *(HIDDEN,) * (self.gated or self.activation), *HEADED * self.attention)
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The LayerNorms and Dense layers that change."""
         of_norms = (name for fold, _ in self.norms for name in (fold.norm, *fold.layers))
         of_attention = ("attention/qkv", "attention/projection") * self.attention
-        return (*of_norms, *("mlp/dense1", "mlp/dense2") * self.gated, *of_attention)
+        return (*of_norms, *("mlp/dense1", "mlp/dense2") * (self.gated or self.activation), *of_attention)
 
 
 @functools.partial(jax.jit, static_argnames=("folds", "strength"))
@@ -136,8 +140,10 @@ def _folded(flat: dict, ends: dict, moments: dict, bits: dict, folds: Folds, str
         params = folding.fold_norm(params, item.norm, item.layers, factor, shift)
     if folds.gated:
         kernel = flat["mlp/dense2/kernel"]
-        factor = balance(*ends[GATED], moments[GATED].square, kernel, bits["mlp/dense2"], strength)
+        factor = balance(*ends[HIDDEN], moments[HIDDEN].square, kernel, bits["mlp/dense2"], strength)
         params = folding.fold_gated(params, "mlp/dense1", "mlp/dense2", factor)
+    if folds.activation:
+        params = folding.fold_activation(params, "mlp", activation_factor(moments[HIDDEN]))
     if folds.attention:
         params = fold_attention(params, flat, ends, moments, bits, strength)
     return traverse_util.flatten_dict(params, sep="/")
@@ -148,6 +154,20 @@ def balance(low, high, square, kernel, bits: tuple, strength: float | None) -> j
     if strength is None:
         return folding.searched_balance(low, high, square, kernel, *bits)
     return folding.balance(low, high, kernel, strength)
+
+
+def activation_factor(moments: streaming.Moments) -> jax.Array:
+    """What to divide the channels of a GELU's output by, [c]: the root of how far each reaches, zero being fixed.
+
+    Equal ranges would lie closest on calibration images, but leave no room to channels that only others excite.
+    """
+    reach = jnp.maximum(jnp.abs(moments.low), jnp.abs(moments.high))
+    return jnp.sqrt(jnp.maximum(reach, jnp.maximum(LEAST_REACH * reach.max(), folding.EPSILON)))
+
+
+def folds_activation(parts: Parts, flat: dict, bits: Bits) -> bool:
+    """Whether channels of an activation get scales: below 8 bits its searched grid loses less without them."""
+    return HIDDEN in parts.sites and not is_gated(flat) and bits.activations >= 8
 
 
 def is_gated(flat: dict) -> bool:

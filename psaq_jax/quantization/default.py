@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import clipping, folding, quantizers, statistics, streaming
-from psaq_jax.quantization.channel_folding import HEADS, Bits, Parts, fold, inspect
+from psaq_jax.quantization.channel_folding import HEADS, HIDDEN, Bits, Parts, fold, inspect
 from psaq_jax.quantization.gptq import codes_of, gptq, searched_scale
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
@@ -23,11 +23,8 @@ from psaq_jax.quantization.views import with_plain_grounds
 
 CONSUMERS = {
     "norm1_output": "attention/qkv", "attention/value": "attention/projection", "norm2_output": "mlp/dense1",
-    "attention/attention_output": "attention/projection", "mlp/activation_output": "mlp/dense2",
+    "attention/attention_output": "attention/projection", HIDDEN: "mlp/dense2",
 }  # fmt: skip
-
-
-GELU_OUTPUT = "mlp/activation_output"
 
 
 def default_params_and_sites(
@@ -113,7 +110,7 @@ def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pix
         if options.search_ranges and name != "input":
             low, high, error = clipping.tensor_range(*histogram)
         found[name] = clipping.uniform(low, high, site_bits)
-        if name == GELU_OUTPUT and options.gelu == "searched" and site_bits < 8 and error is not None:
+        if name == HIDDEN and options.gelu == "searched" and site_bits < 8 and error is not None:
             log, log_error = clipping.shifted_log(*histogram)
             found[name] = clipping.choose(log_error < error, log, found[name])
     return found

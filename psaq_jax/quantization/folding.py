@@ -90,6 +90,18 @@ def fold_gated(params: dict, dense1: str, dense2: str, factor) -> dict:
     })  # fmt: skip
 
 
+def fold_activation(params: dict, mlp: str, factor) -> dict:
+    """What follows the activation of an `Mlp` is divided by factor; dense2 makes up for it.
+
+    A GELU lets no factor through to the layer before it: the MLP keeps 1/factor, one product by channel when it runs.
+
+    Args:
+      factor: [c], the hidden width.
+    """
+    kernel = traverse_util.flatten_dict(params, sep="/")[f"{mlp}/dense2/kernel"]
+    return changed(params, {f"{mlp}/activation_scale": 1 / factor, f"{mlp}/dense2/kernel": kernel * factor[:, None]})
+
+
 def balance(low, high, kernel, strength) -> jnp.ndarray:
     """How much to divide each channel by: its half range^strength / its largest weight^(1 − strength), [c].
 

@@ -12,7 +12,7 @@ What comes from a file is not trusted: names, types, shapes and values are check
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,16 @@ def to_tensors(q: QuantizedModel) -> dict[str, np.ndarray]:
 
 def kernel_tensor(path: str, bits: int) -> str:
     return f"params/{path}/{'codes' if bits == 8 else 'packed'}"
+
+
+def activation_scales(parameters: Mapping[str, jax.ShapeDtypeStruct], names: Collection[str]):
+    """{path: shape} of the scales that a file of tensors `names` holds: a module has them or not, see `layers.Mlp`."""
+    found = {}
+    for path, kernel in parameters.items():
+        scale = path.replace("mlp/dense2/kernel", "mlp/activation_scale")
+        if scale != path and f"params/{scale}" in names:
+            found[scale] = jax.ShapeDtypeStruct(kernel.shape[:1], kernel.dtype)
+    return found
 
 
 def layout(parameters: Mapping[str, jax.ShapeDtypeStruct], bits: Mapping[str, int], kinds: Mapping[str, str]):

@@ -22,8 +22,9 @@ MERGING = "merging/norm_output"
 # "default-gptq" is recipe "default" without that ingredient, "default+reconstruct" with one that it leaves out.
 WITHOUT = {
     "plain_grounds": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
-    "folding_strength": 1.0, "search_ranges": False, "coverage": ((1.0, 1.0),), "softmax": "uniform",
-    "gelu": "uniform", "gptq": False, "search_weight_scales": False, "bias_correction": False, "reconstruct": False,
+    "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "coverage": ((1.0, 1.0),),
+    "softmax": "uniform", "gelu": "uniform", "gptq": False, "search_weight_scales": False, "bias_correction": False,
+    "reconstruct": False,
 }  # fmt: skip
 WITH = {"reconstruct": True}
 
@@ -53,6 +54,7 @@ class DefaultRecipe:
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.
+      fold_activations: at 8 bits, scales for the channels of GELU outputs, kept as a product by channel.
       folding_strength: 1: channels get equal ranges; less: SmoothQuant's compromise with the next weights' ranges;
         None: searched layer by layer.
       search_ranges: choose ranges by least squared error; off: minimum and maximum.
@@ -75,6 +77,7 @@ class DefaultRecipe:
     first_last_8bit: bool = True
     fold_norms: bool = True
     fold_attention: bool = True
+    fold_activations: bool = True
     folding_strength: float | None = None
     search_ranges: bool = True
     coverage: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.5, 0.1))

@@ -1,5 +1,7 @@
 """Small random models of every family, float and quantized, for the tests of exported files and of integers."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -41,4 +43,16 @@ def random_pixels(module=VIT, count=5):
 def random_quantized(module=VIT, weight_bits=4, activation_bits=8, recipe="paper"):
     model = random_model(module)
     ranges = calibrate(model, random_pixels(module, 8), recipe)
-    return quantize(model, ranges, weight_bits, activation_bits, recipe)
+    q = quantize(model, ranges, weight_bits, activation_bits, recipe)
+    return with_activation_scales(q) if recipe == "default" else q
+
+
+def with_activation_scales(q):
+    """As recipe "default" leaves a model at 8 bits that it has seen images with: see `layers.Mlp`."""
+    if getattr(q.module, "swiglu", False):
+        return q
+    generator, flat = np.random.default_rng(2), traverse_util.flatten_dict(q.params, sep="/")
+    for path in [path for path in flat if path.endswith("mlp/dense2/kernel")]:
+        scale = generator.uniform(0.5, 2, flat[path].codes.shape[0]).astype(np.float32)
+        flat[path.replace("dense2/kernel", "activation_scale")] = jnp.asarray(scale)
+    return dataclasses.replace(q, params=traverse_util.unflatten_dict(flat, sep="/"))

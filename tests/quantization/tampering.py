@@ -18,6 +18,7 @@ from psaq_jax.quantization.artefact import load_quantized, save_quantized
 
 MODULE = VisionTransformer((8, 8), (4, 4), width=8, depth=1, heads=2, hidden=12, classes=3)
 KERNEL, SCALE = "params/head/kernel/packed", "params/head/kernel/code_scale"
+ACTIVATION = "params/block_0/mlp/activation_scale"
 SITE = "sites/block_0/norm1_output"
 NAMES = ("config.json", "preprocessor_config.json", "model.safetensors")
 

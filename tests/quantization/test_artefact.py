@@ -21,6 +21,7 @@ from psaq_jax.quantization.integer import IntegerModel, integer_model
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer
 from psaq_jax.quantization.transform import kernel_sizes
+from tests.export.small_models import with_activation_scales
 from tests.quantization.artefacts import MODULES, VIT, assert_equal, random_model, random_pixels, stored
 
 
@@ -70,13 +71,13 @@ def test_every_family(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
 def test_recipe_default(tmp_path, name):
-    """Heads of 8 bits beside layers of 4, logarithmic grids, options."""
+    """Heads of 8 bits beside layers of 4, logarithmic grids, scales of activations, options."""
     model, bits = random_model(MODULES[name]), jnp.float32(4)
     ranges = calibrate(model, random_pixels(model.module), "default")
     q = quantize(model, ranges, 4, 4, "default", options=DefaultRecipe(damping=0.02))
     logarithmic = LogQuantizer(jnp.float32(0.7), jnp.float32(2), bits)
     softmax = {site: logarithmic for site in q.sites if site.endswith("probabilities")}
-    q = dataclasses.replace(q, sites=q.sites | softmax)
+    q = with_activation_scales(dataclasses.replace(q, sites=q.sites | softmax))
     assert softmax
     assert_equal(load_quantized(save_quantized(q, tmp_path / "q")), q)
 

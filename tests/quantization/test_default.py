@@ -82,6 +82,15 @@ def test_every_ingredient_can_be_switched_off(model, switch):
     assert (q(TEST) != quantized(model, 4, 4)(TEST)).any()
 
 
+def test_activations_are_folded_at_8_bits(model):
+    def scales(*bits, **switch):
+        params = quantized(model, *bits, options=DefaultRecipe(**switch)).params
+        return [name for name in params if name.startswith("block_") and "activation_scale" in params[name]["mlp"]]
+
+    assert scales(4, 8) == [f"block_{i}" for i in range(model.module.depth)]
+    assert not scales(4, 8, fold_activations=False) and not scales(8, 6)
+
+
 def test_works_with_ranges_alone(model):
     assert error(model, quantized(model, 8, 8, images=None)) < 1e-2
 

@@ -2,17 +2,17 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import psaq_jax
 from psaq_jax.quantization import folding
 from psaq_jax.quantization.default import folded_model
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.sites import observe
+from psaq_jax.sites import observe, record
 from tests.golden_files import GOLDEN
 
 C = 32
@@ -34,7 +34,7 @@ def factors(channels, seed):
     )
 
 
-@pytest.mark.parametrize("fold", ["norm", "values", "queries"])
+@pytest.mark.parametrize("fold", ["norm", "values", "queries", "activation"])
 def test_each_fold_is_an_identity(model, fold):
     c, qkv = model.module.width, "block_1/attention/qkv"
     factor, shift = factors(c, 0)
@@ -42,9 +42,11 @@ def test_each_fold_is_an_identity(model, fold):
         "norm": lambda: folding.fold_norm(model.params, "block_1/norm1", (qkv,), factor, shift),
         "values": lambda: folding.fold_values(model.params, qkv, "block_1/attention/projection", factor, shift),
         "queries": lambda: folding.fold_queries(model.params, qkv, factor, shift),
+        "activation": lambda: folding.fold_activation(model.params, "block_1/mlp", factors(model.module.hidden, 1)[0]),
     }[fold]()
     before = model(pixels(model))
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(model.params), strict=True))
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    assert any((x != flat.get(path, 0)).any() for path, x in traverse_util.flatten_dict(params, sep="/").items())
     np.testing.assert_allclose(model.replace(params=params)(pixels(model)), before, atol=2e-5)
 
 
@@ -70,6 +72,25 @@ def test_folded_models_give_the_same_logits(name):
     images = pixels(model)
     folded = folded_model(model, images, 8, DefaultRecipe())
     np.testing.assert_allclose(folded(images), model(images), atol=5e-5)
+
+
+def test_activations_that_differ_by_channel_get_nearer_ranges(model):
+    params = model.params
+    for block in range(model.module.depth):
+        kernel = params[f"block_{block}"]["mlp"]["dense1"]["kernel"]
+        params = folding.changed(params, {f"block_{block}/mlp/dense1/kernel": kernel.at[:, 3].multiply(30)})
+    model, images = model.replace(params=params), pixels(model)
+    folded = folded_model(model, images, 8, DefaultRecipe())
+    np.testing.assert_allclose(folded(images), model(images), atol=5e-5)
+
+    def reach(model):
+        _, found = record(model.module, model.params, images, "block_1/mlp/activation_output")
+        return np.abs(found["block_1/mlp/activation_output"]).max((0, 1))
+
+    def spread(x):
+        return x.max() / np.median(x)
+
+    assert spread(reach(folded)) < 1.1 * np.sqrt(spread(reach(model)))
 
 
 def test_hard_copy_of_a_gated_model_is_the_same_function():

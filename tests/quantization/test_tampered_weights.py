@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.quantization.tampering import KERNEL, SCALE, SITE, mend_hash, refused, retensor
+from tests.quantization.tampering import ACTIVATION, KERNEL, SCALE, SITE, mend_hash, refused, retensor
 
 
 @pytest.mark.parametrize("mended", [False, True])
@@ -67,6 +67,7 @@ TENSORS = {
     "bits of a site": (value_of(f"{SITE}/bits", 1e30), f"{SITE}/bits"),
     "missing": (lambda tensors: tensors.pop(SCALE), SCALE, "missing"),
     "extra": (lambda tensors: tensors.update(extra=np.zeros(1)), "extra", "not expected"),
+    "scale of an activation": (lambda t: t.update({ACTIVATION: np.ones(2, np.float32)}), ACTIVATION, "[12]"),
     "path": (lambda tensors: tensors.update({"../../evil\n": np.zeros(1)}), "../../evil"),
     "float copy": (lambda t: t.update({"params/head/kernel": np.zeros((8, 3), np.float32)}), "not expected"),
     "float64 scale": (typed(SCALE, np.float64), SCALE, "F32"),

@@ -34,18 +34,23 @@ def test_starts_as_the_quantized_model_and_finishes_as_the_trained_student(famil
     model, q, pixels = quantized(family)
     grids, learned = student.start(model, q)
     run = jax.jit(lambda learned, x: student.student_pass(model.module, grids, learned, x)[0])
-    np.testing.assert_allclose(run(learned, pixels), q(pixels), atol=1e-6)  # both are fused their own way
+    assert_same_but_for_sums(run(learned, pixels), q, pixels)
     learned = perturbed(learned)
     finished = student.finish(q, grids, learned)
     psaq_jax.save_quantized(finished, tmp_path / "q")
     loaded = psaq_jax.load_quantized(tmp_path / "q")
     assert np.abs(np.asarray(loaded(pixels)) - np.asarray(q(pixels))).max() > 1e-3, "it has been changed"
-    trained, exact = np.asarray(run(learned, pixels)), np.asarray(loaded(pixels))
-    in_floats = transform._forward(loaded.module, loaded.params, loaded.sites, pixels, False)
-    np.testing.assert_allclose(trained, in_floats, atol=1e-5)
-    # Exact sums differ from floats' in the last bit, which turns a rounding now and then: a code of 4 bits.
-    assert np.abs(trained - exact).mean() < 0.01 * np.abs(exact).mean()
+    assert_same_but_for_sums(run(learned, pixels), loaded, pixels)
     assert loaded.params["head"]["kernel"].codes.dtype == np.int8
+
+
+def assert_same_but_for_sums(logits, q, pixels):
+    """The student's logits are the model's with sums of floats; both are fused their own way. Exact sums differ from
+    these in the last bit, which turns a rounding now and then: a code of 4 bits.
+    """
+    in_floats, exact = transform._forward(q.module, q.params, q.sites, pixels, False), np.asarray(q(pixels))
+    np.testing.assert_allclose(logits, in_floats, atol=1e-5)
+    assert np.abs(logits - exact).mean() < 0.01 * np.abs(exact).mean()
 
 
 UNIFORM = UniformQuantizer(*map(np.float32, (0.5, 4, 3)))  # -2, -1.5, ... 1.5

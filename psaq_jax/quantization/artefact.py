@@ -109,9 +109,9 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
     weights = directory / WEIGHTS
     of_config, of_weights = refuse_for(directory / CONFIG), refuse_for(weights)
     record = read_record(directory / CONFIG, of_config)
-    check_file(weights, record, of_weights)
+    names = check_file(weights, record, of_weights)
     module, parameters = read_module(record, of_config)
-    parameters |= packing.activation_scales(parameters, packing.stored_names(weights, of_weights))
+    parameters |= packing.activation_scales(parameters, names)
     weight_bits = _weight_bits(record, parameters, of_config)
     preprocessing = _read_preprocessing(directory / PREPROCESSOR, module.image_size)
     kinds = _site_kinds(record, of_config)

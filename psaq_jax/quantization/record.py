@@ -151,7 +151,8 @@ def read_record(path: pathlib.Path, refuse: Refuse) -> Record:
     return record
 
 
-def check_file(path: pathlib.Path, record: Record, refuse: Refuse) -> None:
+def check_file(path: pathlib.Path, record: Record, refuse: Refuse) -> set[str]:
+    """The names of the tensors in model.safetensors, once it is the file that the record means."""
     if not path.is_file():
         raise refuse("is not there, or not a regular file")
     size = path.stat().st_size
@@ -163,6 +164,7 @@ def check_file(path: pathlib.Path, record: Record, refuse: Refuse) -> None:
     for kernel, bits in record.kernels.items():
         if packing.kernel_tensor(kernel, bits) not in names:
             raise refuse(f"tensor {shown(packing.kernel_tensor(kernel, bits))} is missing")
+    return names
 
 
 def read_module(record: Record, refuse: Refuse):

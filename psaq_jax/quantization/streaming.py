@@ -82,7 +82,7 @@ def propagate_float(segment: Segment, params, x: np.ndarray) -> tuple[np.ndarray
 @jax.jit
 def _add_rows(total, y, mask):
     """Sums of the rows and, last, how many they are: [i + 1]."""
-    y = y.reshape(-1, y.shape[-1]).astype(jnp.float32)
+    y = channels_last(y, heads=False)
     weight = row_weights(mask, len(y))
     return total + jnp.append(jnp.sum(weight[:, None] * y, 0), weight.sum())
 
@@ -195,7 +195,7 @@ def layer_moments(segment: Segment, layer: str, width: int, params, sites, x) ->
 
 @jax.jit
 def _add_layer_moments(total, y, mask):
-    y = y.reshape(-1, y.shape[-1]).astype(jnp.float32)
+    y = channels_last(y, heads=False)
     weight = row_weights(mask, len(y))[:, None]
     weighted = weight * y
     new = jnp.matmul(weighted.T, y, precision="highest"), weighted.sum(0), weight.sum()

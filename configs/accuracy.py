@@ -34,7 +34,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITHOUT
 
 TABLES = ("recipes", "ablation", "hard", "backbone", "iterations")
-INGREDIENTS = tuple(name for name in WITHOUT if name not in ("first_last_8bit", "reconstruct"))
+INGREDIENTS = tuple(name for name in WITHOUT if name not in ("first_last_8bit", "reconstruct", "learn_rounding"))
 
 
 def get_config(table: str = "recipes") -> ml_collections.ConfigDict:

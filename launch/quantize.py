@@ -53,7 +53,7 @@ def quantize(config, model, dataset, workdir):
         "runs": [],
         "synthesis": pipeline.synthesis_summary(config.synthesis, result),
     }
-    for run, q in pipeline.quantized_models(config, model, sets):
+    for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar):
         name = pipeline.run_name(run)
         spent("calibration and quantization")
         scores = pipeline.score(q, examples, float_logits, config.batch_size, launch_config.bar(name))

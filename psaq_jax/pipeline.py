@@ -3,7 +3,8 @@
 import pathlib
 import platform
 import resource
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.driver import SynthesisResult
 
 Progress = Callable[[int, int], None]
+Bars = Callable[[str], Progress | None]  # title -> what is called with (done, all)
 HARD = "hard:"  # before a source: a hard copy of that model
 
 
@@ -98,8 +100,17 @@ def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None,
     return sets
 
 
-def quantized_models(config: JobConfig, model: Model, sets: dict[str, np.ndarray]):
-    """Yields (run fields, QuantizedModel) for every recipe, calibration set and bit-width."""
+def quantized_models(
+    config: JobConfig, model: Model, sets: dict[str, np.ndarray], workdir: pathlib.Path | None = None,
+    bars: Bars = lambda title: None,
+) -> Iterator[tuple[dict, QuantizedModel]]:  # fmt: skip
+    """Yields (run fields, QuantizedModel) for every recipe, calibration set and bit-width.
+
+    Args:
+      workdir: keeps what a reconstruction under way has finished.
+      bars: progress bars by title.
+    """
+    folder = workdir and workdir / "reconstruction"
     for name in config.quantization.recipes:
         recipe, options = read_recipe(name, config.quantization.options)
         for calibration, pixels in sets.items():
@@ -108,9 +119,12 @@ def quantized_models(config: JobConfig, model: Model, sets: dict[str, np.ndarray
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
                     weights = mixed_precision.choose_bits(model, pixels, weights, options)
+                run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
                 images = None if recipe == "paper" else pixels
-                q = quantize(model, ranges, weights, activations, recipe, images, options)
-                yield {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}, q
+                bar = bars(f"{run_name(run)} quantize")
+                yield run, quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
+                if folder:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_name(run: dict) -> str:

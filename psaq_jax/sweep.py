@@ -28,6 +28,7 @@ from psaq_jax.config import DISTILL
 from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import metrics
+from psaq_jax.pipeline import Bars
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis_job import synthesize_for_job
@@ -35,7 +36,6 @@ from psaq_jax.workdir import open_workdir
 
 # May differ in a later run; the distillations have a folder and settings of their own.
 FREE = ("model", "models", "seed", "seeds", "calibration", "quantization", "data_workers", "distillation")
-Bars = Callable[[str], pipeline.Progress | None]  # title -> what is called with (done, all)
 
 
 def run_sweep(
@@ -144,8 +144,9 @@ class _Cells:
         (recipe,), (calibration,) = config.quantization.recipes, config.calibration
         start = dataclasses.replace(config.quantization, recipe="default" if recipe == DISTILL else recipe)
         began = time.perf_counter()
+        config_of_start = dataclasses.replace(config, quantization=start)
         for run, q in pipeline.quantized_models(
-            dataclasses.replace(config, quantization=start), self.model, {calibration: pixels}
+            config_of_start, self.model, {calibration: pixels}, self.folder, lambda name: self.bars(f"{title} {name}")
         ):
             run = run | {"recipe": recipe}
             if recipe == DISTILL:

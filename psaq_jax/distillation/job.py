@@ -3,7 +3,7 @@
 import json
 import pathlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,25 +12,25 @@ from psaq_jax.config import DISTILL, JobConfig
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import DistillationResult, Progress, distill
 from psaq_jax.models.model import Model
-from psaq_jax.pipeline import quantized_models, run_name
+from psaq_jax.pipeline import Bars, quantized_models, run_name
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
 from psaq_jax.synthesis.checkpointing import Checkpoints
 
 SUMMARY = "summary.json"
-Bars = Callable[[str], Progress | None]
 
 
 def students(
-    config: DistillationJob, model: Model, images: np.ndarray, workdir: pathlib.Path, bars: Bars, every_seconds: float
-) -> Iterator[tuple[dict, QuantizedModel]]:
+    config: DistillationJob, model: Model, images: np.ndarray, workdir: pathlib.Path, bars: Bars,
+    every_seconds: float,
+) -> Iterator[tuple[dict, QuantizedModel]]:  # fmt: skip
     """Yields (run fields, quantized model) at every pair of bit-widths: the start, then the student.
 
     The start is recipe "default" on the synthesized images. A student that an earlier run of the job saved under
     WORKDIR/quantized is read; a distillation under way goes on from WORKDIR/distillation.
     """
-    for run, start in quantized_models(config, model, {"synthesized": images}):
+    for run, start in quantized_models(config, model, {"synthesized": images}, workdir, bars):
         yield run, start
         run = run | {"recipe": DISTILL}
         saved = workdir / "quantized" / run_name(run)

@@ -5,6 +5,8 @@ Nothing here needs labels or real images. Every ingredient is a function of its 
 """
 
 import functools
+import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
 from psaq_jax.quantization.segments import Link, chain
 from psaq_jax.quantization.views import with_plain_grounds
 
+Progress = Callable[[int, int], None]
+
 CONSUMERS = {
     "norm1_output": "attention/qkv", "attention/value": "attention/projection", "norm2_output": "mlp/dense1",
     "attention/attention_output": "attention/projection", HIDDEN: "mlp/dense2",
@@ -33,18 +37,22 @@ def default_params_and_sites(
     activation_bits: int | None,
     images: np.ndarray,
     options: DefaultRecipe,
+    progress: Progress | None = None,
+    folder: pathlib.Path | None = None,
 ) -> tuple[dict, dict[str, SiteQuantizer]]:
     """The quantized tree (kernels as `QuantizedKernel`) and {site: quantizer} in running order.
 
     Args:
       weight_bits: {full name of a Dense layer: bits}; activation_bits: None leaves activations as they are.
       images: [n, height, width, 3] float32 normalised.
+      progress: called as progress(segments done, all); folder: of the reconstruction.
     """
     params, sites, kernels = model.params, {}, {}
     if options.plain_grounds:
         images = with_plain_grounds(images, options.seed)
     x_float = x = images
-    for link in chain(model.module, model.params, model.image_shape):
+    links = chain(model.module, model.params, model.image_shape)
+    for done, link in enumerate(links, 1):
         segment = link.segment
         parts = inspect(segment, link.parameters(params), x)
         bits = Bits({layer: weight_bits[link.full_name(layer)] for layer in parts.layers}, activation_bits)
@@ -54,12 +62,14 @@ def default_params_and_sites(
         rounded, layers = round_weights(segment, parts, folded, found, x, means, bits, options)
         if segment.is_block and wants_reconstruction(bits, options):
             rounded, layers, found = reconstruct(
-                segment, rounded, layers, bits.weights, found, x, x_float, target, options
+                segment, rounded, layers, bits.weights, found, x, x_float, target, options, folder
             )
         x_float, x = target, streaming.propagate(segment, rounded, found, x)
         params = _replaced(params, link, rounded)
         kernels |= {link.full_name(f"{layer}/kernel"): kernel for layer, (kernel, _) in layers.items()}
         sites |= {link.full_name(name): quantizer for name, quantizer in found.items()}
+        if progress:
+            progress(done, len(links))
     return folding.changed(params, kernels), sites
 
 

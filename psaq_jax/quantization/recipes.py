@@ -24,9 +24,9 @@ WITHOUT = {
     "plain_grounds": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
     "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "coverage": ((1.0, 1.0),),
     "softmax": "uniform", "gelu": "uniform", "gptq": False, "search_weight_scales": False, "bias_correction": False,
-    "reconstruct": False,
+    "reconstruct": False, "learn_rounding": False,
 }  # fmt: skip
-WITH = {"reconstruct": True}
+WITH = {"reconstruct": True, "learn_rounding": True}
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")
@@ -69,6 +69,7 @@ class DefaultRecipe:
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
       reconstruct: None: where weights or activations have at most 4 bits; True; False.
+      learn_rounding: reconstruction also learns which weights are rounded up; for many images.
       reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
       seed: of the views and the reconstruction.
     """
@@ -88,6 +89,7 @@ class DefaultRecipe:
     search_weight_scales: bool = True
     bias_correction: bool = True
     reconstruct: bool | None = False
+    learn_rounding: bool = False
     reconstruction_steps: int = 300
     reconstruction_batch: int = 32
     seed: int = 0

@@ -1,12 +1,17 @@
 """Block reconstruction: a quantized block learns to give what the float block gives, on calibration images alone.
 
-Learned are whether each weight is rounded up or down (AdaRound, Nagel et al., ICML 2020), the activations' scales (LSQ,
-Esser et al., ICLR 2020) and the block's biases and LayerNorm parameters, which stay float anyway; against the float
-block's output (BRECQ, Li et al., ICLR 2021), while random elements stay unquantized (QDrop, Wei et al., ICLR 2022).
+Learned are the activations' scales (LSQ, Esser et al., ICLR 2020) and the block's biases and LayerNorm parameters,
+which stay float anyway; by a switch, also whether each weight is rounded up or down (AdaRound, Nagel et al., ICML
+2020). Against the float block's output (BRECQ, Li et al., ICLR 2021), while random elements stay unquantized (QDrop,
+Wei et al., ICLR 2022). The images of a step are shared out over the devices of this process.
 """
 
 import dataclasses
 import functools
+import hashlib
+import pathlib
+import zipfile
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psaq_jax.quantization import folding, quantizers
+from psaq_jax import files
+from psaq_jax.quantization import quantizers
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer, UniformQuantizer
 from psaq_jax.quantization.segments import Segment
@@ -36,8 +43,7 @@ class Rounded(NamedTuple):
 class Problem(NamedTuple):
     """What stays fixed while a block is reconstructed."""
 
-    params: dict  # flat {path: array}; kernels are replaced, floats start here
-    floors: dict[str, jax.Array]  # {layer: [i, o]}, the lower of both codes
+    floors: dict[str, jax.Array]  # {layer: [i, o]}, the lower of both codes; the code where no rounding is learned
     kernel_scales: dict[str, jax.Array]
     bounds: dict[str, jax.Array]  # {layer: 2^(bits − 1)}
     sites: dict[str, SiteQuantizer]
@@ -46,45 +52,100 @@ class Problem(NamedTuple):
 def reconstruct(
     segment: Segment, params: dict, layers: dict[str, Rounded], layer_bits: dict[str, int],
     sites: dict[str, SiteQuantizer], x: np.ndarray, x_float: np.ndarray, target: np.ndarray, options: DefaultRecipe,
+    folder: pathlib.Path | None = None,
 ) -> tuple[dict, dict[str, Rounded], dict[str, SiteQuantizer]]:  # fmt: skip
     """Reconstructs one block.
 
     Args:
       params: of the block, kernels rounded; layers: what they were rounded from.
       x, x_float: the block's inputs [n, ...] after quantized and after float blocks; target: the float block's outputs.
+      folder: keeps what was learned; a later call with the same bits of everything takes it from there.
     Returns:
       (params with the new kernels and floats, {layer: its rounding}, {site: quantizer}).
     """
-    problem, learned = start(params, layers, layer_bits, sites)
-    optimizer = make_optimizer(options.reconstruction_steps)
-    state, size = optimizer.init(learned), min(options.reconstruction_batch, len(x))
-    power = jnp.maximum(mean_error(segment, problem, learned, x[:size], target[:size]), 1e-20)
+    problem, learned = start(params, layers, layer_bits, sites, options.learn_rounding)
+    images = Images(x, x_float, target)
+    path = None if folder is None else folder / f"{digest(f'{segment} {options}', (problem, learned, images))}.npz"
+    found = path and read_leaves(path, learned)
+    if not found:
+        found = learn(segment, problem, learned, images, options)
+        if path:
+            files.write(path, lambda file: np.savez(file, *jax.tree.leaves(found)))
+    return finish(problem, found)
+
+
+class Images(NamedTuple):
+    """A block's inputs and the float block's outputs, [n, ...] each."""
+
+    x: np.ndarray
+    x_float: np.ndarray
+    target: np.ndarray
+
+    def rows(self, rows) -> "Images":
+        return Images(*(array[rows] for array in self))
+
+
+def digest(settings: str, arrays) -> str:
+    """SHA-256 of a text and of every bit of a tree."""
+    found = hashlib.sha256(settings.encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        leaf = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        found.update(leaf)
+    return found.hexdigest()
+
+
+def read_leaves(path: pathlib.Path, like):
+    """The tree that was written there, of the structure of `like`; None where there is none that can be read."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return jax.tree.unflatten(jax.tree.structure(like), [archive[name] for name in archive])
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def learn(segment: Segment, problem: Problem, learned: dict, images: Images, options: DefaultRecipe) -> dict:
+    """What the steps make of `learned`, on the host."""
+    steps, size = options.reconstruction_steps, min(options.reconstruction_batch, len(images.x))
+    shares, everywhere = shardings(size)
+    some = jax.device_put(images.rows(slice(size)), shares)
+    problem, learned, state = jax.device_put((problem, learned, make_optimizer(steps).init(learned)), everywhere)
+    power = jnp.maximum(mean_error(segment, problem, learned, some.x, some.target), 1e-20)
     generator = np.random.default_rng(options.seed)
-    for i in range(options.reconstruction_steps):
-        rows = np.sort(generator.choice(len(x), size, replace=False))
+    for i in range(steps):
+        rows = np.sort(generator.choice(len(images.x), size, replace=False))
         key = jax.random.fold_in(jax.random.key(options.seed), i)
-        progress = np.float32(i / options.reconstruction_steps)
-        learned, state = _step(
-            segment, problem, learned, state, x[rows], x_float[rows], target[rows], power, key, progress,
-            options.reconstruction_steps,
-        )  # fmt: skip
-    return finish(problem, learned)
+        some, progress = jax.device_put(images.rows(rows), shares), np.float32(i / steps)
+        learned, state = step(segment, problem, learned, state, some, power, key, progress, steps)
+    return jax.device_get(learned)
 
 
-def start(params, layers: dict[str, Rounded], layer_bits, sites) -> tuple[Problem, dict]:
+def shardings(size: int) -> tuple[NamedSharding, NamedSharding]:
+    """(a batch of that size over the most local devices that divide it, everything on each of these)."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if size % n == 0)
+    mesh = Mesh(np.asarray(devices[:count]), ("data",))
+    return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+
+
+def start(params, layers: dict[str, Rounded], layer_bits, sites, learn_rounding: bool) -> tuple[Problem, dict]:
     """(the fixed part, the learned tree) whose hard rounding is the kernels as they are."""
     flat = traverse_util.flatten_dict(params, sep="/")
     floors, rounding, bounds = {}, {}, {}
     for layer, (kernel, target) in layers.items():
-        bound = 2.0 ** (layer_bits[layer] - 1)
-        position = jnp.clip(target / kernel.scale, -bound, bound - 1)
-        floors[layer], bounds[layer] = jnp.floor(position), jnp.float32(bound)
-        rounding[layer] = jax.scipy.special.logit((position - floors[layer] + STRETCH) / (1 + 2 * STRETCH))
-    scales = {layer: rounded.kernel.scale for layer, rounded in layers.items()}
-    learned_sites = {name: jnp.zeros(()) for name, q in sites.items() if isinstance(q, UniformQuantizer)}
-    floats = {path: value for path, value in flat.items() if not path.endswith("/kernel")}
-    problem = Problem(flat, floors, scales, bounds, sites)
-    return problem, {"rounding": rounding, "scales": learned_sites, "floats": floats}
+        bounds[layer] = jnp.float32(2.0 ** (layer_bits[layer] - 1))
+        floors[layer] = kernel.codes.astype(jnp.float32)
+        if learn_rounding:
+            position = jnp.clip(target / kernel.scale, -bounds[layer], bounds[layer] - 1)
+            floors[layer] = jnp.floor(position)
+            rounding[layer] = jax.scipy.special.logit((position - floors[layer] + STRETCH) / (1 + 2 * STRETCH))
+    problem = Problem(floors, {layer: kernel.scale for layer, (kernel, _) in layers.items()}, bounds, sites)
+    return problem, {
+        "rounding": rounding,
+        "scales": {name: jnp.zeros(()) for name, q in sites.items() if isinstance(q, UniformQuantizer)},
+        # Copies: what is learned is donated from step to step, and the model keeps its own.
+        "floats": {path: jnp.array(value) for path, value in flat.items() if not path.endswith("/kernel")},
+    }
 
 
 def make_optimizer(steps: int) -> optax.GradientTransformation:
@@ -113,13 +174,19 @@ def scaled(quantizer: SiteQuantizer, logarithm) -> SiteQuantizer:
     return dataclasses.replace(quantizer, scale=quantizer.scale * jnp.exp(logarithm))
 
 
+def kernel_codes(problem: Problem, learned: dict, layer: str, rounded_up: Callable[[jax.Array], jax.Array]):
+    """[i, o] float32, where `rounded_up` says how far a weight is."""
+    floor, bound = problem.floors[layer], problem.bounds[layer]
+    if layer not in learned["rounding"]:
+        return floor
+    return jnp.clip(floor + rounded_up(learned["rounding"][layer]), -bound, bound - 1)
+
+
 def run(segment: Segment, problem: Problem, learned: dict, x, key=None):
     """The block with soft rounding; with a key, half of the activations' elements stay unquantized (QDrop)."""
-    flat = {**problem.params, **learned["floats"]}
-    for layer, floor in problem.floors.items():
-        bound = problem.bounds[layer]
-        codes = jnp.clip(floor + up(learned["rounding"][layer]), -bound, bound - 1)
-        flat[f"{layer}/kernel"] = codes * problem.kernel_scales[layer]
+    flat = dict(learned["floats"])
+    for layer in problem.floors:
+        flat[f"{layer}/kernel"] = kernel_codes(problem, learned, layer, up) * problem.kernel_scales[layer]
     number = [0]
 
     def tap(name, y):
@@ -140,14 +207,15 @@ def mean_error(segment, problem, learned, x, target):
 
 
 @functools.partial(jax.jit, static_argnames=("segment", "steps"), donate_argnames=("learned", "state"))
-def _step(segment, problem, learned, state, x, x_float, target, power, key, progress, steps):
+def step(segment, problem, learned, state, images: Images, power, key, progress, steps: int):
+    """One step of Adam: (learned, state). `power` is what the error starts from, `progress` runs from 0 to 1."""
     key_input, key_sites = jax.random.split(key)
-    mixed = jnp.where(jax.random.bernoulli(key_input, 0.5, x.shape), x, x_float)
+    mixed = jnp.where(jax.random.bernoulli(key_input, 0.5, images.x.shape), images.x, images.x_float)
     weights = sum(floor.size for floor in problem.floors.values())
     exponent = 20.0 + (2.0 - 20.0) * jnp.clip((progress - WARM_UP) / (1 - WARM_UP), 0, 1)
 
     def loss(learned):
-        error = jnp.mean(jnp.square(run(segment, problem, learned, mixed, key_sites) - target)) / power
+        error = jnp.mean(jnp.square(run(segment, problem, learned, mixed, key_sites) - images.target)) / power
         softness = sum(jnp.sum(1 - jnp.abs(2 * up(v) - 1) ** exponent) for v in learned["rounding"].values())
         return error + (progress > WARM_UP) * ROUNDING_WEIGHT * softness / weights
 
@@ -157,13 +225,12 @@ def _step(segment, problem, learned, state, x, x_float, target, power, key, prog
 
 def finish(problem: Problem, learned: dict):
     """(params, {layer: its rounding}, {site: quantizer}) with every weight rounded for good."""
-    layers, changes = {}, dict(learned["floats"])
-    for layer, floor in problem.floors.items():
-        bound = problem.bounds[layer]
-        codes = jnp.clip(floor + (learned["rounding"][layer] >= 0), -bound, bound - 1)
+    learned = jax.tree.map(jnp.asarray, learned)
+    layers, flat = {}, dict(learned["floats"])
+    for layer in problem.floors:
+        codes = kernel_codes(problem, learned, layer, lambda rounding: rounding >= 0)
         kernel = QuantizedKernel(codes.astype(jnp.int8), problem.kernel_scales[layer])
         layers[layer] = Rounded(kernel, kernel.dequantize())
-        changes[f"{layer}/kernel"] = kernel.dequantize()
+        flat[f"{layer}/kernel"] = kernel.dequantize()
     sites = {name: scaled(q, learned["scales"].get(name, 0.0)) for name, q in problem.sites.items()}
-    params = traverse_util.unflatten_dict(problem.params, sep="/")
-    return folding.changed(params, changes), layers, sites
+    return traverse_util.unflatten_dict(flat, sep="/"), layers, sites

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -15,7 +17,7 @@ from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.quantization import exact, quantizers
 from psaq_jax.quantization.calibration import check_pixels
-from psaq_jax.quantization.default import default_params_and_sites, without_images
+from psaq_jax.quantization.default import Progress, default_params_and_sites, without_images
 from psaq_jax.quantization.recipes import DefaultRecipe, site_filter
 from psaq_jax.quantization.representation import (
     QuantizedKernel,
@@ -94,6 +96,8 @@ def quantize(
     recipe: str = "paper",
     images=None,
     options: DefaultRecipe | None = None,
+    progress: Progress | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> QuantizedModel:
     """Quantizes weights and, at every site, activations (simulated: the products stay in float32).
 
@@ -107,6 +111,8 @@ def quantize(
       images: for recipe "default", calibration pixels [n, height, width, 3], synthesized or real. Everything is then
         chosen on them, ranges included. Without them: `ranges`, widened to hold zero, and weights to nearest.
       options: switches of recipe "default"; None: its defaults.
+      progress: of recipe "default", called as progress(parts of the model done, all).
+      folder: where a reconstruction keeps finished blocks: the same call after being killed goes on behind them.
     Raises:
       InputError: impossible bits, images of another shape, or ranges that don't fit the model's sites.
     """
@@ -123,7 +129,8 @@ def quantize(
         params, sites = without_images(model, ranges, wanted, bits, activation_bits, options)
     else:
         images = check_pixels(model, images)
-        params, sites = default_params_and_sites(model, bits, activation_bits, images, options)
+        folder = None if folder is None else pathlib.Path(folder)
+        params, sites = default_params_and_sites(model, bits, activation_bits, images, options, progress, folder)
     mixed = isinstance(weight_bits, Mapping)
     return QuantizedModel(
         params, sites, model.module, model.labels, model.preprocessing, model.source,

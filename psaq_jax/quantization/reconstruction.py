@@ -99,9 +99,12 @@ def read_leaves(path: pathlib.Path, like):
     """The tree that was written there, of the structure of `like`; None where there is none that can be read."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return jax.tree.unflatten(jax.tree.structure(like), [archive[name] for name in archive])
+            leaves = [archive[name] for name in archive]
     except (OSError, ValueError, zipfile.BadZipFile):
         return None
+    expected, structure = jax.tree.flatten(like)
+    fits = [(x.shape, x.dtype) for x in leaves] == [(x.shape, x.dtype) for x in expected]
+    return jax.tree.unflatten(structure, leaves) if fits else None
 
 
 def learn(segment: Segment, problem: Problem, learned: dict, images: Images, options: DefaultRecipe) -> dict:

@@ -11,7 +11,7 @@
     python -m launch.curve --workdir=DIR5
 
 recipes   The bundled model: four recipes, five bit-widths, synthesized images, noise and as many real ones, five seeds.
-ablation  Recipe "default" without each of its ingredients in turn, on synthesized images.
+ablation  Recipe "default", then without reconstruction, then also without each other ingredient, on synthesized images.
 hard      Recipe "default" on the bundled model and on its hard copy, which computes the same with outlier channels (a
           small model has none), side by side; each has images of its own.
 backbone  The first table, two seeds, for any model at 112 pixels (Swin: --config.image_size=0). MODEL is a hub id or a
@@ -36,6 +36,8 @@ from psaq_jax.quantization.recipes import WITHOUT
 TABLES = ("recipes", "ablation", "hard", "backbone", "iterations")
 INGREDIENTS = tuple(name for name in WITHOUT if name not in ("first_last_8bit", "reconstruct", "learn_rounding"))
 
+REST = "default-reconstruct"  # reconstruction makes up for much of what another ingredient would have done
+
 
 def get_config(table: str = "recipes") -> ml_collections.ConfigDict:
     if table not in TABLES:
@@ -44,9 +46,9 @@ def get_config(table: str = "recipes") -> ml_collections.ConfigDict:
     c.seeds = (0, 1, 2, 3, 4)
     c.synthesis.recipe = "default"
     c.quantization.bits = ("w8a8", "w6a6", "w4a8", "w4a4", "w3a3")
-    c.quantization.recipe = "paper,default,default+reconstruct,distill"
+    c.quantization.recipe = "paper,default-reconstruct,default,distill"
     if table == "ablation":
-        c.quantization.recipe = ",".join(["default", *(f"default-{name}" for name in INGREDIENTS)])
+        c.quantization.recipe = ",".join(["default", REST, *(f"{REST}-{name}" for name in INGREDIENTS)])
         c.quantization.bits = ("w8a8", "w4a8", "w4a4", "w3a3")
         c.calibration = ("synthesized",)
     elif table == "hard":

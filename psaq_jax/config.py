@@ -30,7 +30,7 @@ class QuantizationConfig:
       bits: such as ("w8a8", "w4a8", "w4a32", "auto:4.5a8"): weights 2 to 8, activations 2 to 8, or 32: floating point;
         "auto:" is mixed precision, that many bits a weight on average ("auto:4.5" means "auto:4.5a8").
       recipe: a name, or several separated by commas; "default-gptq" is "default" without that ingredient,
-        "default+reconstruct" with one that it leaves out.
+        "default+learn_rounding" with one that it leaves out.
       options: of recipe "default".
     """
 

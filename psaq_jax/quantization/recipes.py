@@ -19,7 +19,7 @@ IN_DEFAULT = FIRST_AND_LAST | {
 }  # fmt: skip
 MERGING = "merging/norm_output"
 
-# "default-gptq" is recipe "default" without that ingredient, "default+reconstruct" with one that it leaves out.
+# "default-gptq" is recipe "default" without that ingredient, "default+learn_rounding" with one that it leaves out.
 WITHOUT = {
     "plain_grounds": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
     "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "coverage": ((1.0, 1.0),),
@@ -68,7 +68,7 @@ class DefaultRecipe:
         synthesized ones know the inputs' second moments only roughly.
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
-      reconstruct: None: where weights or activations have at most 4 bits; True; False.
+      reconstruct: None: where weights or activations have at most 4 bits, and activations fewer than 8; True; False.
       learn_rounding: reconstruction also learns which weights are rounded up; for many images.
       reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
       seed: of the views and the reconstruction.
@@ -88,7 +88,7 @@ class DefaultRecipe:
     damping: float = 0.1
     search_weight_scales: bool = True
     bias_correction: bool = True
-    reconstruct: bool | None = False
+    reconstruct: bool | None = None
     learn_rounding: bool = False
     reconstruction_steps: int = 300
     reconstruction_batch: int = 32

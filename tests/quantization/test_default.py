@@ -77,9 +77,9 @@ def test_zero_lies_in_every_range(model):
 ])  # fmt: skip
 def test_every_ingredient_can_be_switched_off(model, switch):
     options = DefaultRecipe(**switch)
-    q = quantized(model, 4, 4, options=options)
+    q = quantized(model, 5, 5, options=options)
     assert q.options == options
-    assert (q(TEST) != quantized(model, 4, 4)(TEST)).any()
+    assert (q(TEST) != quantized(model, 5, 5)(TEST)).any()
 
 
 def test_activations_are_folded_at_8_bits(model):

@@ -90,8 +90,8 @@ class DefaultRecipe:
     bias_correction: bool = True
     reconstruct: bool | None = None
     learn_rounding: bool = False
-    reconstruction_steps: int = 300
-    reconstruction_batch: int = 32
+    reconstruction_steps: int = 150
+    reconstruction_batch: int = 8
     seed: int = 0
 
     def __post_init__(self):

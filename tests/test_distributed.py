@@ -99,9 +99,9 @@ def test_nobody_waits_for_one_that_never_comes(own):
 
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     """SIGTERM to one of two processes stops both, their state saved; the same command goes on from there."""
-    more = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=2", "--config.synthesis.iterations=3000")
+    more = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=2", "--config.synthesis.iterations=1500")
     outputs(start(1, tmp_path / "whole", *more, script="synthesize"))
-    running = start(2, tmp_path / "run", *more, "--checkpoint_seconds=0.5", script="synthesize")
+    running = start(2, tmp_path / "run", *more, "--checkpoint_seconds=0.2", script="synthesize")
     while not list((tmp_path / "run" / "checkpoints").glob("running/[1-9]*")) and None in [p.poll() for p in running]:
         time.sleep(0.02)
     running[1].send_signal(signal.SIGTERM)

@@ -17,10 +17,12 @@ QUICK = DefaultRecipe(gptq=False, reconstruct=False)
 
 
 def quantized(family, bits=(4, 4)):
+    """Of a ViT with all grids; of a Swin, whose segments take long to compile, from ranges alone."""
     reference = golden(f"paper/{family}/reference.npz")
     model, images = psaq_jax.load_model(GOLDEN / "paper" / family), nhwc(reference["calibration_images"])
     ranges = psaq_jax.calibrate(model, images, recipe="default")
-    q = psaq_jax.quantize(model, ranges, *bits, recipe="default", images=images, options=QUICK)
+    given = images if family == "vit" else None
+    q = psaq_jax.quantize(model, ranges, *bits, recipe="default", images=given, options=QUICK)
     return model, q, nhwc(reference["test_images"])
 
 

@@ -2,8 +2,8 @@
 
 python -m launch.distill --config=configs/distill.py --workdir=DIR
 
-WORKSPACE.md has measured figures of shorter runs: at w3a3 a part of a point of top-1 above the start, which is recipe
-"default", at w4a4 less. On 2 cores a distillation takes some minutes.
+Five seeds (README): 0.3 points of agreement above the start, which is recipe "default", at w3a3, nothing at w4a4. A
+distillation takes about 100 s on one core.
 """
 
 import dataclasses

@@ -3,23 +3,16 @@
 import contextlib
 import gc
 import os
-import shutil
-import tempfile
+import pathlib
 
 import pytest
 
-# The tests' processes, and the jobs that they start, share what they compile. JAX reads this when it is imported.
-CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="psaq_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+# The tests' processes, the jobs that they start and later runs share what they compile. JAX reads this when imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".venv" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Most of the time goes into compiling small programs, and splitting each for several threads costs a tenth of it.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_parallel_codegen_split_count=1".strip()
-import jax  # noqa: E402
-
-
-def pytest_sessionfinish(session):
-    if not hasattr(session.config, "workerinput") and "psaq_jax_tests_" in CACHE:  # of the process that made it
-        shutil.rmtree(CACHE, ignore_errors=True)
+import jax
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,7 +2,5 @@
 # Sets up on first use, then lint and all tests. Arguments go to pytest: `bash tests/run.sh -k entropy`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
-# What the tests compile is kept beside the packages: a second run takes it from there.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$root/.venv/compiled}"
 .venv/bin/ruff check .
 exec .venv/bin/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"

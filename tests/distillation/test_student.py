@@ -16,13 +16,13 @@ from tests.golden_files import GOLDEN, golden, nhwc
 QUICK = DefaultRecipe(gptq=False, reconstruct=False)
 
 
-def quantized(family, bits=(4, 4)):
+def quantized(family):
     """Of a ViT with all grids; of a Swin, whose segments take long to compile, from ranges alone."""
     reference = golden(f"paper/{family}/reference.npz")
     model, images = psaq_jax.load_model(GOLDEN / "paper" / family), nhwc(reference["calibration_images"])
     ranges = psaq_jax.calibrate(model, images, recipe="default")
     given = images if family == "vit" else None
-    q = psaq_jax.quantize(model, ranges, *bits, recipe="default", images=given, options=QUICK)
+    q = psaq_jax.quantize(model, ranges, 4, 4, recipe="default", images=given, options=QUICK)
     return model, q, nhwc(reference["test_images"])
 
 

@@ -33,6 +33,7 @@ def weight_scale(w: jax.Array, bits) -> jax.Array:
     return jnp.maximum(divide(jnp.max(jnp.abs(w), axis=tuple(range(w.ndim - 1))), half), LEAST_SCALE)
 
 
+@jax.jit
 def quantize_weights(w: jax.Array, bits) -> tuple[jax.Array, jax.Array]:
     """Symmetric, per output channel: (codes int8 [..., channels], scale float32 [channels]).
 
@@ -50,6 +51,7 @@ def fake_quantize_weights(w: jax.Array, bits) -> jax.Array:
     return codes * scale
 
 
+@jax.jit
 def activation_scale(minimum, maximum, bits) -> tuple[jax.Array, jax.Array]:
     """Asymmetric, per tensor: (scale, zero point), float32 scalars; the zero point is a whole number in 0..2^b−1.
 

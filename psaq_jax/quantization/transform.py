@@ -164,7 +164,7 @@ def bits_by_layer(params: dict, weight_bits: int | Mapping, options: DefaultReci
 def _paper_sites(ranges: Ranges, wanted: list[str], bits: int) -> dict[str, UniformQuantizer]:
     sites = {}
     for name in wanted:
-        scale, zero_point = _activation_scale(*ranges[name], bits)
+        scale, zero_point = quantizers.activation_scale(*ranges[name], bits)
         sites[name] = UniformQuantizer(scale, zero_point, jnp.float32(bits))
     return sites
 
@@ -183,12 +183,8 @@ def quantize_params(params: dict, bits: Mapping[str, int]) -> dict:
     """Every kernel of the tree, {layer: bits}, as a `QuantizedKernel`; biases, LayerNorms and tokens as they are."""
     flat = traverse_util.flatten_dict(params, sep="/")
     for layer, layer_bits in bits.items():
-        flat[f"{layer}/kernel"] = QuantizedKernel(*_quantize_weights(flat[f"{layer}/kernel"], layer_bits))
+        flat[f"{layer}/kernel"] = QuantizedKernel(*quantizers.quantize_weights(flat[f"{layer}/kernel"], layer_bits))
     return traverse_util.unflatten_dict(flat, sep="/")
-
-
-_quantize_weights = jax.jit(quantizers.quantize_weights)
-_activation_scale = jax.jit(quantizers.activation_scale)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "has_exact_sums"))

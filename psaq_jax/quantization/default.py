@@ -199,17 +199,6 @@ def corrected(bias, kernel, mean, rounded, rounded_mean) -> jax.Array:
     return bias + product(mean, kernel) - product(rounded_mean, rounded)
 
 
-def without_images(model: Model, ranges, wanted, weight_bits: dict[str, int], activation_bits, options: DefaultRecipe):
-    """What is left of the recipe where there are only ranges: (params, sites), weights rounded to nearest."""
-    sites = {name: clipping.uniform(*ranges[name], options.bits(name, activation_bits)) for name in wanted}
-    kernels = {}
-    for path, value in traverse_util.flatten_dict(model.params, sep="/").items():
-        layer, _, leaf = path.rpartition("/")
-        if leaf == "kernel":
-            kernels[path] = QuantizedKernel(*quantizers.quantize_weights(value, weight_bits[layer]))
-    return folding.changed(model.params, kernels), sites
-
-
 def folded_model(model: Model, images: np.ndarray, activation_bits: int, options: DefaultRecipe) -> Model:
     """The float model with its per-channel ranges folded in: the same function, and what is quantized afterwards."""
     params, x, bits = model.params, images, Bits({}, activation_bits)

@@ -10,7 +10,6 @@ whose second-order estimate is measured here instead), and the best bits are a m
 import math
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -63,7 +62,7 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
     for i, layer in enumerate(layers):
         path, divergences = f"{layer}/kernel", []
         for bits in BITS:
-            rounded = flat | {path: _fake_quantize(flat[path], jnp.float32(bits))}
+            rounded = flat | {path: fake_quantize_weights(flat[path], jnp.float32(bits))}
             found = _log_probabilities(model.replace(params=traverse_util.unflatten_dict(rounded, sep="/")), pixels)
             divergences.append(np.mean(np.sum(np.exp(reference) * (reference - found), axis=1)))
         costs[layer] = np.array(divergences)
@@ -102,6 +101,3 @@ def _log_probabilities(model: Model, pixels) -> np.ndarray:
     logits = np.concatenate([np.asarray(part, np.float64) for part in parts])
     logits -= logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-_fake_quantize = jax.jit(fake_quantize_weights)

@@ -45,6 +45,7 @@ def quantize_weights(w: jax.Array, bits) -> tuple[jax.Array, jax.Array]:
     return codes.astype(jnp.int8), scale
 
 
+@jax.jit
 def fake_quantize_weights(w: jax.Array, bits) -> jax.Array:
     """Weights [..., output channels] rounded to their `bits`-bit grid, as float32 of the same shape."""
     codes, scale = quantize_weights(w, bits)

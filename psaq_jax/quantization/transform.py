@@ -15,9 +15,9 @@ from flax import traverse_util
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
-from psaq_jax.quantization import exact, quantizers
+from psaq_jax.quantization import clipping, exact, quantizers
 from psaq_jax.quantization.calibration import check_pixels
-from psaq_jax.quantization.default import Progress, default_params_and_sites, without_images
+from psaq_jax.quantization.default import Progress, default_params_and_sites
 from psaq_jax.quantization.recipes import DefaultRecipe, site_filter
 from psaq_jax.quantization.representation import (
     QuantizedKernel,
@@ -126,7 +126,8 @@ def quantize(
     if recipe == "paper":
         params, sites = quantize_params(model.params, bits), _paper_sites(ranges, wanted, activation_bits)
     elif images is None:
-        params, sites = without_images(model, ranges, wanted, bits, activation_bits, options)
+        sites = {name: clipping.uniform(*ranges[name], options.bits(name, activation_bits)) for name in wanted}
+        params = quantize_params(model.params, bits)
     else:
         images = check_pixels(model, images)
         folder = None if folder is None else pathlib.Path(folder)

@@ -52,13 +52,18 @@ def _products(directions):
     return jnp.einsum("bpd,bqd->bpq", directions, directions, precision="highest")
 
 
-def patch_similarity_entropy(attention: jax.Array, images: int | None = None, special_tokens: int = 1) -> jax.Array:
+def patch_similarity_entropy(
+    attention: jax.Array, images: int | None = None, special_tokens: int = 1, bandwidth: float = BANDWIDTH
+) -> jax.Array:
     """The paper's patch-similarity entropy of one layer: a scalar, larger for more diverse patches.
 
     Args:
       attention: [b, h, n, d]; for Swin, b counts windows, image-major.
       images: how many images the b windows belong to (default: b, one window an image).
       special_tokens: leading tokens left out; 1 in the paper, for every model.
+      bandwidth: of the density's Gaussian kernels, 0.01 in the paper. Pairs of patches get a gradient only if their
+        similarity is within some bandwidths of a point of the grid, and those points are 0.1 apart where
+        similarities reach from 0.1 to 1.
     Returns:
       float32 scalar: the mean over images of the entropy of their similarities' density, on one grid of 10 points
       from the least to the greatest similarity of the batch (no gradient through these two).
@@ -69,27 +74,29 @@ def patch_similarity_entropy(attention: jax.Array, images: int | None = None, sp
     images = len(directions) if images is None else images
     if images < 1 or len(directions) % images:
         raise ValueError(f"{len(directions)} windows cannot belong to {images} images alike")
-    return _directions_entropy(directions, images)
+    return _directions_entropy(directions, images, bandwidth)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _directions_entropy(directions, images):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _directions_entropy(directions, images, bandwidth):
     similarity = _products(directions).reshape(images, -1, directions.shape[1])
     grid = similarity_grid(similarity)
-    return _mean_entropy(kernel_density(similarity, grid), grid)
+    return _mean_entropy(kernel_density(similarity, grid, bandwidth), grid)
 
 
-def _entropy_and_gradient(directions, images):
+def _entropy_and_gradient(directions, images, bandwidth):
     """The entropy, and its derivative [b, p, d]: a similarity belongs to two patches, and its matrix is symmetric."""
     similarity = _products(directions)
     pooled = similarity.reshape(images, -1, directions.shape[1])
     grid = similarity_grid(similarity)
-    entropy, weights = jax.value_and_grad(_mean_entropy)(kernel_density(pooled, grid), grid)
-    slope = density_gradient(pooled, grid, weights).reshape(similarity.shape)
+    entropy, weights = jax.value_and_grad(_mean_entropy)(kernel_density(pooled, grid, bandwidth), grid)
+    slope = density_gradient(pooled, grid, weights, bandwidth).reshape(similarity.shape)
     return entropy, 2 * jnp.einsum("bpq,bqd->bpd", slope, directions, precision="highest")
 
 
-_directions_entropy.defvjp(_entropy_and_gradient, lambda images, gradient, cotangent: (cotangent * gradient,))
+_directions_entropy.defvjp(
+    _entropy_and_gradient, lambda images, bandwidth, gradient, cotangent: (cotangent * gradient,)
+)
 
 
 def similarity_grid(similarity: jax.Array) -> jax.Array:
@@ -107,7 +114,7 @@ def _mean_entropy(density, grid):
     return jnp.sum((entropy[:, 1:] + entropy[:, :-1]) / 2 * jnp.diff(grid), axis=-1).mean()
 
 
-def kernel_density(similarity: jax.Array, grid: jax.Array) -> jax.Array:
+def kernel_density(similarity: jax.Array, grid: jax.Array, bandwidth: float = BANDWIDTH) -> jax.Array:
     """Gaussian kernel density of each image's similarities [i, ...] at the grid points [g]: [i, g].
 
       p(x) = mean_s exp(−(x−s)²/2h²) / (h·√(2π))
@@ -117,34 +124,37 @@ def kernel_density(similarity: jax.Array, grid: jax.Array) -> jax.Array:
     """
     parts = max(n for n in range(1, MOST_PARTS + 1) if similarity[0].size % n == 0)
     split = similarity.reshape(len(similarity), parts, -1)
-    sums = jnp.stack([sum(_kernel(split[:, n], x) for n in range(parts)) for x in grid], axis=1)
-    return sums.sum(axis=-1) * np.float32(1 / (BANDWIDTH * np.sqrt(2 * np.pi) * similarity[0].size))
+    sums = jnp.stack([sum(_kernel(split[:, n], x, bandwidth) for n in range(parts)) for x in grid], axis=1)
+    return sums.sum(axis=-1) * np.float32(1 / (bandwidth * np.sqrt(2 * np.pi) * similarity[0].size))
 
 
-def density_gradient(similarity: jax.Array, grid: jax.Array, weights: jax.Array) -> jax.Array:
+def density_gradient(
+    similarity: jax.Array, grid: jax.Array, weights: jax.Array, bandwidth: float = BANDWIDTH
+) -> jax.Array:
     """The derivative of Σ weights·density with respect to the similarities [i, rows, p]; weights are [i, g].
 
     dp(x)/ds = exp(−(x−s)²/2h²)·(x−s)/h² / (h·√(2π)) / count
     """
-    weights = weights * np.float32(1 / (BANDWIDTH**3 * np.sqrt(2 * np.pi) * similarity[0].size))
+    weights = weights * np.float32(1 / (bandwidth**3 * np.sqrt(2 * np.pi) * similarity[0].size))
+    fewest, all_points = (functools.partial(f, bandwidth=bandwidth) for f in (_fewest_slopes, _slope))
     # Elsewhere exponentials are cheap, and a branch makes the host wait for the device.
-    return jax.lax.platform_dependent(similarity, grid, weights, cpu=_fewest_slopes, default=_slope)
+    return jax.lax.platform_dependent(similarity, grid, weights, cpu=fewest, default=all_points)
 
 
-def _fewest_slopes(similarity, grid, weights):
+def _fewest_slopes(similarity, grid, weights, bandwidth):
     """The wider the grid, the fewer exponentials: of points 16 bandwidths apart, only the nearest counts.
 
     All others are more than 8 bandwidths away, where the kernel is less than exp(−32), 1e-14: below the resolution of
     float32. Points far enough apart make a class, and each class takes one exponential.
     """
     classes = (2, 3, 5, GRID_POINTS)
-    narrow = (grid[1] - grid[0]) * np.float32(classes) < 16 * BANDWIDTH
+    narrow = (grid[1] - grid[0]) * np.float32(classes) < 16 * bandwidth
     choice = jnp.minimum(jnp.sum(narrow), len(classes) - 1)
-    branches = [functools.partial(_slope, classes=n) for n in classes]
+    branches = [functools.partial(_slope, bandwidth=bandwidth, classes=n) for n in classes]
     return jax.lax.switch(choice, branches, similarity, grid, weights)
 
 
-def _slope(similarity, grid, weights, classes=GRID_POINTS):
+def _slope(similarity, grid, weights, bandwidth, classes=GRID_POINTS):
     """Each class holds every `classes`-th point of the grid."""
     total = 0.0
     for first in range(classes):
@@ -152,9 +162,9 @@ def _slope(similarity, grid, weights, classes=GRID_POINTS):
         for k in range(first + classes, len(grid), classes):
             beyond = similarity > (grid[k - classes] + grid[k]) / 2
             x, w = jnp.where(beyond, grid[k], x), jnp.where(beyond, weights[:, k, None, None], w)
-        total += w * _kernel(similarity, x) * (x - similarity)
+        total += w * _kernel(similarity, x, bandwidth) * (x - similarity)
     return total
 
 
-def _kernel(similarity, x):
-    return jnp.exp(jnp.square(x - similarity) * np.float32(-0.5 / BANDWIDTH**2))
+def _kernel(similarity, x, bandwidth):
+    return jnp.exp(jnp.square(x - similarity) * np.float32(-0.5 / bandwidth**2))

@@ -16,7 +16,7 @@ import optax
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.sites import record
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.entropy import patch_similarity_entropy
+from psaq_jax.synthesis.entropy import BANDWIDTH, patch_similarity_entropy
 from psaq_jax.synthesis.priors import IMAGENET_MEAN, IMAGENET_STD, clip, jitter, total_variation
 
 TERMS = ("loss", "entropy", "cross_entropy", "total_variation")
@@ -34,7 +34,15 @@ class GroupState(NamedTuple):
 
 
 def objective(
-    model: Model, images, labels, tv_target, *, special_tokens: int = 1, tv_weight=0.05, ce_weight=1.0
+    model: Model,
+    images,
+    labels,
+    tv_target,
+    *,
+    special_tokens: int = 1,
+    bandwidth: float = BANDWIDTH,
+    tv_weight: float = 0.05,
+    ce_weight: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The paper's loss of images that are already jittered, differentiable in `images`.
 
@@ -44,12 +52,13 @@ def objective(
       images: [b, height, width, 3] normalised.
       labels: [b] int, the classes that the images shall show.
       tv_target: total variation to aim at, for these images as they are (no scaling here).
+      special_tokens, bandwidth: of `patch_similarity_entropy`.
     Returns:
       (loss, {"loss", "entropy": −Σ_layers, "cross_entropy": mean, "total_variation": |TV − target|}), float32 scalars.
     """
     with exact_products(model.module.dtype):
         logits, attention = record(model.module, model.params, images, "*/attention_output")
-    entropy = -sum(patch_similarity_entropy(a, len(images), special_tokens) for a in attention.values())
+    entropy = -sum(patch_similarity_entropy(a, len(images), special_tokens, bandwidth) for a in attention.values())
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     variation = jnp.abs(total_variation(images) - tv_target)
     loss = entropy + ce_weight * cross_entropy + tv_weight * variation
@@ -111,7 +120,7 @@ def step(
         images = jitter(images, offset, flip)
         loss, terms = objective(
             model, images, state.labels, state.target,
-            special_tokens=1 if paper else model.module.special_tokens,
+            special_tokens=1 if paper else model.module.special_tokens, bandwidth=config.bandwidth,
             tv_weight=config.total_variation_weight, ce_weight=config.cross_entropy_weight,
         )  # fmt: skip
         if extra is None:

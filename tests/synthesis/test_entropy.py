@@ -45,19 +45,19 @@ def test_entropy_and_gradient_match_the_release(name, images):
     np.testing.assert_allclose(gradient / scale, ref["grad_attention"] / scale, atol=1e-4)
 
 
-@pytest.mark.parametrize("least", [-0.2, 0.45, 0.65, 0.8, 0.99])
-def test_density_gradient_is_the_derivative(least):
+@pytest.mark.parametrize("least, bandwidth", [*((x, 0.01) for x in (-0.2, 0.45, 0.65, 0.8, 0.99)), (-0.2, 0.05)])
+def test_density_gradient_is_the_derivative(least, bandwidth):
     """Points so far apart that 2, 3 or 5 of them count for a similarity, and so close that all may."""
     similarity = np.random.default_rng(0).uniform(least, 1, (2, 5, 5))
     grid = np.linspace(least, 1, 10)
 
     def in_numpy(s):
-        kernels = np.exp(-((grid[:, None] - s.reshape(2, 1, -1)) ** 2) / 2e-4)
-        return kernels.mean(-1) / (0.01 * np.sqrt(2 * np.pi))
+        kernels = np.exp(-((grid[:, None] - s.reshape(2, 1, -1)) ** 2) / (2 * bandwidth**2))
+        return kernels.mean(-1) / (bandwidth * np.sqrt(2 * np.pi))
 
     weights = np.arange(1.0, 21).reshape(2, 10)
     as_float32 = (x.astype("f") for x in (similarity, grid, weights))
-    gradient = entropy.density_gradient(*as_float32)
+    gradient = entropy.density_gradient(*as_float32, bandwidth)
     numeric = np.zeros_like(similarity)
     for index in np.ndindex(similarity.shape):
         step = np.zeros_like(similarity)
@@ -66,19 +66,22 @@ def test_density_gradient_is_the_derivative(least):
     np.testing.assert_allclose(gradient, numeric, rtol=1e-3, atol=1e-3 * np.abs(numeric).max())  # float32 against 64
 
 
-@pytest.mark.parametrize("images", [1, 2, 4])
-def test_gradient_is_the_one_of_the_value(images):
+@pytest.mark.parametrize("images, bandwidth", [(1, 0.01), (2, 0.01), (4, 0.01), (2, 0.05)])
+def test_gradient_is_the_one_of_the_value(images, bandwidth):
     """The closed form against automatic differentiation of the same formulas, with a cotangent that is not 1."""
     attention = np.random.default_rng(4).normal(size=(4, 2, 8, 3)).astype("f")
 
     def plain(attention):
         similarity = entropy.patch_similarity(attention).reshape(images, -1)
         grid = entropy.similarity_grid(similarity)
-        kernels = jnp.exp(-((grid[:, None] - similarity[:, None]) ** 2) / 2e-4)
-        smoothed = kernels.mean(-1) / (0.01 * np.sqrt(2 * np.pi)) + 1e-4
+        kernels = jnp.exp(-((grid[:, None] - similarity[:, None]) ** 2) / (2 * bandwidth**2))
+        smoothed = kernels.mean(-1) / (bandwidth * np.sqrt(2 * np.pi)) + 1e-4
         return -3 * jnp.trapezoid(-smoothed * jnp.log(smoothed), grid).mean()
 
-    value, gradient = jax.value_and_grad(lambda a: -3 * entropy.patch_similarity_entropy(a, images))(attention)
+    def ours(attention):
+        return -3 * entropy.patch_similarity_entropy(attention, images, bandwidth=bandwidth)
+
+    value, gradient = jax.value_and_grad(ours)(attention)
     expected_value, expected = jax.value_and_grad(plain)(attention)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     # The bandwidth multiplies rounding a hundredfold.

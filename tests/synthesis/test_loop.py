@@ -116,6 +116,23 @@ def test_recipe_default_keeps_to_the_models_own_pixels(model):
     assert (images >= model.preprocessing.lower - 1e-6).all() and (images <= model.preprocessing.upper + 1e-6).all()
 
 
+def test_bandwidth_is_the_configs(model):
+    """The paper's where nothing is said, in either recipe."""
+    entropies = {}
+    for bandwidth in (0.01, 0.05):
+        config = SynthesisConfig(2, 2, iterations=1, jitter=(0, 0), bandwidth=bandwidth)
+        state = loop.initial_group(model, config, 0, 0)
+        _, terms = jax.jit(loop.step, static_argnums=1)(model, config, state, 0)
+        found = []
+        for images in (state.images, state.images[:, :, ::-1]):  # the step may flip them
+            _, attention = psaq_jax.sites.record(model.module, model.params, images, "*/attention_output")
+            found.append(-sum(loop.patch_similarity_entropy(a, bandwidth=bandwidth) for a in attention.values()))
+        entropies[bandwidth] = float(terms["entropy"])
+        assert np.abs(entropies[bandwidth] - np.array(found)).min() < 1e-4 * abs(found[0])
+    assert abs(entropies[0.01] - entropies[0.05]) > 0.01 * abs(entropies[0.01])
+    assert SynthesisConfig().bandwidth == SynthesisConfig(recipe="default").bandwidth == 0.01
+
+
 def test_nan_stops_with_iteration_and_term(model):
     config = SynthesisConfig(num_images=2, group_size=2, iterations=4, cross_entropy_weight=float("nan"))
     with pytest.raises(psaq_jax.InputError, match="loss is not finite at iteration 1"):
@@ -137,6 +154,7 @@ def test_a_term_that_breaks_is_named():
         ({"rounds": 3}, "jitter"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"recipe": "papper"}, "known are paper, default"),
+        ({"bandwidth": 0.0}, "bandwidth is 0.0, expected 0.001 to 1"),
         ({"total_variation": (3.0, 1.0)}, "total_variation"),
     ],
 )

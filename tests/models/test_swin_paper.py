@@ -133,7 +133,8 @@ def test_six_synthesis_steps(model, reference, gradient):
         (_, terms), found = gradient(model, images[i], offset, flip, labels, target)
         if i == 0:
             expected = nhwc(reference["synthesis/step0/grad"])
-            np.testing.assert_allclose(found, expected, atol=4e-5 * abs(expected).max())
+            # The bandwidth multiplies rounding: of float64's gradient the release's is 3.3e-5 off, ours 2.6e-5.
+            np.testing.assert_allclose(found, expected, atol=1e-4 * abs(expected).max())
         for name, value in zip(("loss", "cross_entropy", "total_variation", "entropy"), losses[i], strict=False):
             # Differences of sums over 800,000 similarities and 12,000 pixels.
             np.testing.assert_allclose(terms[name], value, rtol=2e-5, err_msg=f"step {i}: {name}")

@@ -54,12 +54,12 @@ def plain(model):
 
 
 def test_brings_the_logits_nearer_to_float(model, plain):
-    q = reconstructed(model, reconstruct=True, learn_rounding=True)
+    q = reconstructed(model, steps=300, reconstruct=True, learn_rounding=True)
 
     def error(q):
         return float(np.mean(np.square(q(CALIBRATION) - model(CALIBRATION))))
 
-    assert error(q) < 0.8 * error(plain)
+    assert error(q) < 0.8 * error(plain)  # seen: 0.41 to 0.60, as seeds and processors have it
     layer = q.params["block_0"]["mlp"]["dense1"]["kernel"]
     assert layer.codes.dtype == np.int8
     assert not np.array_equal(layer.codes, plain.params["block_0"]["mlp"]["dense1"]["kernel"].codes)

@@ -1,7 +1,7 @@
 """Recipe "default": fold, choose ranges, round weights, reconstruct; one segment of the model at a time.
 
 Nothing here needs labels or real images. Every ingredient is a function of its own in the modules named after it
-(folding, clipping, gptq, reconstruction); this one only says in which order they meet a segment.
+(folding, importance, clipping, gptq, reconstruction); this one only says in which order they meet a segment.
 """
 
 import functools
@@ -17,6 +17,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.quantization import clipping, folding, quantizers, statistics, streaming
 from psaq_jax.quantization.channel_folding import HEADS, HIDDEN, Bits, Parts, fold, inspect
 from psaq_jax.quantization.gptq import codes_of, gptq, searched_scale
+from psaq_jax.quantization.importance import token_importance
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
@@ -50,6 +51,8 @@ def default_params_and_sites(
     params, sites, kernels = model.params, {}, {}
     if options.plain_grounds:
         images = with_plain_grounds(images, options.seed)
+    weighs = options.token_importance and options.search_ranges and activation_bits is not None
+    importance = token_importance(model, images, options.seed) if weighs else {}
     x_float = x = images
     links = chain(model.module, model.params, model.image_shape)
     for done, link in enumerate(links, 1):
@@ -57,7 +60,8 @@ def default_params_and_sites(
         parts = inspect(segment, link.parameters(params), x)
         bits = Bits({layer: weight_bits[link.full_name(layer)] for layer in parts.layers}, activation_bits)
         folded = fold(segment, parts, link.parameters(params), x_float, bits, options)
-        found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model))
+        weights = {name: importance[link.full_name(name)] for name in parts.sites if link.full_name(name) in importance}
+        found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model), weights)
         target, means = streaming.propagate_float(segment, folded, x_float)
         rounded, layers = round_weights(segment, parts, folded, found, x, means, bits, options)
         if segment.is_block and wants_reconstruction(bits, options):
@@ -75,8 +79,7 @@ def default_params_and_sites(
 
 def wants_reconstruction(bits: Bits, options: DefaultRecipe) -> bool:
     """Where the options leave it open: at 4 bits and below, of weights or activations."""
-    activations = bits.activations or 32
-    few = min(*bits.weights.values(), activations) <= 4 and activations < 8
+    few = min(*bits.weights.values(), bits.activations or 32) <= 4
     return few if options.reconstruct is None else options.reconstruct
 
 
@@ -96,7 +99,9 @@ def pixel_range(model: Model) -> tuple[float, float]:
     return float(ends.min()), float(ends.max())
 
 
-def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pixels) -> dict[str, SiteQuantizer]:
+def choose_quantizers(
+    segment, parts: Parts, params, x, bits: Bits, options, pixels, importance: dict[str, np.ndarray]
+) -> dict[str, SiteQuantizer]:
     """A quantizer for every site of the segment, {relative name: quantizer} in running order."""
     if bits.activations is None:
         return {}
@@ -106,7 +111,7 @@ def choose_quantizers(segment, parts: Parts, params, x, bits: Bits, options, pix
         return {}
     moments = streaming.channel_moments(segment, params, x, widths)
     grounds = tensor_grounds(moments, kernels_of(params, parts), pixels)
-    counts = streaming.tensor_histograms(segment, params, x, grounds | dict.fromkeys(heads))
+    counts = streaming.tensor_histograms(segment, params, x, grounds | dict.fromkeys(heads), importance)
     found = {}
     for name in parts.sites:
         site_bits = np.float32(options.bits(name, bits.activations))

@@ -22,7 +22,8 @@ MERGING = "merging/norm_output"
 # "default-gptq" is recipe "default" without that ingredient, "default+learn_rounding" with one that it leaves out.
 WITHOUT = {
     "plain_grounds": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
-    "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "coverage": ((1.0, 1.0),),
+    "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "token_importance": False,
+    "coverage": ((1.0, 1.0),),
     "softmax": "uniform", "gelu": "uniform", "gptq": False, "search_weight_scales": False, "bias_correction": False,
     "reconstruct": False, "learn_rounding": False,
 }  # fmt: skip
@@ -58,6 +59,7 @@ class DefaultRecipe:
       folding_strength: 1: channels get equal ranges; less: SmoothQuant's compromise with the next weights' ranges;
         None: searched layer by layer.
       search_ranges: choose ranges by least squared error; off: minimum and maximum.
+      token_importance: in that search errors count by how much the logits move with their token (`importance`).
       coverage: the search also counts activations stretched by these factors, for what calibration images fail to
         excite: ((factor, weight), ...). Ranges then widen where bits are plenty and hardly where they are few.
       softmax: grid of the softmax outputs: one of SOFTMAX; "searched" takes the best of all.
@@ -68,7 +70,7 @@ class DefaultRecipe:
         synthesized ones know the inputs' second moments only roughly.
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
-      reconstruct: None: where weights or activations have at most 4 bits, and activations fewer than 8; True; False.
+      reconstruct: None: where weights or activations have at most 4 bits; True; False.
       learn_rounding: reconstruction also learns which weights are rounded up; for many images.
       reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
       seed: of the views and the reconstruction.
@@ -81,6 +83,7 @@ class DefaultRecipe:
     fold_activations: bool = True
     folding_strength: float | None = None
     search_ranges: bool = True
+    token_importance: bool = True
     coverage: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.5, 0.1))
     softmax: str = "searched"
     gelu: str = "searched"

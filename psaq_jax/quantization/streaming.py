@@ -143,38 +143,44 @@ def _add_channels(total, y, mask, low, high, heads):
     return total + statistics.histogram(y, row_weights(mask, len(y))[:, None], low, high, CHANNEL_BINS)
 
 
-def tensor_histograms(segment: Segment, params, x, grounds: dict) -> dict[str, jax.Array]:
+def tensor_histograms(
+    segment: Segment, params, x, grounds: dict, importance: dict[str, np.ndarray]
+) -> dict[str, jax.Array]:
     """{site: counts [k]} over one range a tensor, weighted by what an error there costs.
 
     Args:
       grounds: {site: (low, high, cost [c])}; of softmax outputs {site: None}: their histogram is of −log2(p), and the
         cost is the squared norm of the value that p multiplies.
+      importance: {site: [n, rows of an image]}, times which the rows count; where a site has none, all count alike.
     """
     totals = dict.fromkeys(grounds, np.zeros(TENSOR_BINS, np.float32))
-    for found, mask in records(segment, params, {}, x):
-        for name, ground in grounds.items():
-            y, total = found.sites[name], totals[name]
+    alike = np.ones((len(x), 1), np.float32)
+    for part, *counts, mask in batches(x, *(importance.get(name, alike) for name in grounds)):
+        found = record(segment, params, {}, part)
+        for (name, ground), count in zip(grounds.items(), counts, strict=True):
+            y, total, weight = found.sites[name], totals[name], count * mask[:, None]
             if ground is None:
                 value = found.sites[name.removesuffix(PROBABILITIES) + "value"]
-                totals[name] = _add_probabilities(total, y, value, mask)
+                totals[name] = _add_probabilities(total, y, value, weight)
             else:
-                totals[name] = _add_tensor(total, y, mask, *ground, has_heads(name))
+                totals[name] = _add_tensor(total, y, weight, *ground, has_heads(name))
     return totals
 
 
 @jax.jit
-def _add_probabilities(total, p, value, mask):
+def _add_probabilities(total, p, value, weight):
     cost = jnp.sum(jnp.square(value.astype(jnp.float32)), -1)[:, :, None]
-    cost = jnp.broadcast_to(cost * row_weights(mask, len(p))[:, None, None, None], p.shape).reshape(-1, 1)
+    cost = jnp.broadcast_to(cost * row_weights(weight.reshape(-1), p[..., 0].size).reshape(*p.shape[:3], 1), p.shape)
+    cost = cost.reshape(-1, 1)
     octaves = -jnp.log2(jnp.maximum(p.astype(jnp.float32), 2.0**-clipping.OCTAVES)).reshape(-1, 1)
     top = jnp.full(1, float(clipping.OCTAVES))
     return total + statistics.histogram(octaves, cost, jnp.zeros(1), top, TENSOR_BINS)[0]
 
 
 @functools.partial(jax.jit, static_argnames="heads")
-def _add_tensor(total, y, mask, low, high, cost, heads):
+def _add_tensor(total, y, weight, low, high, cost, heads):
     y = channels_last(y, heads)
-    weight = jnp.broadcast_to(row_weights(mask, len(y))[:, None] * cost, y.shape).reshape(-1, 1)
+    weight = jnp.broadcast_to(row_weights(weight.reshape(-1), len(y))[:, None] * cost, y.shape).reshape(-1, 1)
     return total + statistics.histogram(y.reshape(-1, 1), weight, low[None], high[None], TENSOR_BINS)[0]
 
 

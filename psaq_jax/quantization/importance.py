@@ -1,0 +1,74 @@
+"""How much an error at each token costs: the squared gradient of the logits there, on the calibration images alone.
+
+Ranges of least squared error treat all tokens alike. A class token's errors reach the logits whole, a patch's as one of
+hundreds, and an outlier token's hardly at all. This is the diagonal of the Gauss-Newton matrix, summed up by token; by
+element it is what BRECQ (Li et al., ICLR 2021) weighs its errors with.
+
+Shapes: n images, b of a batch, r rows of one image (tokens, for softmax outputs heads and tokens).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psaq_jax.models.model import Model, exact_products
+from psaq_jax.quantization import streaming
+from psaq_jax.quantization.recipes import site_filter
+from psaq_jax.quantization.statistics import channels_last, has_heads
+from psaq_jax.sites import apply_with_tap, record
+
+BATCH = 8  # images a backward pass through the whole model
+AS_THEY_ARE = ("attention_probabilities", "activation_output")  # sites whose channels are not folded
+LEAST = 0.01  # what a token without any gradient counts, beside 1 on average
+
+
+def token_importance(model: Model, images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """{site of recipe "default", but for the pixels: [n, r] float32}, on average 1 in each image.
+
+    Args:
+      images: [n, height, width, 3] float32, normalised. seed: of the random combinations of the logits, one an image.
+    """
+    found = {}
+    for number, (part, mask) in enumerate(streaming.batches(images, size=BATCH)):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        for name, rows in _importance(model, part, key).items():
+            found.setdefault(name, []).append(np.asarray(rows)[mask > 0])
+    return {name: np.concatenate(rows) for name, rows in found.items()}
+
+
+@jax.jit
+def _importance(model: Model, images, key) -> dict[str, jax.Array]:
+    """One batch's, {site: [b, r]}. The expected square over random weights is the sum of squares over the logits."""
+    wanted = site_filter(model.module, "default")
+    sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], images)
+    offsets = {name: jnp.zeros(y.shape, y.dtype) for name, y in sites.items() if wanted(name) and name != "input"}
+
+    def combination(offsets):
+        seen = {}
+
+        def tap(name, y):
+            if name not in offsets:
+                return y
+            seen[name] = y
+            return y + offsets[name]
+
+        with exact_products(model.module.dtype):
+            logits = apply_with_tap(model.module, model.params, images, tap)
+        weights = jax.random.normal(key, logits.shape)
+        # What shifts all logits alike changes no prediction.
+        return jnp.sum((weights - weights.mean(-1, keepdims=True)) * logits), seen
+
+    gradients, seen = jax.grad(combination, has_aux=True)(offsets)
+    return {name: _by_rows(name, seen[name], gradient, len(images)) for name, gradient in gradients.items()}
+
+
+def _by_rows(name: str, x, gradient, images: int) -> jax.Array:
+    """[b, r]. Channels that folding evens out share one step in the end, so there an error is a part of the channel's
+    own spread: scaled channels change nothing."""
+    x, gradient = (channels_last(y, has_heads(name)) for y in (x, gradient))
+    x, gradient = (y.reshape(images, -1, y.shape[-1]) for y in (x, gradient))
+    if name.rpartition("/")[2] not in AS_THEY_ARE:
+        gradient = gradient * jnp.std(x, axis=1, keepdims=True)
+    square = jnp.sum(jnp.square(gradient), -1)
+    mean = square.mean(1, keepdims=True)
+    return LEAST + (1 - LEAST) * jnp.where(mean > 0, square / jnp.where(mean > 0, mean, 1), 1)

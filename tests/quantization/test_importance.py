@@ -1,0 +1,105 @@
+"""How much each token counts in the search of ranges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax.quantization import clipping, streaming
+from psaq_jax.quantization.hard_copies import hard_copy
+from psaq_jax.quantization.importance import AS_THEY_ARE, LEAST, token_importance
+from psaq_jax.quantization.recipes import site_filter
+from psaq_jax.quantization.segments import chain
+from psaq_jax.sites import apply_with_tap, record
+from tests.golden_files import GOLDEN, golden, nhwc
+
+IMAGES = nhwc(golden("paper/vit/reference.npz")["calibration_images"])[:6]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return psaq_jax.load_model(GOLDEN / "paper" / "vit")
+
+
+@pytest.mark.parametrize("name", ["paper/vit", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"])
+def test_rows_are_those_of_each_site_and_count_1_on_average(name):
+    model = psaq_jax.load_model(GOLDEN / name)
+    images = np.random.default_rng(0).normal(size=(11, *model.image_shape)).astype(np.float32)
+    found = token_importance(model, images)
+    _, sites = record(model.module, model.params, images[:1], "*")
+    wanted = site_filter(model.module, "default")
+    assert set(found) == {name for name in sites if wanted(name) and name != "input"}
+    for name, rows in found.items():
+        kind = name.rpartition("/")[2]
+        heads = kind in ("query", "key", "value", "attention_output")
+        one = sites[name]
+        assert rows.shape == (11, one.size // one.shape[-1] // (one.shape[1] if heads else 1)), name
+        assert rows.dtype == np.float32 and rows.min() >= LEAST * 0.999
+        np.testing.assert_allclose(rows.mean(1), 1, rtol=1e-4, err_msg=name)
+
+
+def test_is_the_squared_gradient_of_the_logits(model):
+    """On average over random combinations of the logits, against all their derivatives, by themselves."""
+    site = "block_1/mlp/activation_output"
+    assert site.rpartition("/")[2] in AS_THEY_ARE
+    images = IMAGES[:2]
+    found = np.mean([token_importance(model, images, seed)[site] for seed in range(200)], axis=0)
+    _, sites = record(model.module, model.params, images, site)
+
+    def logits(offset):
+        return apply_with_tap(
+            model.module, model.params, images, lambda name, y: y + offset if name == site else y
+        )
+
+    derivatives = jax.jacobian(lambda offset: (x := logits(offset)) - x.mean(-1, keepdims=True))
+    own = np.stack([derivatives(jnp.zeros(sites[site].shape))[i, :, i] for i in range(2)])  # [b, classes, n, c]
+    square = np.square(own).sum((1, 3))
+    expected = LEAST + (1 - LEAST) * square / square.mean(1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=0.25, atol=0.02)  # 200 draws: a tenth of the value, or so
+
+
+def test_patches_without_a_say_count_least(model):
+    """The head takes the class token alone: what the last block's MLP makes of patches reaches no logit."""
+    last = model.module.depth - 1
+    found = token_importance(model, IMAGES)
+    for site in ("norm2_output", "mlp/activation_output"):
+        rows = found[f"block_{last}/{site}"]
+        np.testing.assert_allclose(rows[:, 1:], LEAST, rtol=1e-5)
+        assert (rows[:, 0] > rows.shape[1] * 0.9).all()
+
+
+def test_outlier_channels_change_nothing(model):
+    original, copy = token_importance(model, IMAGES), token_importance(hard_copy(model), IMAGES)
+    for name, rows in original.items():
+        np.testing.assert_allclose(copy[name], rows, rtol=0.02, atol=0.01, err_msg=name)
+
+
+@pytest.mark.parametrize("site", ["norm1_output", "attention/query", "attention/attention_probabilities"])
+def test_histograms_count_the_tokens_that_matter(model, site):
+    """All weight on one token: the histogram is that of its values alone, heads in their places."""
+    link = next(link for link in chain(model.module, model.params, model.image_shape) if link.path)
+    params, heads, token = link.parameters(model.params), model.module.heads, 3
+    x = np.random.default_rng(0).normal(size=(6, 5, model.module.width)).astype(np.float32)
+    seen = streaming.record(link.segment, params, {}, x).sites
+    alone = np.broadcast_to((np.arange(5) == token).astype(np.float32), (6, 5))
+    if site.endswith("probabilities"):
+        ground, alone = None, np.tile(alone, heads)
+        values = -np.log2(np.asarray(seen[site])[:, :, token])  # [b, h, m]
+        weights, reach = np.square(seen["attention/value"]).sum(-1), (0, clipping.OCTAVES)
+    else:
+        ground, reach = (np.float32(-9), np.float32(9), np.ones(())), (-9, 9)
+        values = np.asarray(seen[site])
+        values = values[:, :, token] if site.endswith("query") else values[:, token]
+        weights = np.ones_like(values)
+    found = streaming.tensor_histograms(link.segment, params, x, {site: ground}, {site: alone})[site]
+    expected, _ = np.histogram(values, streaming.TENSOR_BINS, reach, weights=weights)
+    # Values on an edge between bins may fall to either side.
+    np.testing.assert_allclose(np.cumsum(found), np.cumsum(expected), atol=0.01 * expected.sum())
+    np.testing.assert_allclose(found.sum(), expected.sum(), rtol=1e-5)
+
+
+def test_all_count_alike_where_no_logit_moves(model):
+    constant = model.replace(params={**model.params, "head": jax.tree.map(jnp.zeros_like, model.params["head"])})
+    for rows in token_importance(constant, IMAGES).values():
+        np.testing.assert_array_equal(rows, 1)

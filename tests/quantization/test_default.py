@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import psaq_jax
+from psaq_jax.quantization.channel_folding import Bits
+from psaq_jax.quantization.default import wants_reconstruction
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
@@ -89,6 +91,17 @@ def test_activations_are_folded_at_8_bits(model):
 
     assert scales(4, 8) == [f"block_{i}" for i in range(model.module.depth)]
     assert not scales(4, 8, fold_activations=False) and not scales(8, 6)
+
+
+@pytest.mark.parametrize(
+    "weights, activations, wanted",
+    [(4, 8, True), (8, 4, True), (3, 3, True), (4, None, True), (5, 5, False), (8, 8, False), (5, None, False)],
+)
+def test_blocks_are_reconstructed_at_four_bits_and_fewer(weights, activations, wanted):
+    bits = Bits({"mlp/dense1": 8, "mlp/dense2": weights}, activations)
+    assert wants_reconstruction(bits, DefaultRecipe()) == wanted
+    assert wants_reconstruction(bits, DefaultRecipe(reconstruct=True))
+    assert not wants_reconstruction(bits, DefaultRecipe(reconstruct=False))
 
 
 def test_works_with_ranges_alone(model):

@@ -18,7 +18,7 @@ from psaq_jax.quantization.statistics import channels_last, has_heads
 from psaq_jax.sites import apply_with_tap, record
 
 BATCH = 8  # images a backward pass through the whole model
-AS_THEY_ARE = ("attention_probabilities", "activation_output")  # sites whose channels are not folded
+AS_THEY_ARE = ("attention_probabilities", "activation_output")  # not folded, but at 8 bits and in a SwiGLU
 LEAST = 0.01  # what a token without any gradient counts, beside 1 on average
 
 

@@ -23,9 +23,8 @@ MERGING = "merging/norm_output"
 WITHOUT = {
     "plain_grounds": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
     "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "token_importance": False,
-    "coverage": ((1.0, 1.0),),
-    "softmax": "uniform", "gelu": "uniform", "gptq": False, "search_weight_scales": False, "bias_correction": False,
-    "reconstruct": False, "learn_rounding": False,
+    "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False, "search_weight_scales": False,
+    "bias_correction": False, "reconstruct": False, "learn_rounding": False,
 }  # fmt: skip
 WITH = {"reconstruct": True, "learn_rounding": True}
 

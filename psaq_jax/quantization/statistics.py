@@ -28,7 +28,7 @@ def channels_last(x: jax.Array, heads: bool) -> jax.Array:
 
 
 def row_weights(mask: jax.Array, rows: int) -> jax.Array:
-    """The mask [b] of images for the rows [r] that they own."""
+    """The mask [b] of images, or weights of their parts, image by image, for the rows [r] that they own."""
     return jnp.repeat(mask, rows // mask.shape[0], total_repeat_length=rows)
 
 

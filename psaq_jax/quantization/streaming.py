@@ -57,10 +57,10 @@ def record(segment: Segment, params, sites, x) -> Record:
     return Record(seen, inputs, output)
 
 
-def records(segment: Segment, params, sites, x: np.ndarray) -> Iterator[tuple[Record, np.ndarray]]:
-    """(record, mask) of every batch of images."""
-    for part, mask in batches(x):
-        yield record(segment, params, sites, part), mask
+def records(segment: Segment, params, sites, x: np.ndarray, *beside: np.ndarray) -> Iterator[tuple]:
+    """(record, *its part of each array beside the images, mask) of every batch of images."""
+    for part, *others, mask in batches(x, *beside):
+        yield record(segment, params, sites, part), *others, mask
 
 
 def propagate(segment: Segment, params, sites, x: np.ndarray) -> np.ndarray:
@@ -155,10 +155,9 @@ def tensor_histograms(
     """
     totals = dict.fromkeys(grounds, np.zeros(TENSOR_BINS, np.float32))
     alike = np.ones((len(x), 1), np.float32)
-    for part, *counts, mask in batches(x, *(importance.get(name, alike) for name in grounds)):
-        found = record(segment, params, {}, part)
+    for found, *counts, mask in records(segment, params, {}, x, *(importance.get(name, alike) for name in grounds)):
         for (name, ground), count in zip(grounds.items(), counts, strict=True):
-            y, total, weight = found.sites[name], totals[name], count * mask[:, None]
+            y, total, weight = found.sites[name], totals[name], (count * mask[:, None]).reshape(-1)
             if ground is None:
                 value = found.sites[name.removesuffix(PROBABILITIES) + "value"]
                 totals[name] = _add_probabilities(total, y, value, weight)
@@ -170,8 +169,8 @@ def tensor_histograms(
 @jax.jit
 def _add_probabilities(total, p, value, weight):
     cost = jnp.sum(jnp.square(value.astype(jnp.float32)), -1)[:, :, None]
-    cost = jnp.broadcast_to(cost * row_weights(weight.reshape(-1), p[..., 0].size).reshape(*p.shape[:3], 1), p.shape)
-    cost = cost.reshape(-1, 1)
+    rows = row_weights(weight, p[..., 0].size).reshape(*p.shape[:3], 1)
+    cost = jnp.broadcast_to(cost * rows, p.shape).reshape(-1, 1)
     octaves = -jnp.log2(jnp.maximum(p.astype(jnp.float32), 2.0**-clipping.OCTAVES)).reshape(-1, 1)
     top = jnp.full(1, float(clipping.OCTAVES))
     return total + statistics.histogram(octaves, cost, jnp.zeros(1), top, TENSOR_BINS)[0]
@@ -180,7 +179,7 @@ def _add_probabilities(total, p, value, weight):
 @functools.partial(jax.jit, static_argnames="heads")
 def _add_tensor(total, y, weight, low, high, cost, heads):
     y = channels_last(y, heads)
-    weight = jnp.broadcast_to(row_weights(weight.reshape(-1), len(y))[:, None] * cost, y.shape).reshape(-1, 1)
+    weight = jnp.broadcast_to(row_weights(weight, len(y))[:, None] * cost, y.shape).reshape(-1, 1)
     return total + statistics.histogram(y.reshape(-1, 1), weight, low[None], high[None], TENSOR_BINS)[0]
 
 

@@ -27,6 +27,7 @@ WITHOUT = {
     "bias_correction": False, "reconstruct": False, "learn_rounding": False,
 }  # fmt: skip
 WITH = {"reconstruct": True, "learn_rounding": True}
+ADDED = {"token_importance": False}  # what records that are older than an ingredient mean; every new one stands here
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")

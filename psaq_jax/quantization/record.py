@@ -22,7 +22,7 @@ from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.packing import Refuse, shown
-from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.recipes import ADDED, DefaultRecipe
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 CARD = "README.md"
@@ -138,7 +138,10 @@ def check_keys(found: Mapping, expected, where: str, refuse: Refuse) -> None:
 
 
 def read_record(path: pathlib.Path, refuse: Refuse) -> Record:
-    record = decoded_file(Record, path, read_artefact_json(path).get("quantization_config"), "quantization_config")
+    found = read_artefact_json(path).get("quantization_config")
+    if isinstance(found, dict) and isinstance(found.get("options"), dict):
+        found = found | {"options": ADDED | found["options"]}
+    record = decoded_file(Record, path, found, "quantization_config")
     if (record.quant_method, record.format_version) != (METHOD, VERSION):
         found = shown((record.quant_method, record.format_version))
         raise refuse(f"quant_method and format_version are {found}, expected {(METHOD, VERSION)}")

@@ -16,6 +16,7 @@ import pytest
 from psaq_jax import InputError, calibrate, load_model, quantize
 from psaq_jax.models.saving import save_huggingface_vit
 from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.quantization import recipes
 from psaq_jax.quantization.artefact import load_quantized, save_quantized
 from psaq_jax.quantization.integer import IntegerModel, integer_model
 from psaq_jax.quantization.recipes import DefaultRecipe
@@ -80,6 +81,24 @@ def test_recipe_default(tmp_path, name):
     q = with_activation_scales(dataclasses.replace(q, sites=q.sites | softmax))
     assert softmax
     assert_equal(load_quantized(save_quantized(q, tmp_path / "q")), q)
+
+
+def test_artefacts_older_than_an_ingredient(tmp_path):
+    """Saved before recipe "default" had it, they were made without; any other option must be there."""
+    model = random_model(MODULES["vit"])
+    q = quantize(model, calibrate(model, random_pixels(model.module), "default"), 4, 8, "default")
+    config = save_quantized(q, tmp_path / "q") / "config.json"
+    saved = json.loads(config.read_text())
+    for option in recipes.ADDED:
+        del saved["quantization_config"]["options"][option]
+    config.write_text(json.dumps(saved))
+    loaded = load_quantized(tmp_path / "q")
+    assert loaded.options == dataclasses.replace(DefaultRecipe(), **recipes.ADDED) != DefaultRecipe()
+    assert_equal(dataclasses.replace(loaded, options=q.options), q)
+    del saved["quantization_config"]["options"]["damping"]
+    config.write_text(json.dumps(saved))
+    with pytest.raises(InputError, match="options.'damping' is missing"):
+        load_quantized(tmp_path / "q")
 
 
 def test_no_kernel_is_stored_in_floating_point(calibrated, tmp_path):

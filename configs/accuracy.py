@@ -6,7 +6,10 @@
     python -m launch.sweep --config=configs/accuracy.py:backbone --workdir=DIR4 --config.models='("MODEL",)' \\
         --config.data=npz:FILE
     for n in 100 200 1000; do
-      python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR5/$n --config.synthesis.iterations=$n
+      for h in 0.01 0.05; do
+        python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR5/$n-$h \\
+            --config.synthesis.iterations=$n --config.synthesis.bandwidth=$h
+      done
     done
     python -m launch.curve --workdir=DIR5
 

@@ -1,12 +1,15 @@
 """Draws what the iterations of the synthesis buy: accuracy over iterations, from sweeps that differ in them.
 
     for n in 100 200 1000; do
-      python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR/$n --config.synthesis.iterations=$n
+      for h in 0.01 0.05; do
+        python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR/$n-$h \
+            --config.synthesis.iterations=$n --config.synthesis.bandwidth=$h
+      done
     done
     python -m launch.curve --workdir=DIR
 
 Reads DIR/*/config.json and runs.json; writes DIR/MODEL.png: points of top-1 lost and agreement with the float model,
-mean and standard deviation over seeds, a line a recipe, a column a pair of bit-widths.
+mean and standard deviation over seeds, a line a recipe and bandwidth, a column a pair of bit-widths.
 """
 
 import json
@@ -30,23 +33,27 @@ def main():
             print(f"  curves of {model}: {files.write_bytes(workdir / f'{slug(model)}.png', accuracy_curves(results))}")
 
 
-def read_sweeps(folder: pathlib.Path) -> dict[str, dict[int, dict]]:
-    """{model: {iterations: results}} of every sweep below the folder; all other settings must be the same."""
-    found: dict[str, dict[int, dict]] = {}
+def read_sweeps(folder: pathlib.Path) -> dict[str, dict[float, dict[int, dict]]]:
+    """{model: {bandwidth: {iterations: results}}} of every sweep below the folder; all else must be the same."""
+    found: dict[str, dict[float, dict[int, dict]]] = {}
     first = None
     for path in sorted(folder.glob("*/runs.json")):
         try:
             config, runs = (json.loads(file.read_bytes()) for file in (path.with_name("config.json"), path))
-            iterations, models = config["synthesis"].pop("iterations"), [results["model"] for results in runs]
+            iterations, bandwidth = (config["synthesis"].pop(name) for name in ("iterations", "bandwidth"))
+            models = [results["model"] for results in runs]
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path}: found no sweep's runs.json and config.json, remove the folder") from None
         first = first or config
         if config != first:
-            raise InputError(f"{path}: differs from the other sweeps in more than synthesis.iterations, remove it")
+            more = "differs from the other sweeps in more than synthesis.iterations and synthesis.bandwidth"
+            raise InputError(f"{path}: {more}, remove it")
         for model, results in zip(models, runs, strict=True):
-            if iterations in found.setdefault(model, {}):
-                raise InputError(f"{path}: a second sweep of {iterations} iterations, remove one of their folders")
-            found[model][iterations] = results
+            line = found.setdefault(model, {}).setdefault(bandwidth, {})
+            if iterations in line:
+                more = f"a second sweep of {iterations} iterations and bandwidth {bandwidth}"
+                raise InputError(f"{path}: {more}, remove one of their folders")
+            line[iterations] = results
     if not found:
         raise InputError(f"{folder}: found no sweep (*/runs.json), expected those of configs/accuracy.py:iterations")
     return found

@@ -1,6 +1,7 @@
 """`launch.curve`: sweeps of several iteration counts in one picture, and what it refuses."""
 
 import json
+import shutil
 
 from PIL import Image
 
@@ -9,24 +10,30 @@ from tests.report.samples import results
 from tests.test_launch import launch
 
 
-def write_sweep(folder, iterations, **settings):
+def write_sweep(folder, iterations, bandwidth=0.01, **settings):
     folder.mkdir(parents=True)
-    config = {"data": "bundled:fashion_mnist", "synthesis": {"iterations": iterations}} | settings
+    synthesis = {"iterations": iterations, "bandwidth": bandwidth}
+    config = {"data": "bundled:fashion_mnist", "synthesis": synthesis} | settings
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "runs.json").write_text(json.dumps([results(seeds=(0, 1))]))
 
 
 def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path):
-    for iterations in (20, 100):
-        write_sweep(tmp_path / str(iterations), iterations)
+    for iterations, bandwidth in ((20, 0.01), (100, 0.01), (20, 0.05)):
+        write_sweep(tmp_path / f"{iterations}-{bandwidth}", iterations, bandwidth)
     done = launch("curve", f"--workdir={tmp_path}", config=None)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / f"{slug('bundled:fashion_mnist_vit')}.png") as picture:
         picture.load()
         assert picture.format == "PNG"
-    write_sweep(tmp_path / "other", 50, data="npz:FILE")
-    done = launch("curve", f"--workdir={tmp_path}", config=None)
-    assert done.returncode == 2 and "differs from the other sweeps in more than synthesis.iterations" in done.stderr
+    for other, complaint in (
+        ((50, 0.01, {"data": "npz:FILE"}), "differs from the other sweeps in more than synthesis.iterations and"),
+        ((20, 0.05, {}), "a second sweep of 20 iterations and bandwidth 0.05"),
+    ):
+        write_sweep(tmp_path / "other", *other[:2], **other[2])
+        done = launch("curve", f"--workdir={tmp_path}", config=None)
+        assert done.returncode == 2 and complaint in done.stderr
+        shutil.rmtree(tmp_path / "other")
 
 
 def test_refuses_what_is_no_sweep(tmp_path):

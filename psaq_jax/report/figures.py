@@ -23,6 +23,7 @@ TERM_TITLES = {
     "total_variation": "total variation, distance from target",
 }
 LINES = (*COLORS.values(), "#cc79a7", "#e69f00")
+STYLES = ("solid", "dashed", "dotted", "dashdot")
 FIGURES = {"lost": "points of top-1 lost", "agreement": "agreement with float, %"}
 DPI = 150
 
@@ -97,42 +98,47 @@ def _draw_densities(axes, densities) -> None:
     _plain(axes)
 
 
-def accuracy_curves(results: Mapping[int, dict]) -> bytes:
+def accuracy_curves(results: Mapping[float, Mapping[int, dict]]) -> bytes:
     """What the iterations of the synthesis buy, a column of panels for each pair of bit-widths, as PNG.
 
     Args:
-      results: {iterations: results of one model (DESIGN §4)}; runs on other images than synthesized ones are left out.
+      results: {bandwidth: {iterations: results of one model (DESIGN §4)}}, a kind of line a bandwidth; runs on other
+        images than synthesized ones are left out.
     Raises:
       InputError: no run was calibrated on synthesized images, or matplotlib is missing.
     """
-    lines: dict[tuple[str, str], dict[int, Setting]] = {}  # (bits, recipe) -> {iterations: setting}
-    for iterations in sorted(results):
-        for setting in settings(results[iterations]):
-            if setting.calibration == "synthesized":
-                lines.setdefault((setting.bits, setting.recipe), {})[iterations] = setting
+    lines: dict[tuple[str, str, float], dict[int, Setting]] = {}  # (bits, recipe, bandwidth) -> {iterations: setting}
+    for bandwidth in sorted(results):
+        for iterations in sorted(results[bandwidth]):
+            for setting in settings(results[bandwidth][iterations]):
+                if setting.calibration == "synthesized":
+                    lines.setdefault((setting.bits, setting.recipe, bandwidth), {})[iterations] = setting
     if not lines:
         raise InputError("accuracy curves: no run was calibrated on synthesized images, expected at least one")
-    bits, recipes = (list(dict.fromkeys(key[i] for key in lines)) for i in (0, 1))
+    bits, recipes, bandwidths = (list(dict.fromkeys(key[i] for key in lines)) for i in (0, 1, 2))
     figure = _new(max(5, 3.1 * len(bits)), 2.8 * len(FIGURES))
     panels = figure.subplots(len(FIGURES), len(bits), squeeze=False, sharex=True)
-    for (name, recipe), found in lines.items():
+    for (name, recipe, bandwidth), found in lines.items():
+        color, style = recipes.index(recipe) % len(LINES), bandwidths.index(bandwidth) % len(STYLES)
+        label = f"{recipe}, bandwidth {bandwidth:g}" if len(bandwidths) > 1 else recipe
         for axes, field in zip(panels[:, bits.index(name)], FIGURES, strict=True):
             spreads = {n: value for n, s in found.items() if (value := getattr(s, field))}
             axes.errorbar(
                 list(spreads), [s.mean for s in spreads.values()], [s.deviation or 0 for s in spreads.values()],
-                label=recipe, color=LINES[recipes.index(recipe) % len(LINES)], linewidth=1.6, marker="o", capsize=3,
+                label=label, color=LINES[color], linestyle=STYLES[style], linewidth=1.6, marker="o", capsize=3,
             )  # fmt: skip
     for column, name in enumerate(bits):
         panels[0, column].set_title(name, fontsize=11, loc="left")
         panels[-1, column].set_xlabel("iterations")
+    ticks = sorted({iterations for found in results.values() for iterations in found})
     for row, title in zip(panels, FIGURES.values(), strict=True):
         row[0].set_ylabel(title)
         for axes in row:
             axes.set_xscale("log")
-            axes.set_xticks(sorted(results), [str(n) for n in sorted(results)], minor=False)
+            axes.set_xticks(ticks, [str(n) for n in ticks], minor=False)
             axes.minorticks_off()
             _plain(axes)
-    panels[0, 0].legend(frameon=False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return _png(figure)
 
 

@@ -52,7 +52,7 @@ def test_every_field_of_a_job_is_in_the_demo_s_config():
         ({"quantization": {"bits": ()}}, "quantization.bits is empty"),
         ({"quantization": {"recipe": "default,distill"}}, "recipe 'distill' is for launch.sweep alone"),
         ({"quantization": {"recipe": "papper"}}, "quantization.recipe is 'papper', known are"),
-        ({"quantization": {"recipe": "default-gtpq"}}, "'-gtpq' is none of plain_grounds, first_last_8bit"),
+        ({"quantization": {"recipe": "default-gtpq"}}, "'-gtpq' is none of plain_grounds, close_ups,"),
         ({"quantization": {"recipe": "default+gptq"}}, "'+gptq' is none of reconstruct"),
         ({"quantization": {"recipe": "paper-gptq"}}, "recipe 'paper' has no ingredients to change"),
         ({"synthesis": {"num_images": 40}}, "which groups of synthesis.group_size = 32 don't divide"),

@@ -16,13 +16,13 @@ from flax import traverse_util
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import clipping, folding, quantizers, statistics, streaming
 from psaq_jax.quantization.channel_folding import HEADS, HIDDEN, Bits, Parts, fold, inspect
-from psaq_jax.quantization.gptq import codes_of, gptq, searched_scale
+from psaq_jax.quantization.gptq import codes_of, coordinate_descent, gptq, searched_scale
 from psaq_jax.quantization.importance import token_importance
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
 from psaq_jax.quantization.segments import Link, chain
-from psaq_jax.quantization.views import with_plain_grounds
+from psaq_jax.quantization.views import close_ups, with_plain_grounds
 
 Progress = Callable[[int, int], None]
 
@@ -49,6 +49,7 @@ def default_params_and_sites(
       progress: called as progress(segments done, all); folder: of the reconstruction.
     """
     params, sites, kernels = model.params, {}, {}
+    near = close_ups(images, options.seed) if options.close_ups else None
     if options.plain_grounds:
         images = with_plain_grounds(images, options.seed)
     weighs = options.token_importance and options.search_ranges and activation_bits is not None
@@ -63,12 +64,13 @@ def default_params_and_sites(
         weights = {name: importance[link.full_name(name)] for name in parts.sites if link.full_name(name) in importance}
         found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model), weights)
         target, means = streaming.propagate_float(segment, folded, x_float)
-        rounded, layers = round_weights(segment, parts, folded, found, x, means, bits, options)
+        rounded, layers = round_weights(segment, parts, folded, found, x, near, means, bits, options)
         if segment.is_block and wants_reconstruction(bits, options):
             rounded, layers, found = reconstruct(
                 segment, rounded, layers, bits.weights, found, x, x_float, target, options, folder
             )
         x_float, x = target, streaming.propagate(segment, rounded, found, x)
+        near = None if near is None else streaming.propagate(segment, rounded, found, near)
         params = _replaced(params, link, rounded)
         kernels |= {link.full_name(f"{layer}/kernel"): kernel for layer, (kernel, _) in layers.items()}
         sites |= {link.full_name(name): quantizer for name, quantizer in found.items()}
@@ -160,18 +162,22 @@ def channel_costs(name: str, kernels: dict, moments: dict) -> jax.Array:
     return jnp.sum(jnp.square(kernels[layer]), 1) if layer in kernels else jnp.ones_like(moments[name].low)
 
 
-def round_weights(segment, parts: Parts, params, sites, x, means, bits: Bits, options) -> tuple[dict, dict]:
+def round_weights(segment, parts: Parts, params, sites, x, near, means, bits: Bits, options) -> tuple[dict, dict]:
     """Every Dense layer of the segment in running order: (parameters with rounded kernels, {layer: `Rounded`}).
 
     Args:
+      near: None, or the close-ups: rounding makes the error small on them too, biases are for x alone.
       means: {layer: mean of its inputs in the float segment [i]}.
     """
     rounded, layers = params, {}
     flat = traverse_util.flatten_dict(params, sep="/")
     for layer, shape in parts.layers.items():
         moments = streaming.layer_moments(segment, layer, shape[-1], rounded, sites, x)
-        kernel, bias = flat[f"{layer}/kernel"], flat.get(f"{layer}/bias")
-        layers[layer] = round_kernel(kernel, moments.hessian, np.float32(bits.weights[layer]), options)
+        kernel, bias, hessian = flat[f"{layer}/kernel"], flat.get(f"{layer}/bias"), moments.hessian
+        if near is not None:
+            others = streaming.layer_moments(segment, layer, shape[-1], rounded, sites, near).hessian
+            hessian = (len(x) * hessian + len(near) * others) / (len(x) + len(near))
+        layers[layer] = round_kernel(kernel, hessian, np.float32(bits.weights[layer]), options)
         changes = {f"{layer}/kernel": layers[layer].kernel.dequantize()}
         if options.bias_correction and bias is not None:
             changes[f"{layer}/bias"] = corrected(bias, kernel, means[layer], changes[f"{layer}/kernel"], moments.mean)
@@ -181,11 +187,12 @@ def round_weights(segment, parts: Parts, params, sites, x, means, bits: Bits, op
 
 def round_kernel(kernel, hessian, bits, options: DefaultRecipe) -> Rounded:
     """One kernel [i, o] with the input's second moments [i, i]."""
-    return _round(kernel, hessian, bits, np.float32(options.damping), options.search_weight_scales, options.gptq)
+    switches = options.search_weight_scales, options.gptq, options.coordinate_descent
+    return _round(kernel, hessian, bits, np.float32(options.damping), *switches)
 
 
-@functools.partial(jax.jit, static_argnames=("search", "second_order"))
-def _round(kernel, hessian, bits, damping, search: bool, second_order: bool) -> Rounded:
+@functools.partial(jax.jit, static_argnames=("search", "second_order", "descend"))
+def _round(kernel, hessian, bits, damping, search: bool, second_order: bool, descend: bool) -> Rounded:
     if search:
         scale = searched_scale(kernel, jnp.diagonal(hessian), bits)
     else:
@@ -194,6 +201,8 @@ def _round(kernel, hessian, bits, damping, search: bool, second_order: bool) -> 
         codes, target = gptq(kernel, hessian, scale, bits, damping)
     else:
         codes, target = codes_of(kernel, scale, bits), kernel
+    if descend:
+        codes, target, scale = coordinate_descent(kernel, hessian, codes, scale, bits, damping)
     return Rounded(QuantizedKernel(codes.astype(jnp.int8), scale), target)
 
 

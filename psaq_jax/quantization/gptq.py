@@ -1,6 +1,8 @@
-"""GPTQ: weights rounded one input channel at a time, each error made up for by the channels that follow.
+"""Weights rounded with second-order information: GPTQ, then coordinate descent.
 
-Frantar et al., ICLR 2023 ("GPTQ"), with the columns in order of falling curvature and in blocks, in one jitted scan.
+GPTQ (Frantar et al., ICLR 2023) rounds one input channel at a time, each error made up for by the channels that follow,
+here with the channels in order of falling curvature. Coordinate descent (QuantEase, Behdin et al., 2023) then goes over
+them again, each rounded to what is best while all others stay. Both in blocks of channels, in one jitted scan.
 Shapes: i input channels, o output channels. Kernels are [i, o].
 """
 
@@ -13,6 +15,7 @@ import numpy as np
 from psaq_jax.quantization.quantizers import LEAST_SCALE, weight_scale
 
 BLOCK = 64
+SWEEPS = 4  # of coordinate descent; the first brings most
 SHRINKS = np.linspace(0.4, 1.0, 31, dtype=np.float32)
 
 
@@ -50,16 +53,9 @@ def gptq(kernel, hessian, scale, bits, damping, block: int = BLOCK):
       (codes float32 [i, o], target float32 [i, o]): codes are `target/scale` rounded and clipped, target being the
       weights after what earlier channels asked of them.
     """
-    inputs = kernel.shape[0]
-    diagonal = jnp.diagonal(hessian)
-    order = jnp.argsort(-diagonal)
-    hessian = hessian[order][:, order] + jnp.eye(inputs) * jnp.maximum(damping * diagonal.mean(), 1e-20)
-    padding = -inputs % block
-    hessian = jnp.pad(hessian, ((0, padding), (0, padding)))
-    hessian += jnp.diag((jnp.arange(inputs + padding) >= inputs) * jnp.maximum(diagonal.mean(), 1e-20))
-    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(hessian), jnp.eye(inputs + padding))
+    order, rest, hessian = _in_order(kernel, hessian, damping, block)
+    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(hessian), jnp.eye(len(rest)))
     upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
-    rest = jnp.pad(kernel[order], ((0, padding), (0, 0)))
 
     def columns(rest, start):
         own = jax.lax.dynamic_slice_in_dim(rest, start, block)
@@ -75,6 +71,66 @@ def gptq(kernel, hessian, scale, bits, damping, block: int = BLOCK):
         _, (codes, targets, errors) = jax.lax.scan(column, own, jnp.arange(block))
         return rest - rows.T @ errors, (codes, targets)
 
-    _, found = jax.lax.scan(columns, rest, jnp.arange(0, inputs + padding, block))
-    back = jnp.argsort(order)
-    return tuple(x.reshape(inputs + padding, -1)[:inputs][back] for x in found)
+    _, found = jax.lax.scan(columns, rest, jnp.arange(0, len(rest), block))
+    return tuple(_put_back(x, order) for x in found)
+
+
+@functools.partial(jax.jit, static_argnames=("sweeps", "block"))
+def coordinate_descent(kernel, hessian, codes, scale, bits, damping, sweeps: int = SWEEPS, block: int = BLOCK):
+    """Codes and scales that no single change would better, or nearly: tr((W − Ŵ)ᵀ H (W − Ŵ)) never grows.
+
+    Each sweep first finds every output channel's best scale for its codes, in closed form.
+
+    Args:
+      codes: [i, o] float32, where to begin; the others as `gptq` takes them, and `sweeps` over the input channels.
+    Returns:
+      (codes, target, scale [o]): codes are `target/scale` rounded and clipped.
+    """
+    order, kernel, hessian = _in_order(kernel, hessian, damping, block)
+    codes = jnp.pad(codes[order], ((0, len(kernel) - len(codes)), (0, 0)))
+    product = functools.partial(jnp.matmul, precision="highest")
+
+    def columns(carry, start):
+        pull, codes, scale = carry  # H (W − Ŵ)
+        mine, own = (jax.lax.dynamic_slice_in_dim(x, start, block) for x in (codes, pull))
+        rows = jax.lax.dynamic_slice_in_dim(hessian, start, block)
+        square = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
+
+        def column(own, j):
+            target = mine[j] * scale + own[j] / square[j, j]
+            new = codes_of(target, scale, bits)
+            change = (new - mine[j]) * scale
+            return own - square[j][:, None] * change, (new, target, change)
+
+        _, (new, targets, changes) = jax.lax.scan(column, own, jnp.arange(block))
+        codes = jax.lax.dynamic_update_slice_in_dim(codes, new, start, 0)
+        return (pull - product(rows.T, changes), codes, scale), targets
+
+    def sweep(carry, _):
+        codes, scale = carry
+        weighed = product(hessian, codes)
+        best, size = jnp.sum(weighed * kernel, axis=0), jnp.sum(weighed * codes, axis=0)
+        scale = jnp.where((best > 0) & (size > 0), jnp.maximum(best / jnp.where(size > 0, size, 1), LEAST_SCALE), scale)
+        pull = product(hessian, kernel - codes * scale)
+        (_, codes, _), targets = jax.lax.scan(columns, (pull, codes, scale), jnp.arange(0, len(kernel), block))
+        return (codes, scale), targets
+
+    (codes, scale), targets = jax.lax.scan(sweep, (codes, scale), length=sweeps)
+    return _put_back(codes, order), _put_back(targets[-1], order), scale
+
+
+def _in_order(kernel, hessian, damping, block):
+    """(order [i], kernel, hessian): channels by falling curvature, damped, and filled up to whole blocks by channels
+    that nothing depends on.
+    """
+    diagonal, padding = jnp.diagonal(hessian), -len(kernel) % block
+    order = jnp.argsort(-diagonal)
+    hessian = hessian[order][:, order] + jnp.eye(len(kernel)) * jnp.maximum(damping * diagonal.mean(), 1e-20)
+    hessian = jnp.pad(hessian, ((0, padding), (0, padding)))
+    hessian += jnp.diag((jnp.arange(len(hessian)) >= len(kernel)) * jnp.maximum(diagonal.mean(), 1e-20))
+    return order, jnp.pad(kernel[order], ((0, padding), (0, 0))), hessian
+
+
+def _put_back(x, order):
+    """[blocks, block, o] or [rows, o] in order -> [i, o] as it was, without what was filled up."""
+    return x.reshape(-1, x.shape[-1])[: len(order)][jnp.argsort(order)]

@@ -21,13 +21,14 @@ MERGING = "merging/norm_output"
 
 # "default-gptq" is recipe "default" without that ingredient, "default+learn_rounding" with one that it leaves out.
 WITHOUT = {
-    "plain_grounds": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
+    "plain_grounds": False, "close_ups": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
     "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "token_importance": False,
-    "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False, "search_weight_scales": False,
-    "bias_correction": False, "reconstruct": False, "learn_rounding": False,
+    "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False, "coordinate_descent": False,
+    "search_weight_scales": False, "bias_correction": False, "reconstruct": False, "learn_rounding": False,
 }  # fmt: skip
 WITH = {"reconstruct": True, "learn_rounding": True}
-ADDED = {"token_importance": False}  # what records that are older than an ingredient mean; every new one stands here
+# What records that are older than an ingredient mean; every new one stands here.
+ADDED = {"token_importance": False, "close_ups": False, "coordinate_descent": False}
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")
@@ -52,6 +53,7 @@ class DefaultRecipe:
 
     Attributes:
       plain_grounds: every calibration image counts once more, shrunk on a plain ground (`views`).
+      close_ups: and in the second moments that kernels are rounded by once more, a part of it enlarged.
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.
@@ -66,7 +68,8 @@ class DefaultRecipe:
       gelu: grid of the GELU outputs below 8 bits: "searched" takes a uniform or a shifted logarithmic one, which is
         not for integer products; "uniform".
       gptq: weights rounded with second-order information; off: to nearest.
-      damping: of GPTQ's Hessian, as a part of its mean diagonal; ten times what is usual with real images, because
+      coordinate_descent: then each code and scale once more, to what is best while the others stay.
+      damping: of these two's Hessian, as a part of its mean diagonal; ten times what is usual with real images, because
         synthesized ones know the inputs' second moments only roughly.
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
@@ -77,6 +80,7 @@ class DefaultRecipe:
     """
 
     plain_grounds: bool = True
+    close_ups: bool = True
     first_last_8bit: bool = True
     fold_norms: bool = True
     fold_attention: bool = True
@@ -88,6 +92,7 @@ class DefaultRecipe:
     softmax: str = "searched"
     gelu: str = "searched"
     gptq: bool = True
+    coordinate_descent: bool = True
     damping: float = 0.1
     search_weight_scales: bool = True
     bias_correction: bool = True

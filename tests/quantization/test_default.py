@@ -73,15 +73,22 @@ def test_zero_lies_in_every_range(model):
 
 
 @pytest.mark.parametrize("switch", [
-    {"plain_grounds": False}, {"first_last_8bit": False}, {"fold_norms": False}, {"fold_attention": False},
-    {"search_ranges": False}, {"token_importance": False}, {"softmax": "uniform"}, {"gptq": False},
-    {"search_weight_scales": False}, {"bias_correction": False},
+    {"plain_grounds": False}, {"close_ups": False}, {"first_last_8bit": False}, {"fold_norms": False},
+    {"fold_attention": False}, {"search_ranges": False}, {"token_importance": False}, {"softmax": "uniform"},
+    {"gptq": False}, {"coordinate_descent": False}, {"search_weight_scales": False}, {"bias_correction": False},
 ])  # fmt: skip
 def test_every_ingredient_can_be_switched_off(model, switch):
     options = DefaultRecipe(**switch)
     q = quantized(model, 5, 5, options=options)
     assert q.options == options
     assert (q(TEST) != quantized(model, 5, 5)(TEST)).any()
+
+
+def test_close_ups_count_where_kernels_are_rounded_alone(model):
+    """Rounded to nearest, with the largest weights for scales, kernels need no moments: close-ups move nothing."""
+    nearest = DefaultRecipe(gptq=False, coordinate_descent=False, search_weight_scales=False)
+    found = (quantized(model, 5, 5, options=dataclasses.replace(nearest, close_ups=on)) for on in (True, False))
+    jax.tree.map(np.testing.assert_array_equal, *((q.params, q.sites) for q in found))
 
 
 def test_activations_are_folded_at_8_bits(model):

@@ -1,8 +1,8 @@
-"""Calibration images on plain grounds."""
+"""Views of calibration images: on plain grounds, and close-ups."""
 
 import numpy as np
 
-from psaq_jax.quantization.views import GREATEST, LEAST, with_plain_grounds
+from psaq_jax.quantization.views import ENLARGEMENTS, SHRINKS, close_ups, with_plain_grounds
 
 
 def test_every_image_comes_once_more_shrunk_on_a_plain_ground():
@@ -14,11 +14,31 @@ def test_every_image_comes_once_more_shrunk_on_a_plain_ground():
     for view in views[4:]:
         colours, counts = np.unique(np.round(view.reshape(-1, 3), 4), axis=0, return_counts=True)
         covered = 1 - counts.max() / counts.sum()  # all but the ground, the most frequent colour
-        assert LEAST**2 * 0.8 < covered < GREATEST**2 * 1.2
+        assert SHRINKS[0] ** 2 * 0.8 < covered < SHRINKS[1] ** 2 * 1.2
         assert len(colours) > 20
+
+
+def test_close_ups_are_parts_enlarged():
+    """Of a ramp, whose slope says how much it was enlarged and whose values say where it lay."""
+    rows, columns = np.mgrid[0:48, 0:64].astype(np.float32)
+    images = np.stack([rows, columns, rows + columns], axis=-1)[None].repeat(40, axis=0)
+    views, grey = np.split(close_ups(images), 2)
+    assert views.shape == images.shape and views.dtype == grey.dtype == np.float32
+    inside = views[:, 12:-12, 12:-12]  # cubic kernels see no edge there
+    down, across = np.diff(inside[..., 0], axis=1), np.diff(inside[..., 1], axis=2)
+    enlargements = 1 / down.mean((1, 2))
+    np.testing.assert_allclose(across.mean((1, 2)) * enlargements, 1, rtol=1e-3)
+    assert ENLARGEMENTS[0] * 0.99 < enlargements.min() < 3 < 6 < enlargements.max() < ENLARGEMENTS[1] * 1.01
+    assert views.min() >= 0 and views[..., 0].max() <= 47 and views[..., 1].max() <= 63
+    places = inside[..., 0].mean((1, 2)) / 47
+    assert places.min() < 0.3 and places.max() > 0.7
+    np.testing.assert_allclose(inside[..., 2], inside[..., 0] + inside[..., 1], atol=1e-3)
+    assert np.ptp(grey[grey.min(-1) < 47], axis=-1).max() == 0  # no colour but where a channel ends
+    assert all(np.unique(np.round(view, 3), return_counts=True)[1].max() > view.size / 8 for view in grey)  # a ground
 
 
 def test_views_follow_from_the_seed():
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    np.testing.assert_array_equal(with_plain_grounds(images, 3), with_plain_grounds(images, 3))
-    assert (with_plain_grounds(images, 3) != with_plain_grounds(images, 4)).any()
+    for views in (with_plain_grounds, close_ups):
+        np.testing.assert_array_equal(views(images, 3), views(images, 3))
+        assert (views(images, 3) != views(images, 4)).any()

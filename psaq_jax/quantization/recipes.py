@@ -53,7 +53,7 @@ class DefaultRecipe:
 
     Attributes:
       plain_grounds: every calibration image counts once more, shrunk on a plain ground (`views`).
-      close_ups: and in the second moments that kernels are rounded by once more, a part of it enlarged.
+      close_ups: and in the second moments that kernels are rounded by twice more, a part of it enlarged (`views`).
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.

@@ -61,7 +61,7 @@ def default_params_and_sites(
         parts = inspect(segment, link.parameters(params), x)
         bits = Bits({layer: weight_bits[link.full_name(layer)] for layer in parts.layers}, activation_bits)
         folded = fold(segment, parts, link.parameters(params), x_float, bits, options)
-        weights = {name: importance[link.full_name(name)] for name in parts.sites if link.full_name(name) in importance}
+        weights = {name: rows for name in parts.sites if (rows := importance.get(link.full_name(name))) is not None}
         found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model), weights)
         target, means = streaming.propagate_float(segment, folded, x_float)
         rounded, layers = round_weights(segment, parts, folded, found, x, near, means, bits, options)

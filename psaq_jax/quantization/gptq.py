@@ -58,9 +58,7 @@ def gptq(kernel, hessian, scale, bits, damping, block: int = BLOCK):
     upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
 
     def columns(rest, start):
-        own = jax.lax.dynamic_slice_in_dim(rest, start, block)
-        rows = jax.lax.dynamic_slice_in_dim(upper, start, block)
-        square = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
+        own, rows, square = _block(rest, upper, start, block)
 
         def column(own, j):
             target = own[j]
@@ -90,33 +88,37 @@ def coordinate_descent(kernel, hessian, codes, scale, bits, damping, sweeps: int
     codes = jnp.pad(codes[order], ((0, len(kernel) - len(codes)), (0, 0)))
     product = functools.partial(jnp.matmul, precision="highest")
 
-    def columns(carry, start):
-        pull, codes, scale = carry  # H (W − Ŵ)
-        mine, own = (jax.lax.dynamic_slice_in_dim(x, start, block) for x in (codes, pull))
-        rows = jax.lax.dynamic_slice_in_dim(hessian, start, block)
-        square = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
-
-        def column(own, j):
-            target = mine[j] * scale + own[j] / square[j, j]
-            new = codes_of(target, scale, bits)
-            change = (new - mine[j]) * scale
-            return own - square[j][:, None] * change, (new, target, change)
-
-        _, (new, targets, changes) = jax.lax.scan(column, own, jnp.arange(block))
-        codes = jax.lax.dynamic_update_slice_in_dim(codes, new, start, 0)
-        return (pull - product(rows.T, changes), codes, scale), targets
-
     def sweep(carry, _):
         codes, scale = carry
         weighed = product(hessian, codes)
         best, size = jnp.sum(weighed * kernel, axis=0), jnp.sum(weighed * codes, axis=0)
         scale = jnp.where((best > 0) & (size > 0), jnp.maximum(best / jnp.where(size > 0, size, 1), LEAST_SCALE), scale)
-        pull = product(hessian, kernel - codes * scale)
-        (_, codes, _), targets = jax.lax.scan(columns, (pull, codes, scale), jnp.arange(0, len(kernel), block))
-        return (codes, scale), targets
+
+        def columns(pull, found):  # pull: H (W − Ŵ)
+            start, mine = found
+            own, rows, square = _block(pull, hessian, start, block)
+
+            def column(own, j):
+                target = mine[j] * scale + own[j] / square[j, j]
+                new = codes_of(target, scale, bits)
+                change = (new - mine[j]) * scale
+                return own - square[j][:, None] * change, (new, target, change)
+
+            _, (new, targets, changes) = jax.lax.scan(column, own, jnp.arange(block))
+            return pull - product(rows.T, changes), (new, targets)
+
+        blocks = jnp.arange(0, len(kernel), block), codes.reshape(-1, block, codes.shape[1])
+        _, (new, targets) = jax.lax.scan(columns, product(hessian, kernel - codes * scale), blocks)
+        return (new.reshape(codes.shape), scale), targets
 
     (codes, scale), targets = jax.lax.scan(sweep, (codes, scale), length=sweeps)
     return _put_back(codes, order), _put_back(targets[-1], order), scale
+
+
+def _block(values, matrix, start, block):
+    """Of `block` channels from `start` on: (their rows of the values, of the matrix, and their part of the matrix)."""
+    own, rows = (jax.lax.dynamic_slice_in_dim(x, start, block) for x in (values, matrix))
+    return own, rows, jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
 
 
 def _in_order(kernel, hessian, damping, block):

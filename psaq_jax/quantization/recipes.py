@@ -28,7 +28,7 @@ WITHOUT = {
 }  # fmt: skip
 WITH = {"reconstruct": True, "learn_rounding": True}
 # What records that are older than an ingredient mean; every new one stands here.
-ADDED = {"token_importance": False, "close_ups": False, "coordinate_descent": False}
+ADDED = {name: WITHOUT[name] for name in ("token_importance", "close_ups", "coordinate_descent")}
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")

@@ -20,13 +20,17 @@ def with_plain_grounds(images: np.ndarray, seed: int = 0) -> np.ndarray:
     Returns:
       [2·n, height, width, 3] float32.
     """
+    return np.concatenate([images, _on_plain_grounds(images, seed)])
+
+
+def _on_plain_grounds(images, seed):
     generator = np.random.default_rng(seed)
-    n, least, greatest = len(images), images.min((0, 1, 2)), images.max((0, 1, 2))
+    n, (least, greatest) = len(images), _ends(images)
     grounds = least + (greatest - least) * generator.uniform(size=(n, 1, 1, 1)).astype(np.float32)
     scales = generator.uniform(*SHRINKS, (n, 2)).astype(np.float32)
     offsets = _offsets(images, scales, generator)
     views = _placed(images, scales, offsets) + (1 - _placed(np.ones_like(images), scales, offsets)) * grounds
-    return np.concatenate([images, np.clip(views, least, greatest)])
+    return np.clip(views, least, greatest)
 
 
 def close_ups(images: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -38,12 +42,16 @@ def close_ups(images: np.ndarray, seed: int = 0) -> np.ndarray:
     Returns:
       [2·n, height, width, 3] float32.
     """
-    generator = np.random.default_rng((seed, 1))
+    generator, ends = np.random.default_rng((seed, 1)), _ends(images)
     scales = np.exp(generator.uniform(*np.log(ENLARGEMENTS), (len(images), 1))).astype(np.float32).repeat(2, axis=1)
-    views = np.asarray(_placed(images, scales, _offsets(images, scales, generator)))
-    views = np.clip(views, images.min((0, 1, 2)), images.max((0, 1, 2)))
-    grey = with_plain_grounds(views, seed + 1)[len(views) :].mean(axis=-1, keepdims=True)
-    return np.concatenate([views, np.clip(grey, images.min((0, 1, 2)), images.max((0, 1, 2)))])
+    views = np.clip(_placed(images, scales, _offsets(images, scales, generator)), *ends)
+    grey = _on_plain_grounds(views, seed + 1).mean(axis=-1, keepdims=True)
+    return np.concatenate([views, np.clip(grey, *ends)])
+
+
+def _ends(images):
+    """Least and greatest value of each colour: ([3], [3])."""
+    return images.min((0, 1, 2)), images.max((0, 1, 2))
 
 
 def _offsets(images, scales, generator):
@@ -54,7 +62,7 @@ def _offsets(images, scales, generator):
 
 @jax.jit
 def _placed(images, scales, offsets):
-    """Each image scaled by its scales [n, 2], with its corner at its offsets [n, 2], on black."""
+    """Each image scaled by its scales [n, 2], with its corner at its offsets [n, 2], on zeros."""
 
     def one(image, scale, offset):
         return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, offset, "cubic")

@@ -129,7 +129,9 @@ def test_serves_every_family(name):
 
 
 def test_other_images_and_bits_compile_nothing(model, compilations):
+    """Once what the recipe does at some bits alone has run: at 8 bits, below them, and at 4 reconstruction."""
     quantized(model, 8, 8)
+    quantized(model, 3, 7)
     with compilations() as count:
         quantized(model, 4, 6, images=CALIBRATION[::-1].copy())
     assert count() == 0

@@ -1,7 +1,7 @@
 """Recipe "default": fold, choose ranges, round weights, reconstruct; one segment of the model at a time.
 
 Nothing here needs labels or real images. Every ingredient is a function of its own in the modules named after it
-(folding, importance, clipping, gptq, reconstruction); this one only says in which order they meet a segment.
+(folding, importance, clipping, gptq, two_sided, reconstruction); this one only says in which order they meet a segment.
 """
 
 import functools
@@ -18,10 +18,12 @@ from psaq_jax.quantization import clipping, folding, quantizers, statistics, str
 from psaq_jax.quantization.channel_folding import HEADS, HIDDEN, Bits, Parts, fold, inspect
 from psaq_jax.quantization.gptq import codes_of, coordinate_descent, gptq, searched_scale
 from psaq_jax.quantization.importance import token_importance
+from psaq_jax.quantization.output_moments import IMAGES, block_gradients, output_moments
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
 from psaq_jax.quantization.segments import Link, chain
+from psaq_jax.quantization.two_sided import two_sided
 from psaq_jax.quantization.views import close_ups, with_plain_grounds
 
 Progress = Callable[[int, int], None]
@@ -54,6 +56,9 @@ def default_params_and_sites(
         images = with_plain_grounds(images, options.seed)
     weighs = options.token_importance and options.search_ranges and activation_bits is not None
     importance = token_importance(model, images, options.seed) if weighs else {}
+    some = np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int))
+    two_sides = options.two_sided and min(weight_bits.values()) < 8
+    gradients = block_gradients(model, images[some], options.seed) if two_sides else {}
     x_float = x = images
     links = chain(model.module, model.params, model.image_shape)
     for done, link in enumerate(links, 1):
@@ -64,7 +69,9 @@ def default_params_and_sites(
         weights = {name: rows for name in parts.sites if (rows := importance.get(link.full_name(name))) is not None}
         found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model), weights)
         target, means = streaming.propagate_float(segment, folded, x_float)
-        rounded, layers = round_weights(segment, parts, folded, found, x, near, means, bits, options)
+        given = gradients.get(link.full_name("residual2"))
+        costs = {} if given is None else output_moments(segment, folded, x_float[some], given)
+        rounded, layers = round_weights(segment, parts, folded, found, x, near, means, costs, bits, options)
         if segment.is_block and wants_reconstruction(bits, options):
             rounded, layers, found = reconstruct(
                 segment, rounded, layers, bits.weights, found, x, x_float, target, options, folder
@@ -162,12 +169,14 @@ def channel_costs(name: str, kernels: dict, moments: dict) -> jax.Array:
     return jnp.sum(jnp.square(kernels[layer]), 1) if layer in kernels else jnp.ones_like(moments[name].low)
 
 
-def round_weights(segment, parts: Parts, params, sites, x, near, means, bits: Bits, options) -> tuple[dict, dict]:
+def round_weights(
+    segment, parts: Parts, params, sites, x, near, means, costs, bits: Bits, options
+) -> tuple[dict, dict]:
     """Every Dense layer of the segment in running order: (parameters with rounded kernels, {layer: `Rounded`}).
 
     Args:
       near: None, or the close-ups: rounding makes the error small on them too, biases are for x alone.
-      means: {layer: mean of its inputs in the float segment [i]}.
+      means: {layer: mean of its inputs in the float segment [i]}; costs: {layer: moments at its outputs [o, o]}.
     """
     rounded, layers = params, {}
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -177,7 +186,8 @@ def round_weights(segment, parts: Parts, params, sites, x, near, means, bits: Bi
         if near is not None:
             others = streaming.layer_moments(segment, layer, shape[-1], rounded, sites, near).hessian
             hessian = (len(x) * hessian + len(near) * others) / (len(x) + len(near))
-        layers[layer] = round_kernel(kernel, hessian, np.float32(bits.weights[layer]), options)
+        outputs = costs.get(layer) if bits.weights[layer] < 8 else None
+        layers[layer] = round_kernel(kernel, hessian, outputs, np.float32(bits.weights[layer]), options)
         changes = {f"{layer}/kernel": layers[layer].kernel.dequantize()}
         if options.bias_correction and bias is not None:
             changes[f"{layer}/bias"] = corrected(bias, kernel, means[layer], changes[f"{layer}/kernel"], moments.mean)
@@ -185,24 +195,26 @@ def round_weights(segment, parts: Parts, params, sites, x, near, means, bits: Bi
     return rounded, layers
 
 
-def round_kernel(kernel, hessian, bits, options: DefaultRecipe) -> Rounded:
-    """One kernel [i, o] with the input's second moments [i, i]."""
+def round_kernel(kernel, inputs, outputs, bits, options: DefaultRecipe) -> Rounded:
+    """One kernel [i, o], with the second moments of its inputs [i, i] and, or None, of the gradients behind [o, o]."""
     switches = options.search_weight_scales, options.gptq, options.coordinate_descent
-    return _round(kernel, hessian, bits, np.float32(options.damping), *switches)
+    return _round(kernel, inputs, outputs, bits, np.float32(options.damping), *switches)
 
 
 @functools.partial(jax.jit, static_argnames=("search", "second_order", "descend"))
-def _round(kernel, hessian, bits, damping, search: bool, second_order: bool, descend: bool) -> Rounded:
+def _round(kernel, inputs, outputs, bits, damping, search: bool, second_order: bool, descend: bool) -> Rounded:
     if search:
-        scale = searched_scale(kernel, jnp.diagonal(hessian), bits)
+        scale = searched_scale(kernel, jnp.diagonal(inputs), bits)
     else:
         scale = quantizers.weight_scale(kernel, bits)
     if second_order:
-        codes, target = gptq(kernel, hessian, scale, bits, damping)
+        codes, target = gptq(kernel, inputs, scale, bits, damping)
     else:
         codes, target = codes_of(kernel, scale, bits), kernel
     if descend:
-        codes, target, scale = coordinate_descent(kernel, hessian, codes, scale, bits, damping)
+        codes, target, scale = coordinate_descent(kernel, inputs, codes, scale, bits, damping)
+    if outputs is not None:
+        codes, target = two_sided(kernel, inputs, outputs, scale, bits, damping)
     return Rounded(QuantizedKernel(codes.astype(jnp.int8), scale), target)
 
 

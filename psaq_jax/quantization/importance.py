@@ -43,23 +43,27 @@ def _importance(model: Model, images, key) -> dict[str, jax.Array]:
     sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], images)
     offsets = {name: jnp.zeros(y.shape, y.dtype) for name, y in sites.items() if wanted(name) and name != "input"}
 
-    def combination(offsets):
-        seen = {}
-
-        def tap(name, y):
-            if name not in offsets:
-                return y
-            seen[name] = y
-            return y + offsets[name]
-
-        with exact_products(model.module.dtype):
-            logits = apply_with_tap(model.module, model.params, images, tap)
-        weights = jax.random.normal(key, logits.shape)
-        # What shifts all logits alike changes no prediction.
-        return jnp.sum((weights - weights.mean(-1, keepdims=True)) * logits), seen
-
-    gradients, seen = jax.grad(combination, has_aux=True)(offsets)
+    gradients, seen = jax.grad(lambda offsets: combine(model, images, key, offsets), has_aux=True)(offsets)
     return {name: _by_rows(name, seen[name], gradient, len(images)) for name, gradient in gradients.items()}
+
+
+def combine(model: Model, images, key, offsets: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(a random combination of each image's logits, all summed up, {site: its tensor}), with `offsets` added to sites.
+
+    What shifts all logits of an image alike changes no prediction, and moves nothing here.
+    """
+    seen = {}
+
+    def tap(name, y):
+        if name not in offsets:
+            return y
+        seen[name] = y
+        return y + offsets[name]
+
+    with exact_products(model.module.dtype):
+        logits = apply_with_tap(model.module, model.params, images, tap)
+    weights = jax.random.normal(key, logits.shape)
+    return jnp.sum((weights - weights.mean(-1, keepdims=True)) * logits), seen
 
 
 def _by_rows(name: str, x, gradient, images: int) -> jax.Array:

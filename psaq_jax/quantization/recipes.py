@@ -24,11 +24,12 @@ WITHOUT = {
     "plain_grounds": False, "close_ups": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
     "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "token_importance": False,
     "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False, "coordinate_descent": False,
-    "search_weight_scales": False, "bias_correction": False, "reconstruct": False, "learn_rounding": False,
+    "two_sided": False, "search_weight_scales": False, "bias_correction": False, "reconstruct": False,
+    "learn_rounding": False,
 }  # fmt: skip
 WITH = {"reconstruct": True, "learn_rounding": True}
 # What records that are older than an ingredient mean; every new one stands here.
-ADDED = {name: WITHOUT[name] for name in ("token_importance", "close_ups", "coordinate_descent")}
+ADDED = {name: WITHOUT[name] for name in ("token_importance", "close_ups", "coordinate_descent", "two_sided")}
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")
@@ -69,8 +70,10 @@ class DefaultRecipe:
         not for integer products; "uniform".
       gptq: weights rounded with second-order information; off: to nearest.
       coordinate_descent: then each code and scale once more, to what is best while the others stay.
-      damping: of these two's Hessian, as a part of its mean diagonal; ten times what is usual with real images, because
-        synthesized ones know the inputs' second moments only roughly.
+      two_sided: then, in blocks and below 8 bits, codes anew, by what combinations of outputs do to the logits too
+        (`two_sided`, `output_moments`).
+      damping: of these three's Hessian, as a part of its mean diagonal; ten times what is usual with real images,
+        because synthesized ones know the inputs' second moments only roughly.
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
       reconstruct: None: where weights or activations have at most 4 bits; True; False.
@@ -93,6 +96,7 @@ class DefaultRecipe:
     gelu: str = "searched"
     gptq: bool = True
     coordinate_descent: bool = True
+    two_sided: bool = True
     damping: float = 0.1
     search_weight_scales: bool = True
     bias_correction: bool = True

@@ -36,7 +36,10 @@ class Segment:
     def is_block(self) -> bool:
         return not self.blocks
 
-    def __call__(self, params, x, tap: Tap = lambda name, x: x, watch: Watch = lambda name, x: None):
+    def __call__(
+        self, params, x, tap: Tap = lambda name, x: x, watch: Watch = lambda name, x: None,
+        replace: Tap = lambda name, x: x,
+    ):  # fmt: skip
         """Runs the segment. Traceable; names are relative to the block's path.
 
         Args:
@@ -44,33 +47,35 @@ class Segment:
           x: the output of the segment before; pixels for the first.
           tap: as of `apply_with_tap`.
           watch: called with the name and the input of every Dense layer.
+          replace: the same with its output, which it may replace.
         """
-        interceptor = self._inner(tap, watch) if self.is_block else self._between(x, tap, watch)
+        interceptor = self._inner(tap, watch, replace) if self.is_block else self._between(x, tap, watch, replace)
         if not self.is_block and self.index:
             x, given = jnp.zeros((x.shape[0], *self.module.image_size, 3)), x
-            interceptor = self._between(given, tap, watch)
+            interceptor = self._between(given, tap, watch, replace)
         with exact_products(self.module.dtype), nn.intercept_methods(interceptor):
             y = self.module.apply({"params": params}, x)
         return y if self.is_block or self.index == len(self.blocks) else interceptor.reached["x"]
 
-    def _inner(self, tap, watch):
+    def _inner(self, tap, watch, replace):
         def interceptor(next_fun, args, kwargs, context):
             name = "/".join(context.module.path)
             if context.method_name == "__call__" and isinstance(context.module, nn.Dense):
                 watch(name, args[0])
+                return replace(name, next_fun(*args, **kwargs))
             y = next_fun(*args, **kwargs)
             is_site = context.method_name == "__call__" and isinstance(context.module, Site)
             return tap(name, y) if is_site else y
 
         return interceptor
 
-    def _between(self, given, tap, watch):
+    def _between(self, given, tap, watch, replace):
         """Blocks don't run: the one before this segment gives `given`, the one after it notes what it was called with.
 
         What the other parts of the model compute meanwhile, on dummies, is dead code that jit drops.
         """
-        inner, passed = self._inner(tap, watch), [0]
-        silent = self._inner(lambda name, x: x, lambda name, x: None)
+        inner, passed = self._inner(tap, watch, replace), [0]
+        silent = self._inner(lambda name, x: x, lambda name, x: None, lambda name, x: x)
 
         def interceptor(next_fun, args, kwargs, context):
             if context.method_name == "__call__" and "/".join(context.module.path) in self.blocks:

@@ -75,7 +75,8 @@ def test_zero_lies_in_every_range(model):
 @pytest.mark.parametrize("switch", [
     {"plain_grounds": False}, {"close_ups": False}, {"first_last_8bit": False}, {"fold_norms": False},
     {"fold_attention": False}, {"search_ranges": False}, {"token_importance": False}, {"softmax": "uniform"},
-    {"gptq": False}, {"coordinate_descent": False}, {"search_weight_scales": False}, {"bias_correction": False},
+    {"gptq": False}, {"coordinate_descent": False}, {"two_sided": False}, {"search_weight_scales": False},
+    {"bias_correction": False},
 ])  # fmt: skip
 def test_every_ingredient_can_be_switched_off(model, switch):
     options = DefaultRecipe(**switch)
@@ -86,9 +87,20 @@ def test_every_ingredient_can_be_switched_off(model, switch):
 
 def test_close_ups_count_where_kernels_are_rounded_alone(model):
     """Rounded to nearest, with the largest weights for scales, kernels need no moments: close-ups move nothing."""
-    nearest = DefaultRecipe(gptq=False, coordinate_descent=False, search_weight_scales=False)
+    nearest = DefaultRecipe(gptq=False, coordinate_descent=False, two_sided=False, search_weight_scales=False)
     found = (quantized(model, 5, 5, options=dataclasses.replace(nearest, close_ups=on)) for on in (True, False))
     jax.tree.map(np.testing.assert_array_equal, *((q.params, q.sites) for q in found))
+
+
+@pytest.mark.parametrize("bits, counts", [((8, 8), False), ((7, 8), True), ((4, 4), True)])
+def test_both_sides_count_below_8_bits(model, bits, counts):
+    found = [quantized(model, *bits, options=DefaultRecipe(two_sided=on, reconstruct=False)) for on in (True, False)]
+    for block in (name for name in found[0].params if name.startswith("block_")):
+        kernels = (filter(_is_kernel, jax.tree.leaves(q.params[block], is_leaf=_is_kernel)) for q in found)
+        for both_sides, inputs_alone in zip(*kernels, strict=True):
+            assert (both_sides.codes != inputs_alone.codes).any() == counts, block
+    embeddings = (q.params["patch_embedding"]["kernel"].codes for q in found)
+    np.testing.assert_array_equal(*embeddings)  # 8 bits
 
 
 def test_activations_are_folded_at_8_bits(model):

@@ -4,6 +4,7 @@ Nothing here needs labels or real images. Every ingredient is a function of its 
 (folding, importance, clipping, gptq, two_sided, reconstruction); this one only says in which order they meet a segment.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -197,24 +198,27 @@ def round_weights(
 
 def round_kernel(kernel, inputs, outputs, bits, options: DefaultRecipe) -> Rounded:
     """One kernel [i, o], with the second moments of its inputs [i, i] and, or None, of the gradients behind [o, o]."""
+    damping = np.float32(options.damping)
     switches = options.search_weight_scales, options.gptq, options.coordinate_descent
-    return _round(kernel, inputs, outputs, bits, np.float32(options.damping), *switches)
+    rounded = _round(kernel, inputs, bits, damping, *switches)
+    if outputs is None:
+        return rounded
+    codes, target = two_sided(kernel, inputs, outputs, rounded.kernel.scale, bits, damping)
+    return Rounded(dataclasses.replace(rounded.kernel, codes=codes.astype(jnp.int8)), target)
 
 
 @functools.partial(jax.jit, static_argnames=("search", "second_order", "descend"))
-def _round(kernel, inputs, outputs, bits, damping, search: bool, second_order: bool, descend: bool) -> Rounded:
+def _round(kernel, hessian, bits, damping, search: bool, second_order: bool, descend: bool) -> Rounded:
     if search:
-        scale = searched_scale(kernel, jnp.diagonal(inputs), bits)
+        scale = searched_scale(kernel, jnp.diagonal(hessian), bits)
     else:
         scale = quantizers.weight_scale(kernel, bits)
     if second_order:
-        codes, target = gptq(kernel, inputs, scale, bits, damping)
+        codes, target = gptq(kernel, hessian, scale, bits, damping)
     else:
         codes, target = codes_of(kernel, scale, bits), kernel
     if descend:
-        codes, target, scale = coordinate_descent(kernel, inputs, codes, scale, bits, damping)
-    if outputs is not None:
-        codes, target = two_sided(kernel, inputs, outputs, scale, bits, damping)
+        codes, target, scale = coordinate_descent(kernel, hessian, codes, scale, bits, damping)
     return Rounded(QuantizedKernel(codes.astype(jnp.int8), scale), target)
 
 

@@ -69,6 +69,6 @@ def _output_moments(segment: Segment, params, x, gradients, mask) -> dict[str, j
     jax.eval_shape(lambda: segment(params, x, replace=see))
     offsets = {name: jnp.zeros(y.shape, y.dtype) for name, y in outputs.items()}
     _, back = jax.vjp(lambda offsets: segment(params, x, replace=lambda name, y: y + offsets[name]), offsets)
-    (found,) = back(gradients * mask.reshape(-1, *[1] * (gradients.ndim - 1)))
+    (found,) = back(gradients * mask.reshape(-1, *[1] * (gradients.ndim - 1)).astype(gradients.dtype))
     rows = {name: channels_last(gradient, heads=False) for name, gradient in found.items()}
     return {name: jnp.matmul(y.T, y, precision="highest") for name, y in rows.items()}

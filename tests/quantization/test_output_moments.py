@@ -77,11 +77,24 @@ def test_a_short_last_batch_counts_no_image_twice():
     assert gradients.shape == (COMBINATIONS * 5, *x.shape[1:])
     params = link.parameters(model.params)
     whole = output_moments(link.segment, params, x, gradients)
-    single = [
-        output_moments(link.segment, params, x[[i]], gradients[i::5]) for i in range(5)
-    ]
+    single = [output_moments(link.segment, params, x[[i]], gradients[i::5]) for i in range(5)]
     for layer, found in whole.items():
         np.testing.assert_allclose(found, sum(s[layer] for s in single), rtol=2e-4, atol=1e-6 * np.abs(found).max())
+
+
+def test_half_precision_finds_about_the_same():
+    model, images = load("paper/vit")
+    link, x = inputs_of(model, images, "block_1")
+
+    def found(model, x):
+        half = next(k for k in chain(model.module, model.params, model.image_shape) if k.path == link.path)
+        gradients = block_gradients(model, images)[link.full_name("residual2")]
+        return output_moments(half.segment, half.parameters(model.params), x, gradients)
+
+    whole, half = found(model, x), found(model.with_dtype(jnp.bfloat16), x.astype(jnp.bfloat16))
+    for layer, moments in half.items():
+        assert moments.dtype == jnp.float32
+        np.testing.assert_allclose(moments, whole[layer], atol=0.05 * np.abs(whole[layer]).max(), err_msg=layer)
 
 
 def test_folding_leaves_the_gradients_at_the_blocks_outputs_and_scales_those_inside():

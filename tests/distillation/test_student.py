@@ -13,7 +13,7 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import GOLDEN, golden, nhwc
 
-QUICK = DefaultRecipe(gptq=False, reconstruct=False)
+QUICK = DefaultRecipe(gptq=False, coordinate_descent=False, two_sided=False, reconstruct=False)
 
 
 def quantized(family):

@@ -31,15 +31,15 @@ def two_sided(kernel, inputs, outputs, scale, bits, damping):
     own = jnp.diagonal(outputs)
     own = jnp.where(own > 0, own, 1)  # an output that moves no logit is rounded on its own
     outputs = jnp.where(jnp.eye(len(own)), jnp.diag(own), CORRELATED * outputs)
-    order, other = jnp.argsort(-diagonal), jnp.argsort(-own * jnp.square(scale))
-    problem = kernel[order][:, other], _feedback(inputs[order][:, order]), _feedback(outputs[other][:, other])
-    scales = jnp.broadcast_to(scale[other], kernel.shape)
+    order, output_order = jnp.argsort(-diagonal), jnp.argsort(-own * jnp.square(scale))
+    rest, scales = kernel[order][:, output_order], jnp.broadcast_to(scale[output_order], kernel.shape)
+    by_input = _feedback(inputs[order][:, order])
+    by_output = _feedback(outputs[output_order][:, output_order])
     if len(kernel) > kernel.shape[1]:
-        rest, after_output, after_input = problem
-        targets = _targets(rest.T, after_input, after_output, scales.T, bits).T
+        targets = _targets(rest.T, by_output, by_input, scales.T, bits).T
     else:
-        targets = _targets(*problem, scales, bits)
-    target = targets[jnp.argsort(order)][:, jnp.argsort(other)]
+        targets = _targets(rest, by_input, by_output, scales, bits)
+    target = targets[jnp.argsort(order)][:, jnp.argsort(output_order)]
     return codes_of(target, scale, bits), target
 
 

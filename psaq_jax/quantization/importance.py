@@ -28,10 +28,15 @@ def token_importance(model: Model, images: np.ndarray, seed: int = 0) -> dict[st
     Args:
       images: [n, height, width, 3] float32, normalised. seed: of the random combinations of the logits, one an image.
     """
+    return by_batches(_importance, model, images, seed)
+
+
+def by_batches(function, model: Model, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """What `function(model, batch, key) -> {name: [b, ...]}` gives for all images, {name: [n, ...]}; a key a batch."""
     found = {}
     for number, (part, mask) in enumerate(streaming.batches(images, size=BATCH)):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        for name, rows in _importance(model, part, key).items():
+        for name, rows in function(model, part, key).items():
             found.setdefault(name, []).append(np.asarray(rows)[mask > 0])
     return {name: np.concatenate(rows) for name, rows in found.items()}
 
@@ -42,7 +47,6 @@ def _importance(model: Model, images, key) -> dict[str, jax.Array]:
     wanted = site_filter(model.module, "default")
     sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], images)
     offsets = {name: jnp.zeros(y.shape, y.dtype) for name, y in sites.items() if wanted(name) and name != "input"}
-
     gradients, seen = jax.grad(lambda offsets: combine(model, images, key, offsets), has_aux=True)(offsets)
     return {name: _by_rows(name, seen[name], gradient, len(images)) for name, gradient in gradients.items()}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import streaming
-from psaq_jax.quantization.importance import BATCH, combine
+from psaq_jax.quantization.importance import by_batches, combine
 from psaq_jax.quantization.segments import Segment
 from psaq_jax.quantization.statistics import channels_last
 from psaq_jax.sites import record
@@ -30,12 +30,7 @@ def block_gradients(model: Model, images: np.ndarray, seed: int = 0) -> dict[str
     Args:
       images: [n, height, width, 3] float32, normalised. seed: of the combinations.
     """
-    found = {}
-    for number, (part, mask) in enumerate(streaming.batches(np.concatenate([images] * COMBINATIONS), size=BATCH)):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        for name, gradients in _block_gradients(model, part, key).items():
-            found.setdefault(name, []).append(np.asarray(gradients)[mask > 0])
-    return {name: np.concatenate(gradients) for name, gradients in found.items()}
+    return by_batches(_block_gradients, model, np.concatenate([images] * COMBINATIONS), seed)
 
 
 @jax.jit

@@ -35,7 +35,7 @@ class DistillationConfig:
     mixing: float = 0.0
     feature_weight: float = 1.0
     kernel_rate: float = 3e-4
-    scale_rate: float = 5e-4
+    scale_rate: float = 1e-4
     float_rate: float = 3e-4
 
     def __post_init__(self):

@@ -21,7 +21,7 @@ from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sites import apply_with_tap
 
 ALTERNATIONS = 10
-LEAN = 0.49  # of a code, at most: less than the half at which it would turn
+LEAN = 0.25  # of a code, at most; it turns at half a code, and from near there the first steps turn too many at once
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["scale", "bound"], meta_fields=[])

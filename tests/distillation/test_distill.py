@@ -1,6 +1,7 @@
 """Distillation as a whole: it brings the student nearer to its teacher, repeats itself, and survives being killed."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,20 @@ def test_brings_the_student_nearer_to_its_teacher(model, start):
     result = distill(model, start, IMAGES, config)
     assert error(model, result.model) < 0.8 * error(model, start)
     assert result.history["student/discrepancy"].shape == (60,) and len(result.images) == len(IMAGES)
+
+
+def test_the_first_steps_turn_no_code_of_kernels_that_second_moments_rounded(model):
+    """These lie anywhere in or beyond their code's interval; turned all at once they would be rounded to nearest."""
+    q = psaq_jax.quantize(
+        model, psaq_jax.calibrate(model, IMAGES, recipe="default"), 4, 8, recipe="default", images=IMAGES,
+        options=DefaultRecipe(reconstruct=False),
+    )  # fmt: skip
+    config = DistillationConfig(cycles=1, generator_iterations=0, student_steps=10, batch_size=8)
+    learned = distill(model, q, IMAGES, config).model
+    path = ("block_1", "mlp", "dense1", "kernel")
+    before, after = (functools.reduce(lambda tree, name: tree[name], path, x.params).codes for x in (q, learned))
+    np.testing.assert_array_equal(before, after)
+    assert any((a != b).any() for a, b in zip(leaves(q), leaves(learned), strict=True)), "it has learned something"
 
 
 def test_the_generators_images_enlarge_the_discrepancy(model, start):

@@ -41,13 +41,13 @@ def finished(tmp_path_factory, data):
 
 def test_the_main_job_runs_at_another_image_size(tmp_path, data):
     """At 48 px and with an ingredient taken away; the artefact then runs at that size, and at no other."""
-    small = (*SMALL, "--config.quantization.bits=w4a8", "--quiet", f"--workdir={tmp_path / 'run'}")
+    small = (*SMALL, "--config.quantization.bits=w6a8", "--quiet", f"--workdir={tmp_path / 'run'}")
     size = ("--config.image_size=48", f"--config.data=npz:{data}")
     recipe = "--config.quantization.recipe=default-gptq"
     done = launch("quantize", f"--config.model={TINY}", *size, recipe, *small, config="configs/default.py")
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "run" / "images" / "synthesized.npy").shape == (4, 48, 48, 3)
-    artefact = tmp_path / "run" / "quantized" / "w4a8-default-gptq-synthesized"
+    artefact = tmp_path / "run" / "quantized" / "w6a8-default-gptq-synthesized"
     done = launch("evaluate", f"--config.model={artefact}", *size, f"--workdir={tmp_path / 'evaluated'}", "--quiet")
     assert done.returncode == 0, done.stderr
     runs = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]

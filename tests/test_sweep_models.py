@@ -23,7 +23,7 @@ def data(tmp_path_factory):
 def distillation(data, **changes):
     """A sweep of one seed and recipe "distill" alone."""
     settings = {
-        "seeds": (0,), "quantization": SweepQuantization(("w4a8",), "distill"),
+        "seeds": (0,), "quantization": SweepQuantization(("w6a8",), "distill"),
         "distillation": DistillationConfig(cycles=2, generator_iterations=2, student_steps=2, batch_size=4),
     }  # fmt: skip
     return config(data, **settings | changes)
@@ -40,7 +40,7 @@ def test_distill_trains_the_default_recipe_on_the_cells_images(distilled, data, 
     """The generator has its turns on synthesized images alone, and nothing of the training stays on the disk."""
     workdir, (results,), bars = distilled
     assert [(r["recipe"], r["bits"], r["calibration"]) for r in results["runs"]] == [
-        ("distill", "w4a8", "synthesized"), ("distill", "w4a8", "noise"),
+        ("distill", "w6a8", "synthesized"), ("distill", "w6a8", "noise"),
     ]  # fmt: skip
     assert sum(title.endswith("train") for title in bars) == 2
     assert not list(workdir.glob("*/distillation/seed_0/*/"))
@@ -55,7 +55,7 @@ def test_distill_trains_the_default_recipe_on_the_cells_images(distilled, data, 
     for path in workdir.glob("*/distillation/seed_*/*.json"):
         path.unlink()
     assert timeless(run_sweep(distillation(data), workdir)) == timeless([results])
-    assert seen == [("default", 4, 2, 4), ("default", 4, 0, 4)]
+    assert seen == [("default", 6, 2, 4), ("default", 6, 0, 4)]
 
 
 def test_distillations_are_kept_and_their_settings_with_them(distilled, data, monkeypatch):
@@ -75,14 +75,14 @@ def test_a_killed_sweep_goes_on_within_a_distillation(distilled, data, tmp_path)
 
     def bars(title):
         def bar(done, total):
-            if title.endswith("w4a8-distill-noise train") and done == 3:
+            if title.endswith("w6a8-distill-noise train") and done == 3:
                 raise Killed
 
         return bar
 
     with pytest.raises(Killed):
         run_sweep(distillation(data), tmp_path, bars, every_seconds=0)
-    (place,) = tmp_path.glob("*/distillation/seed_0/w4a8-distill-noise")
+    (place,) = tmp_path.glob("*/distillation/seed_0/w6a8-distill-noise")
     done = []
     resumed = run_sweep(distillation(data), tmp_path, lambda title: lambda tick, total: done.append((title, tick)))
     assert timeless(resumed) == timeless(results) and not place.exists()

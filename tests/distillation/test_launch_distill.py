@@ -15,7 +15,7 @@ import psaq_jax
 from tests.test_launch import ROOT, TINY
 
 SMALL = (
-    f"--config.model={TINY}", "--config.data=", "--config.quantization.bits=('w4a8',)",
+    f"--config.model={TINY}", "--config.data=", "--config.quantization.bits=('w6a8',)",
     "--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4",
     "--config.distillation.cycles=3", "--config.distillation.generator_iterations=4",
     "--config.distillation.student_steps=4", "--config.distillation.batch_size=4", "--checkpoint_seconds=0",
@@ -50,20 +50,20 @@ def test_writes_both_models_and_one_table(finished):
     workdir, done = finished
     results = json.loads((workdir / "results.json").read_text())
     assert [(r["recipe"], r["bits"], r["calibration"]) for r in results["runs"]] == [
-        ("default", "w4a8", "synthesized"), ("distill", "w4a8", "synthesized"),
+        ("default", "w6a8", "synthesized"), ("distill", "w6a8", "synthesized"),
     ]  # fmt: skip
-    assert results["distillation"]["w4a8"]["images"] == 4 + 3 * 4
+    assert results["distillation"]["w6a8"]["images"] == 4 + 3 * 4
     pixels = np.load(workdir / "images" / "synthesized.npy")
-    models = {name: psaq_jax.load_quantized(workdir / "quantized" / f"w4a8-{name}-synthesized") for name in
+    models = {name: psaq_jax.load_quantized(workdir / "quantized" / f"w6a8-{name}-synthesized") for name in
               ("default", "distill")}  # fmt: skip
     assert np.abs(np.asarray(models["default"](pixels)) - np.asarray(models["distill"](pixels))).max() > 0
-    assert (workdir / "distillation" / "w4a8" / "generated.png").stat().st_size > 1000
-    assert "agreement" in done.stdout and "distill" in done.stdout and "distill w4a8: 100%" in done.stderr
+    assert (workdir / "distillation" / "w6a8" / "generated.png").stat().st_size > 1000
+    assert "agreement" in done.stdout and "distill" in done.stdout and "distill w6a8: 100%" in done.stderr
 
 
 def test_a_killed_job_ends_with_the_same_bits(finished, cache, tmp_path):
     workdir, _ = finished
-    running = tmp_path / "killed" / "distillation" / "w4a8" / "running"
+    running = tmp_path / "killed" / "distillation" / "w6a8" / "running"
     for sent in (signal.SIGKILL, signal.SIGTERM):
         process = subprocess.Popen(command(tmp_path / "killed"), **settings(cache))
         before = {path.name for path in running.glob("*")}
@@ -73,7 +73,7 @@ def test_a_killed_job_ends_with_the_same_bits(finished, cache, tmp_path):
         process.communicate(timeout=600)
     done = subprocess.run(command(tmp_path / "killed"), timeout=600, **settings(cache))
     assert done.returncode == 0, done.stderr
-    name = pathlib.Path("quantized") / "w4a8-distill-synthesized" / "model.safetensors"
+    name = pathlib.Path("quantized") / "w6a8-distill-synthesized" / "model.safetensors"
     assert (tmp_path / "killed" / name).read_bytes() == (workdir / name).read_bytes()
 
 

@@ -1,7 +1,6 @@
 """Distillation as a whole: it brings the student nearer to its teacher, repeats itself, and survives being killed."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +25,15 @@ def model():
     return psaq_jax.load_model(GOLDEN / "paper" / "vit")
 
 
+def quantized(model, weight_bits, activation_bits, **options):
+    ranges, options = psaq_jax.calibrate(model, IMAGES, recipe="default"), DefaultRecipe(reconstruct=False, **options)
+    return psaq_jax.quantize(model, ranges, weight_bits, activation_bits, "default", IMAGES, options)
+
+
 @pytest.fixture(scope="module")
 def start(model):
-    ranges = psaq_jax.calibrate(model, IMAGES, recipe="default")
-    # Kernels to nearest: something is left to learn.
-    options = DefaultRecipe(gptq=False, coordinate_descent=False, two_sided=False, reconstruct=False)
-    return psaq_jax.quantize(model, ranges, 3, 4, recipe="default", images=IMAGES, options=options)
+    """Kernels to nearest: something is left to learn."""
+    return quantized(model, 3, 4, gptq=False, coordinate_descent=False, two_sided=False)
 
 
 def leaves(q):
@@ -52,14 +54,10 @@ def test_brings_the_student_nearer_to_its_teacher(model, start):
 
 def test_the_first_steps_turn_no_code_of_kernels_that_second_moments_rounded(model):
     """These lie anywhere in or beyond their code's interval; turned all at once they would be rounded to nearest."""
-    q = psaq_jax.quantize(
-        model, psaq_jax.calibrate(model, IMAGES, recipe="default"), 4, 8, recipe="default", images=IMAGES,
-        options=DefaultRecipe(reconstruct=False),
-    )  # fmt: skip
+    q = quantized(model, 4, 8)
     config = DistillationConfig(cycles=1, generator_iterations=0, student_steps=10, batch_size=8)
     learned = distill(model, q, IMAGES, config).model
-    path = ("block_1", "mlp", "dense1", "kernel")
-    before, after = (functools.reduce(lambda tree, name: tree[name], path, x.params).codes for x in (q, learned))
+    before, after = (x.params["block_1"]["mlp"]["dense1"]["kernel"].codes for x in (q, learned))
     np.testing.assert_array_equal(before, after)
     assert any((a != b).any() for a, b in zip(leaves(q), leaves(learned), strict=True)), "it has learned something"
 

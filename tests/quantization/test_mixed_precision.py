@@ -89,8 +89,7 @@ def test_recipe_default_keeps_first_and_last_apart():
 def test_every_kernel_gets_its_bits(recipe):
     model, pixels = random_model(), random_pixels(count=8)
     bits = dict(zip(kernel_sizes(model.params), (2, 3, 4, 5, 6, 7), strict=True))
-    images = None if recipe == "paper" else pixels
-    options = None if recipe == "paper" else DefaultRecipe(reconstruct=False)  # kernels are rounded before it
+    images, options = (None, None) if recipe == "paper" else (pixels, DefaultRecipe(reconstruct=False))
     q = quantize(model, calibrate(model, pixels, recipe), bits, 8, recipe, images, options)
     assert dict(q.kernel_bits) == {f"{layer}/kernel": b for layer, b in bits.items()}
     layers = {"patch_embedding": q.params["patch_embedding"], "head": q.params["head"]}

@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import re
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,8 +104,9 @@ class JobConfig:
             raise InputError(f"calibration is empty, expected some of {', '.join(CALIBRATIONS)}")
         _choice("dtype", self.dtype, DTYPES)
         _choice("data_errors", self.data_errors, ("stop", "skip"))
-        if self.batch_size < 1:
-            raise InputError(f"batch_size is {self.batch_size}, expected at least 1")
+        for name, least in (("batch_size", 1), ("image_size", 0), ("data_workers", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed is {self.seed}, expected a whole number from 0 to 2147483647")
 
@@ -152,13 +155,36 @@ def from_mapping(cls: type, values: Mapping[str, Any], prefix: str = "config"):
                 raise InputError(f"{prefix}.{name} is missing; {cls.__name__} needs it")
             continue
         value = values[name]
-        nested = dataclasses.is_dataclass(field.type)
-        if nested and not isinstance(value, Mapping):
-            raise InputError(f"{prefix}.{name} is {value!r}, expected its own fields")
-        if not nested and field.type in (int, str) and not isinstance(value, field.type):
-            raise InputError(f"{prefix}.{name} is {value!r}, expected {field.type.__name__}")
-        arguments[name] = from_mapping(field.type, value, f"{prefix}.{name}") if nested else value
+        if dataclasses.is_dataclass(field.type):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{prefix}.{name} is {value!r}, expected its own fields")
+            arguments[name] = from_mapping(field.type, value, f"{prefix}.{name}")
+            continue
+        if typing.get_args(field.type)[1:] == (...,) and not isinstance(value, list | tuple):
+            value = (value,)
+        if not fits(value, field.type):
+            kind = field.type.__name__ if isinstance(field.type, type) else field.type
+            raise InputError(f"{prefix}.{name} is {values[name]!r}, expected {kind}")
+        arguments[name] = value
     return cls(**arguments)
+
+
+def fits(value, kind) -> bool:
+    """Whether a value is what an annotation says: bool, int, float, str, None, tuple[...], X | Y.
+
+    A whole number is a float too, and a list a tuple; True is no number.
+    """
+    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, one) for one in kinds)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
+        return len(value) == len(kinds) and all(map(fits, value, kinds))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def unknown_field(path: str, name: str, known) -> str:

@@ -139,10 +139,10 @@ def test_tables_hold_mean_and_deviation_over_seeds(done, tmp_path):
     "changes, message",
     [
         ({"model": ""}, "models has '', expected sources"),
-        ({"models": 3}, "models has 3, expected sources"),
-        ({"seeds": 0.5}, "seeds has 0.5, expected whole numbers"),
+        ({"models": 3}, r"config.models is 3, expected tuple\[str, ...\]"),
+        ({"seeds": 0.5}, r"config.seeds is 0.5, expected tuple\[int, ...\]"),
         ({"seeds": (0, -1)}, "seeds has -1, expected whole numbers"),
-        ({"seeds": ("0",)}, "seeds has '0', expected whole numbers"),
+        ({"seeds": ("0",)}, r"config.seeds is \('0',\), expected tuple\[int, ...\]"),
         ({"crop_fraction": 8.75}, "crop_fraction is 8.75, expected 0.1 to 1"),
         ({"distillation": {"cycles": 0}}, "distillation.cycles is 0"),
         ({"quantization": {"recipe": "default,distil"}}, "quantization.recipe is 'distil', known are"),

@@ -71,7 +71,8 @@ def default_params_and_sites(
         found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model), weights)
         target, means = streaming.propagate_float(segment, folded, x_float)
         given = gradients.get(link.full_name("residual2"))
-        costs = {} if given is None else output_moments(segment, folded, x_float[some], given)
+        few = any(b < 8 for b in bits.weights.values())
+        costs = output_moments(segment, folded, x_float[some], given) if few and given is not None else {}
         rounded, layers = round_weights(segment, parts, folded, found, x, near, means, costs, bits, options)
         if segment.is_block and wants_reconstruction(bits, options):
             rounded, layers, found = reconstruct(

@@ -52,18 +52,20 @@ class SynthesisConfig:
                 f"don't divide; take {max(1, self.num_images // self.group_size) * self.group_size} images, or a "
                 "group_size that divides them"
             )
-        if self.learning_rate is not None and not self.learning_rate > 0:
+        for name in ("total_variation_weight", "cross_entropy_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"synthesis.{name} is {getattr(self, name)!r}, expected a number of at least 0")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"synthesis.learning_rate is {self.learning_rate!r}, expected a positive number")
         if not 1e-3 <= self.bandwidth <= 1:
             raise InputError(f"synthesis.bandwidth is {self.bandwidth!r}, expected 0.001 to 1 (the paper's is 0.01)")
-        if len(self.jitter) != self.rounds or min(self.jitter) < 0:
+        if len(self.jitter) != self.rounds or not all(0 <= x < float("inf") for x in self.jitter):
             raise InputError(
                 f"synthesis.jitter is {self.jitter!r}, expected {self.rounds} numbers of at least 0, one a round"
             )
-        if len(self.total_variation) != 2 or not 0 <= self.total_variation[0] <= self.total_variation[1]:
-            raise InputError(
-                f"synthesis.total_variation is {self.total_variation!r}, expected (least, greatest)"
-            )
+        ends = self.total_variation
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < float("inf"):
+            raise InputError(f"synthesis.total_variation is {self.total_variation!r}, expected (least, greatest)")
         if self.recipe not in RECIPES:
             raise InputError(f"synthesis.recipe is {self.recipe!r}, known are {', '.join(RECIPES)}")
 

@@ -135,8 +135,8 @@ def test_bandwidth_is_the_configs(model):
     assert SynthesisConfig().bandwidth == SynthesisConfig(recipe="default").bandwidth == 0.01
 
 
-def test_nan_stops_with_iteration_and_term(model):
-    config = SynthesisConfig(num_images=2, group_size=2, iterations=4, cross_entropy_weight=float("nan"))
+def test_a_loss_that_overflows_stops_with_iteration_and_term(model):
+    config = SynthesisConfig(num_images=2, group_size=2, iterations=4, cross_entropy_weight=3.4e38)
     with pytest.raises(psaq_jax.InputError, match="loss is not finite at iteration 1"):
         psaq_jax.synthesize(model, config)
 

@@ -16,7 +16,6 @@ from absl import flags
 
 from launch import config as launch_config
 from psaq_jax import benchmark, files
-from psaq_jax.errors import InputError
 from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
@@ -52,9 +51,7 @@ def ratio(r, name: str) -> str:
 
 
 def main():
-    config = CONFIG.value
-    if config is None:
-        raise InputError("--config is missing, expected --config=configs/benchmark.py")
+    config = launch_config.read_job(CONFIG, benchmark.BenchmarkConfig, "configs/benchmark.py")
     with local_folder(WORKDIR.value) as workdir:
         measure_cases(config, workdir)
 

@@ -11,16 +11,17 @@ images.
 import pathlib
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from launch import config as launch_config
 from psaq_jax.data import array_records
 from psaq_jax.data.bundled import FASHION_MNIST
 from psaq_jax.data.idx import read_idx
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
 OUTPUT = flags.DEFINE_string("output", str(FASHION_MNIST), "Folder to write the prepared data set to.")
-TRAIN = flags.DEFINE_integer("train_images", 4096, "How many training images to keep.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice of training images.")
+TRAIN = flags.DEFINE_integer("train_images", 4096, "How many training images to keep.", 1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice of training images.", 0)
 NAME = "fashion_mnist"
 LABELS = (
     "T-shirt/top",
@@ -48,7 +49,7 @@ def write_split(directory, split, prefix, kinds, keep):
     return [(len(picked), path.stat().st_size)]
 
 
-def main(_):
+def main():
     directory = pathlib.Path(OUTPUT.value)
     kinds = array_records.features((28, 28, 1), LABELS)
     shards = {
@@ -62,4 +63,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    launch_config.run(main)

@@ -14,13 +14,11 @@ import os
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from launch import config as launch_config
 from psaq_jax import sweep, sweep_tables
 from psaq_jax.comparison import published
 from psaq_jax.comparison.job import compare_with_release
-from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.files import write_bytes
 from psaq_jax.pipeline import describe_machine
@@ -35,9 +33,7 @@ DEVICE = flags.DEFINE_enum("baseline_device", "auto", ["auto", "cpu", "cuda"], "
 
 
 def main():
-    if not isinstance(CONFIG.value, ConfigDict):
-        raise InputError("--config is missing, expected --config=configs/paper/NAME.py or configs/demo.py")
-    config = from_mapping(published.CompareConfig, CONFIG.value.to_dict())
+    config = launch_config.read_job(CONFIG, published.CompareConfig, "configs/paper/NAME.py or configs/demo.py")
     if bool(CLONE.value) != bool(PYTHON.value):
         raise InputError("--baseline_dir and --baseline_python belong together; give both or neither")
     command = " ".join(["python -m launch.compare", *sys.argv[1:]])

@@ -23,7 +23,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
-CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Time between checkpoints of a synthesis.")
+CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Time between checkpoints of a synthesis.", 0)
 QUIET = flags.DEFINE_bool("quiet", False, "No progress bars, only what comes at the end.")
 DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", distributed.MODES, "Share the work with other processes (auto: where a cluster is found)."
@@ -52,11 +52,11 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "The recipe: a file in configs/.")
 
 
-def read_job(holder: flags.FlagHolder, kind: type = config.JobConfig):
-    """The config flag's value as a checked `JobConfig`, or another kind of it."""
+def read_job(holder: flags.FlagHolder, kind: type = config.JobConfig, expected: str = "configs/NAME.py"):
+    """The config flag's value as a checked `JobConfig`, or another kind of settings; `expected` is for the error."""
     if not isinstance(holder.value, ConfigDict):
-        given = next((a for a in sys.argv if re.match("--?config=", a)), "no --config")
-        raise InputError(f"{given}: there is no such file, expected --config=configs/NAME.py")
+        given = next((f"{a}: there is no such file" for a in sys.argv if re.match("--?config=", a)), None)
+        raise InputError(f"{given or '--config is missing'}, expected --config={expected}")
     return config.from_mapping(kind, holder.value.to_dict())
 
 

@@ -13,7 +13,6 @@ from absl import flags
 from launch import config as launch_config
 from psaq_jax import files, latency, pipeline
 from psaq_jax.config import parse_bits
-from psaq_jax.errors import InputError
 from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
@@ -22,9 +21,7 @@ CASES = flags.DEFINE_list("cases", [], "Cases to time, in place of the config's.
 
 
 def main():
-    config = CONFIG.value
-    if config is None:
-        raise InputError("--config is missing, expected --config=configs/latency.py")
+    config = launch_config.read_job(CONFIG, latency.LatencyConfig, "configs/latency.py")
     rows, products = [], {}
     for name in CASES.value or config.cases:
         models = latency.executions(name, *parse_bits(config.bits))

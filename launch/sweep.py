@@ -14,12 +14,9 @@ import shlex
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from launch import config as launch_config
 from psaq_jax import files, pipeline, report, sweep, sweep_tables
-from psaq_jax.config import from_mapping
-from psaq_jax.errors import InputError
 from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
@@ -27,9 +24,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the cells and the tab
 
 
 def main():
-    if not isinstance(CONFIG.value, ConfigDict):
-        raise InputError("--config is missing, expected --config=configs/sweeps/NAME.py")
-    config = from_mapping(sweep.SweepConfig, CONFIG.value.to_dict())
+    config = launch_config.read_job(CONFIG, sweep.SweepConfig, "configs/sweeps/NAME.py")
     with local_folder(WORKDIR.value) as workdir:
         run_sweep(config, workdir)
 

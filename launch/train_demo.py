@@ -14,21 +14,23 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import serialization
 
+from launch import config as launch_config
 from psaq_jax import training
 from psaq_jax.data.idx import read_idx
+from psaq_jax.errors import InputError
 from psaq_jax.files import write_bytes
 from psaq_jax.models.saving import save_huggingface_vit
 from psaq_jax.models.vit import VisionTransformer
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write the checkpoint and its log to.", required=True)
-EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training images.")
-BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.")
-RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.")
+EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training images, two of them to warm up.", 3)
+BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
+RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.", 0.0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
 LABELS = (
     "T-shirt/top",
     "Trouser",
@@ -51,7 +53,7 @@ def load(split):
     return pixels, labels.astype(np.int32)
 
 
-def main(_):
+def main():
     module = VisionTransformer(
         image_size=(28, 28), patch_size=(4, 4), width=96, depth=6, heads=3, hidden=192, classes=10
     )
@@ -68,7 +70,10 @@ def main(_):
     output.mkdir(parents=True, exist_ok=True)
     log, saved = output / "training_log.jsonl", output / "training_state.msgpack"
     if saved.exists():
-        state = serialization.from_bytes(state, saved.read_bytes())
+        try:
+            state = serialization.from_bytes(state, saved.read_bytes())
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{saved}: is no state of this training ({error}); remove it to start anew") from None
     for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
         started, losses = time.time(), []
         order = np.random.default_rng((SEED.value, epoch)).permutation(len(images))
@@ -91,4 +96,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    launch_config.run(main)

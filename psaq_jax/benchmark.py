@@ -4,6 +4,7 @@ The floor of a step is one forward and one backward pass with respect to the ima
 same length over the same images, so that their quotient shows what the loss, the priors and Adam cost on top.
 """
 
+import dataclasses
 import functools
 import os
 import resource
@@ -17,6 +18,8 @@ import jaxlib
 import numpy as np
 import optax
 
+from psaq_jax.config import DTYPES, check_choice, check_least
+from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
@@ -34,6 +37,31 @@ BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e
 # A call's own costs, such as getting a gigabyte of scratch memory from the system, are shared by its iterations, as in
 # `synthesize`.
 LEAST_ITERATIONS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """The settings of `launch.benchmark`.
+
+    Attributes:
+      cases: sources of `case_model`. batch_size: images of a group. dtype: of the passes. repeats: interleaved pairs.
+    """
+
+    cases: tuple[str, ...]
+    batch_size: int = 32
+    dtype: str = "float32"
+    repeats: int = 5
+
+    def __post_init__(self):
+        check_cases(self.cases)
+        check_least("batch_size", self.batch_size, 1)
+        check_least("repeats", self.repeats, 1)
+        check_choice("dtype", self.dtype, DTYPES)
+
+
+def check_cases(cases: tuple[str, ...]) -> None:
+    if not cases:
+        raise InputError(f"cases is empty, expected some of {', '.join(SHAPES)}, or sources of models")
 
 
 class Seconds(NamedTuple):

@@ -99,21 +99,25 @@ class JobConfig:
         wanted = (self.calibration,) if isinstance(self.calibration, str) else tuple(self.calibration)
         object.__setattr__(self, "calibration", wanted)
         for name in wanted:
-            _choice("calibration", name, CALIBRATIONS)
+            check_choice("calibration", name, CALIBRATIONS)
         if not wanted:
             raise InputError(f"calibration is empty, expected some of {', '.join(CALIBRATIONS)}")
-        _choice("dtype", self.dtype, DTYPES)
-        _choice("data_errors", self.data_errors, ("stop", "skip"))
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("data_errors", self.data_errors, ("stop", "skip"))
         for name, least in (("batch_size", 1), ("image_size", 0), ("data_workers", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+            check_least(name, getattr(self, name), least)
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed is {self.seed}, expected a whole number from 0 to 2147483647")
 
 
-def _choice(field: str, value, known) -> None:
+def check_choice(field: str, value, known) -> None:
     if value not in known:
         raise InputError(f"{field} is {value!r}, known are {', '.join(known)}")
+
+
+def check_least(field: str, value, least) -> None:
+    if value < least:
+        raise InputError(f"{field} is {value!r}, expected at least {least}")
 
 
 def parse_bits(setting: str) -> tuple[int | AverageBits, int | None]:

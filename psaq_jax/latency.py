@@ -1,5 +1,6 @@
 """Latency and memory of a model in float32, in bfloat16, in simulated quantization and on integers, in one run."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax.benchmark import case_model, peak_memory
+from psaq_jax.benchmark import case_model, check_cases, peak_memory
+from psaq_jax.config import AverageBits, check_least, parse_bits
+from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.calibration import calibrate
@@ -20,6 +23,29 @@ from psaq_jax.text_tables import plain
 
 Progress = Callable[[int, int], None]
 COLUMNS = ("model", "batch", "execution", "ms/batch (min..max)", "images/s", "x float32", "weights MB", "peak MB", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyConfig:
+    """The settings of `launch.latency`.
+
+    Attributes:
+      cases: sources of `executions`. bits: of cases that are not artefacts. repeats: interleaved rounds.
+    """
+
+    cases: tuple[str, ...]
+    batch_sizes: tuple[int, ...] = (1, 32)
+    bits: str = "w8a8"
+    repeats: int = 7
+
+    def __post_init__(self):
+        check_cases(self.cases)
+        if min(self.batch_sizes, default=0) < 1:
+            raise InputError(f"batch_sizes is {self.batch_sizes!r}, expected whole numbers of at least 1")
+        check_least("repeats", self.repeats, 1)
+        weights, activations = parse_bits(self.bits)
+        if isinstance(weights, AverageBits) or activations is None:
+            raise InputError(f"bits is {self.bits!r}, expected whole bits of weights and activations, such as 'w8a8'")
 
 
 def executions(source: str, weight_bits: int = 8, activation_bits: int = 8) -> dict[str, Model | QuantizedModel]:

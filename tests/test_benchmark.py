@@ -11,8 +11,13 @@ import jaxlib
 import numpy as np
 import pytest
 
+import configs.benchmark
+import configs.latency
 from launch import benchmark as launch_benchmark
 from psaq_jax import benchmark
+from psaq_jax.config import from_mapping
+from psaq_jax.errors import InputError
+from psaq_jax.latency import LatencyConfig
 from psaq_jax.models.vit import VisionTransformer
 
 TINY = pathlib.Path(__file__).parent / "golden" / "paper" / "vit"
@@ -66,3 +71,26 @@ def test_forward_flops_are_the_compilers():
     counted = compiled.cost_analysis()["flops"]
     # The compiler counts softmax, LayerNorm and GELU too; ours are the products alone.
     assert 0.85 * counted < benchmark.forward_flops(module, 2) <= counted
+
+
+JOBS = {benchmark.BenchmarkConfig: configs.benchmark, LatencyConfig: configs.latency}
+
+
+@pytest.mark.parametrize("kind, changes, message", [
+    (benchmark.BenchmarkConfig, {"repeats": 0}, "repeats is 0, expected at least 1"),
+    (benchmark.BenchmarkConfig, {"batch_size": 2.5}, "config.batch_size is 2.5, expected int"),
+    (benchmark.BenchmarkConfig, {"dtype": "x"}, "dtype is 'x', known are float32, bfloat16"),
+    (benchmark.BenchmarkConfig, {"cases": ()}, "cases is empty, expected some of deit_tiny"),
+    (LatencyConfig, {"repeats": -1}, "repeats is -1, expected at least 1"),
+    (LatencyConfig, {"batch_sizes": (1, 0)}, "batch_sizes is (1, 0), expected whole numbers of at"),
+    (LatencyConfig, {"batch_sizes": ()}, "batch_sizes is (), expected whole numbers of at least 1"),
+    (LatencyConfig, {"bits": "w4a32"}, "bits is 'w4a32', expected whole bits of weights and activations"),
+    (LatencyConfig, {"bits": "auto:4.5a8"}, "bits is 'auto:4.5a8', expected whole bits"),
+    (LatencyConfig, {"bit": "w8a8"}, "config.bit is not a known field; did you mean 'bits'"),
+])  # fmt: skip
+def test_bad_settings_are_named(kind, changes, message):
+    settings = JOBS[kind].get_config().to_dict()
+    assert from_mapping(kind, settings).cases == settings["cases"]
+    with pytest.raises(InputError) as error:
+        from_mapping(kind, settings | changes)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -159,3 +159,13 @@ def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
 def test_a_missing_config_file_is_one_line(tmp_path):
     done = launch("quantize", f"--workdir={tmp_path}", config="configs/none.py")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "none.py" in done.stderr
+
+
+@pytest.mark.parametrize("script, arguments, message", [
+    ("train_demo", ("--epochs=2",), "flag --epochs=2: 2 is not integer >= 3"),
+    ("build_demo_data", ("--data_dir=none",), "none/train-images-idx3-ubyte.gz: cannot be read"),
+])  # fmt: skip
+def test_scripts_that_rebuild_the_assets_refuse_in_one_line(script, arguments, message, tmp_path):
+    done = launch(script, f"--output={tmp_path / 'output'}", *arguments, config=None)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+    assert not (tmp_path / "output").exists()

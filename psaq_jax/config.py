@@ -11,7 +11,7 @@ from typing import Any
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.quantizers import check_bits
 from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
-from psaq_jax.synthesis.config import SynthesisConfig
+from psaq_jax.synthesis.config import SynthesisConfig, check_seed
 
 CALIBRATIONS = ("synthesized", "noise", "real")
 DTYPES = ("float32", "bfloat16")
@@ -106,8 +106,7 @@ class JobConfig:
         check_choice("data_errors", self.data_errors, ("stop", "skip"))
         for name, least in (("batch_size", 1), ("image_size", 0), ("data_workers", 0)):
             check_least(name, getattr(self, name), least)
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed is {self.seed}, expected a whole number from 0 to 2147483647")
+        check_seed(self.seed)
 
 
 def check_choice(field: str, value, known) -> None:

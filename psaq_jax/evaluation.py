@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from psaq_jax import distributed
 from psaq_jax.data import UNLABELLED, ArraySource, Batch, Dataset, load_dataset
 from psaq_jax.errors import InputError
+from psaq_jax.models.model import check_floats
 
 Progress = Callable[[int, int], None]  # (images done, images in all), called after every batch
 
@@ -77,7 +78,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
 
 def predict_logits(model_or_q, pixels, batch_size: int = 250) -> np.ndarray:
     """Normalised pixels [n, h, w, 3] -> logits float32 [n, classes], in padded batches: one compilation."""
-    pixels = np.asarray(pixels, np.float32)
+    pixels = np.asarray(check_floats(pixels), np.float32)
     if pixels.ndim != 4 or not len(pixels):
         raise InputError(
             f"pixels: found shape {list(pixels.shape)}, expected [n, h, w, 3], n at least 1; correct it"
@@ -145,6 +146,8 @@ def _opened(dataset) -> Dataset:
         return dataset
     if isinstance(dataset, str):
         return load_dataset(dataset)
+    if not isinstance(dataset, tuple | list) or len(dataset) != 2:
+        raise InputError(f"data set: found {type(dataset).__name__}, expected a spec, a Dataset or (images, labels)")
     images, labels = dataset
     return Dataset(ArraySource(np.asarray(images), np.asarray(labels)))
 

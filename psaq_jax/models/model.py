@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.sites import site_names
 
@@ -37,8 +38,12 @@ class Model:
     source: str = ""
 
     def __call__(self, pixels) -> jax.Array:
-        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted."""
-        return _forward(self, jnp.asarray(pixels, jnp.float32))
+        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted.
+
+        Raises:
+          InputError: images of another shape, or whole numbers, which are not normalised.
+        """
+        return _forward(self, jnp.asarray(check_images(pixels, self.image_shape), jnp.float32))
 
     def preprocess(self, images):
         """uint8 [n, h, w, 3] or a list of PIL images -> normalised pixels [n, height, width, 3] float32."""
@@ -82,6 +87,25 @@ class Model:
     def with_dtype(self, dtype) -> "Model":
         """The same model with its passes computed in `dtype`; parameters stay float32, logits too."""
         return self.replace(module=self.module.clone(dtype=jnp.dtype(dtype).type))
+
+
+def check_floats(pixels, what: str = "images"):
+    """The images as an array, or InputError where they are no floats; works on tracers too."""
+    pixels = pixels if isinstance(pixels, jax.Array) else np.asarray(pixels)
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise InputError(
+            f"{what} are {pixels.dtype}, expected normalised floats; `preprocess` of the model makes them of raw pixels"
+        )
+    return pixels
+
+
+def check_images(pixels, image_shape: tuple[int, int, int], what: str = "images", least: int = 0):
+    """The same, and InputError where they are not [n, height, width, 3] of that shape, n at least `least`."""
+    pixels = check_floats(pixels, what)
+    if pixels.ndim != 4 or pixels.shape[1:] != image_shape or len(pixels) < least:
+        expected = "x".join(map(str, image_shape))
+        raise InputError(f"{what} are {list(pixels.shape)}, expected one or more of {expected} (NHWC)")
+    return pixels
 
 
 def exact_products(dtype):

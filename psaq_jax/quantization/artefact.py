@@ -65,6 +65,8 @@ def save_quantized(
       InputError: no right to write, no space, a folder that holds other files, or a model that
         `load_quantized` would refuse (NaN, a module or quantizer of an unknown kind).
     """
+    if not isinstance(q, QuantizedModel):
+        raise InputError(f"save_quantized takes a quantized model, found {type(q).__name__}; quantize makes one")
     directory = pathlib.Path(directory)
     target = pathlib.Path(os.path.realpath(directory))
     temporary = target.parent / f".{secrets.token_hex(8)}"

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from psaq_jax import distributed
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, check_images
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.sites import Ranges, observe
 
@@ -49,12 +49,10 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
 
 def check_pixels(model: Model, pixels) -> np.ndarray:
     """Calibration images as float32 [n, height, width, 3], or InputError."""
-    pixels = np.asarray(pixels, np.float32)
-    if pixels.ndim != 4 or pixels.shape[1:] != model.image_shape or not len(pixels):
-        expected = "x".join(map(str, model.image_shape))
-        raise InputError(f"calibration images are {list(pixels.shape)}, expected one or more of {expected} (NHWC)")
+    what = "calibration images"
+    pixels = np.asarray(check_images(pixels, model.image_shape, what, least=1), np.float32)
     if not np.isfinite(pixels).all():
-        raise InputError("calibration images hold NaN or infinite pixels; expected finite normalised pixels")
+        raise InputError(f"{what} hold NaN or infinite pixels; expected finite normalised pixels")
     return pixels
 
 

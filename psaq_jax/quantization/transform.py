@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, exact_products
+from psaq_jax.models.model import Model, check_images, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.quantization import clipping, exact, quantizers
 from psaq_jax.quantization.calibration import check_pixels
@@ -63,8 +63,13 @@ class QuantizedModel:
     options: DefaultRecipe | None = None
 
     def __call__(self, pixels) -> jax.Array:
-        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted."""
-        return _forward(self.module, self.params, self.sites, jnp.asarray(pixels, jnp.float32), self.has_exact_sums)
+        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted.
+
+        Raises:
+          InputError: images of another shape, or whole numbers, which are not normalised.
+        """
+        pixels = jnp.asarray(check_images(pixels, self.image_shape), jnp.float32)
+        return _forward(self.module, self.params, self.sites, pixels, self.has_exact_sums)
 
     def preprocess(self, images):
         """uint8 [n, h, w, 3] or a list of PIL images -> normalised pixels [n, height, width, 3] float32."""
@@ -116,6 +121,8 @@ def quantize(
     Raises:
       InputError: impossible bits, images of another shape, or ranges that don't fit the model's sites.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"quantize takes a float model, found {type(model).__name__}; load_model gives one")
     is_wanted = site_filter(model.module, recipe)
     options = None if recipe == "paper" else options or DefaultRecipe()
     bits, wanted = bits_by_layer(model.params, weight_bits, options), []
@@ -171,6 +178,8 @@ def _paper_sites(ranges: Ranges, wanted: list[str], bits: int) -> dict[str, Unif
 
 
 def _check_ranges(ranges: Mapping, wanted: list[str]) -> None:
+    if not isinstance(ranges, Mapping):
+        raise InputError(f"ranges are {type(ranges).__name__}, expected what calibrate returns with this recipe")
     missing, unknown = [n for n in wanted if n not in ranges], [n for n in ranges if n not in wanted]
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)

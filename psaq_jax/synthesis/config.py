@@ -2,10 +2,17 @@
 
 import dataclasses
 
+import numpy as np
+
 from psaq_jax.errors import InputError
 from psaq_jax.synthesis.entropy import BANDWIDTH
 
 RECIPES = ("paper", "default")
+
+
+def check_seed(seed) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
+        raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2147483647")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""The public functions say in one line what they were given in another's place."""
+
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax import InputError
+from tests.golden_files import GOLDEN
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+RAW = np.zeros((2, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def models():
+    model = psaq_jax.load_model(GOLDEN / "paper" / "vit")
+    ranges = psaq_jax.calibrate(model, IMAGES)
+    return model, ranges, psaq_jax.quantize(model, ranges)
+
+
+MISUSES = {
+    "raw pixels to a model": (lambda model, ranges, q: model(RAW), "images are uint8, expected normalised floats"),
+    "raw pixels to a quantized one": (lambda model, ranges, q: q(RAW), "images are uint8, expected normalised floats"),
+    "raw pixels to calibrate": (lambda model, ranges, q: psaq_jax.calibrate(model, RAW), "images are uint8, expected"),
+    "one image": (lambda model, ranges, q: model(IMAGES[0]), "are [32, 32, 3], expected one or more of 32x32x3"),
+    "smaller images": (lambda model, ranges, q: q(IMAGES[:, :16]), "are [2, 16, 32, 3], expected one or more of"),
+    "channels first": (lambda model, ranges, q: model(IMAGES.transpose(0, 3, 1, 2)), "are [2, 3, 32, 32], expected"),
+    "no images": (lambda model, ranges, q: psaq_jax.calibrate(model, IMAGES[:0]), "are [0, 32, 32, 3], expected one"),
+    "no ranges": (lambda model, ranges, q: psaq_jax.quantize(model, None), "ranges are NoneType, expected what cal"),
+    "quantized twice": (lambda model, ranges, q: psaq_jax.quantize(q, ranges), "a float model, found QuantizedModel"),
+    "of a quantized one": (lambda model, ranges, q: psaq_jax.synthesize(q), "a float model, found QuantizedModel"),
+    "no seed": (lambda model, ranges, q: psaq_jax.synthesize(model, seed=-1), "seed is -1, expected a whole number"),
+    "a float model saved": (lambda model, ranges, q: psaq_jax.save_quantized(model, "no"), "quantized model, found"),
+    "no data": (lambda model, ranges, q: psaq_jax.evaluate(q, None), "found NoneType, expected a spec, a Dataset or"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_is_named(models, name):
+    function, message = MISUSES[name]
+    with pytest.raises(InputError) as error:
+        function(*models)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -99,10 +99,13 @@ def check_floats(pixels, what: str = "images"):
     return pixels
 
 
-def check_images(pixels, image_shape: tuple[int, int, int], what: str = "images", least: int = 0):
-    """The same, and InputError where they are not [n, height, width, 3] of that shape, n at least `least`."""
+def check_images(pixels, image_shape: tuple[int, int, int], what: str = "images", some: bool = False):
+    """The same, and InputError where they are not [n, height, width, 3] of that shape; `some`: or n is 0.
+
+    Otherwise n may be symbolic, as in exports.
+    """
     pixels = check_floats(pixels, what)
-    if pixels.ndim != 4 or pixels.shape[1:] != image_shape or len(pixels) < least:
+    if pixels.ndim != 4 or pixels.shape[1:] != image_shape or some and not len(pixels):
         expected = "x".join(map(str, image_shape))
         raise InputError(f"{what} are {list(pixels.shape)}, expected one or more of {expected} (NHWC)")
     return pixels

@@ -50,7 +50,7 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
 def check_pixels(model: Model, pixels) -> np.ndarray:
     """Calibration images as float32 [n, height, width, 3], or InputError."""
     what = "calibration images"
-    pixels = np.asarray(check_images(pixels, model.image_shape, what, least=1), np.float32)
+    pixels = np.asarray(check_images(pixels, model.image_shape, what, some=True), np.float32)
     if not np.isfinite(pixels).all():
         raise InputError(f"{what} hold NaN or infinite pixels; expected finite normalised pixels")
     return pixels

@@ -18,7 +18,8 @@ import jaxlib
 import numpy as np
 import optax
 
-from psaq_jax.config import DTYPES, check_choice, check_least
+from psaq_jax.checks import check_choice, check_least
+from psaq_jax.config import DTYPES
 from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model, exact_products

@@ -8,10 +8,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from psaq_jax.checks import check_choice, check_least, check_seed
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.quantizers import check_bits
 from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
-from psaq_jax.synthesis.config import SynthesisConfig, check_seed
+from psaq_jax.synthesis.config import SynthesisConfig
 
 CALIBRATIONS = ("synthesized", "noise", "real")
 DTYPES = ("float32", "bfloat16")
@@ -107,16 +108,6 @@ class JobConfig:
         for name, least in (("batch_size", 1), ("image_size", 0), ("data_workers", 0)):
             check_least(name, getattr(self, name), least)
         check_seed(self.seed)
-
-
-def check_choice(field: str, value, known) -> None:
-    if value not in known:
-        raise InputError(f"{field} is {value!r}, known are {', '.join(known)}")
-
-
-def check_least(field: str, value, least) -> None:
-    if value < least:
-        raise InputError(f"{field} is {value!r}, expected at least {least}")
 
 
 def parse_bits(setting: str) -> tuple[int | AverageBits, int | None]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax.benchmark import case_model, check_cases, peak_memory
-from psaq_jax.config import AverageBits, check_least, parse_bits
+from psaq_jax.checks import check_least
+from psaq_jax.config import AverageBits, parse_bits
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.artefact import is_artefact, load_quantized

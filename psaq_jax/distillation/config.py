@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from psaq_jax.checks import check_weight, check_whole
 from psaq_jax.config import JobConfig
 from psaq_jax.errors import InputError
 
@@ -40,12 +41,9 @@ class DistillationConfig:
 
     def __post_init__(self):
         for name, least in (("cycles", 1), ("generator_iterations", 0), ("student_steps", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"distillation.{name} is {value!r}, expected a whole number of at least {least}")
+            check_whole(f"distillation.{name}", getattr(self, name), least)
         for name in ("discrepancy_weight", "generator_cross_entropy", "feature_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"distillation.{name} is {getattr(self, name)!r}, expected a number of at least 0")
+            check_weight(f"distillation.{name}", getattr(self, name))
         for name in ("kernel_rate", "scale_rate", "float_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"distillation.{name} is {getattr(self, name)!r}, expected 0 to 1")

@@ -19,6 +19,7 @@ import safetensors.numpy
 from jax import export
 
 from psaq_jax import files
+from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
 from psaq_jax.models.model import Model
@@ -43,8 +44,7 @@ def export_stablehlo(
       InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off,
         or no right to write.
     """
-    if weights not in PLACES:
-        raise InputError(f"weights is {weights!r}, known are {', '.join(PLACES)}")
+    check_choice("weights", weights, PLACES)
     path = pathlib.Path(directory) / FILE
     tensors = stored_arrays(model) if weights == "beside" else {}
     content = stablehlo_bytes(model, weights, platforms)

@@ -89,6 +89,12 @@ class Model:
         return self.replace(module=self.module.clone(dtype=jnp.dtype(dtype).type))
 
 
+def check_float_model(model, function: str) -> None:
+    """Raises InputError where what `function` was given is no float model."""
+    if not isinstance(model, Model):
+        raise InputError(f"{function} takes a float model, found {type(model).__name__}; load_model gives one")
+
+
 def check_floats(pixels, what: str = "images"):
     """The images as an array, or InputError where they are no floats; works on tracers too."""
     pixels = pixels if isinstance(pixels, jax.Array) else np.asarray(pixels)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.quantization import packing
@@ -97,8 +98,7 @@ def load_quantized(directory: str | os.PathLike, execution: str = "simulated") -
       InputError: files that are missing, cut off, altered or of another version, naming the file and field; another
         execution.
     """
-    if execution not in EXECUTIONS:
-        raise InputError(f"execution is {execution!r}, known are {', '.join(EXECUTIONS)}")
+    check_choice("execution", execution, EXECUTIONS)
     q = _load(pathlib.Path(directory))
     if execution == "simulated":
         return q

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+from psaq_jax.checks import check_choice, check_whole
 from psaq_jax.errors import InputError
 
 RECIPES = ("paper", "default")
@@ -41,8 +42,7 @@ def site_filter(module, recipe: str) -> Callable[[str], bool]:
     Raises:
       InputError: an unknown recipe.
     """
-    if recipe not in RECIPES:
-        raise InputError(f"quantization.recipe is {recipe!r}, known are {', '.join(RECIPES)}")
+    check_choice("quantization.recipe", recipe, RECIPES)
     if recipe == "default":
         return lambda name: name.rpartition("/")[2] in IN_DEFAULT or name.endswith(MERGING)
     return lambda name: name.rpartition("/")[2] not in NOT_IN_PAPER
@@ -108,10 +108,8 @@ class DefaultRecipe:
 
     def __post_init__(self):
         object.__setattr__(self, "coverage", tuple(tuple(map(float, pair)) for pair in self.coverage))
-        if self.softmax not in SOFTMAX:
-            raise InputError(f"quantization.options.softmax is {self.softmax!r}, known are {', '.join(SOFTMAX)}")
-        if self.gelu not in GELU:
-            raise InputError(f"quantization.options.gelu is {self.gelu!r}, known are {', '.join(GELU)}")
+        check_choice("quantization.options.softmax", self.softmax, SOFTMAX)
+        check_choice("quantization.options.gelu", self.gelu, GELU)
         if self.folding_strength is not None and not 0 <= self.folding_strength <= 1:
             raise InputError(
                 f"quantization.options.folding_strength is {self.folding_strength!r}, expected 0 to 1, or None"
@@ -122,10 +120,7 @@ class DefaultRecipe:
             pairs = "pairs of positive numbers, (factor, weight)"
             raise InputError(f"quantization.options.coverage is {self.coverage!r}, expected {pairs}")
         for name, least in (("reconstruction_steps", 1), ("reconstruction_batch", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value < least:
-                wanted = f"a whole number of at least {least}"
-                raise InputError(f"quantization.options.{name} is {value!r}, expected {wanted}")
+            check_whole(f"quantization.options.{name}", getattr(self, name), least)
 
     def bits(self, name: str, bits: int) -> int:
         """The bits of a site or layer of that name where the others have `bits`."""

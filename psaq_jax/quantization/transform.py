@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, check_images, exact_products
+from psaq_jax.models.model import Model, check_float_model, check_images, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.quantization import clipping, exact, quantizers
 from psaq_jax.quantization.calibration import check_pixels
@@ -121,8 +121,7 @@ def quantize(
     Raises:
       InputError: impossible bits, images of another shape, or ranges that don't fit the model's sites.
     """
-    if not isinstance(model, Model):
-        raise InputError(f"quantize takes a float model, found {type(model).__name__}; load_model gives one")
+    check_float_model(model, "quantize")
     is_wanted = site_filter(model.module, recipe)
     options = None if recipe == "paper" else options or DefaultRecipe()
     bits, wanted = bits_by_layer(model.params, weight_bits, options), []

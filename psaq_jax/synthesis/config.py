@@ -2,17 +2,11 @@
 
 import dataclasses
 
-import numpy as np
-
+from psaq_jax.checks import check_choice, check_weight, check_whole
 from psaq_jax.errors import InputError
 from psaq_jax.synthesis.entropy import BANDWIDTH
 
 RECIPES = ("paper", "default")
-
-
-def check_seed(seed) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
-        raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2147483647")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +44,7 @@ class SynthesisConfig:
         object.__setattr__(self, "jitter", tuple(self.jitter))
         object.__setattr__(self, "total_variation", tuple(self.total_variation))
         for name in ("num_images", "group_size", "iterations", "rounds"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"synthesis.{name} is {value!r}, expected a whole number of at least 1")
+            check_whole(f"synthesis.{name}", getattr(self, name), 1)
         if self.num_images % self.group_size:
             raise InputError(
                 f"synthesis.num_images is {self.num_images}, which groups of synthesis.group_size = {self.group_size} "
@@ -60,8 +52,7 @@ class SynthesisConfig:
                 "group_size that divides them"
             )
         for name in ("total_variation_weight", "cross_entropy_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"synthesis.{name} is {getattr(self, name)!r}, expected a number of at least 0")
+            check_weight(f"synthesis.{name}", getattr(self, name))
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"synthesis.learning_rate is {self.learning_rate!r}, expected a positive number")
         if not 1e-3 <= self.bandwidth <= 1:
@@ -73,8 +64,7 @@ class SynthesisConfig:
         ends = self.total_variation
         if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < float("inf"):
             raise InputError(f"synthesis.total_variation is {self.total_variation!r}, expected (least, greatest)")
-        if self.recipe not in RECIPES:
-            raise InputError(f"synthesis.recipe is {self.recipe!r}, known are {', '.join(RECIPES)}")
+        check_choice("synthesis.recipe", self.recipe, RECIPES)
 
     @property
     def groups(self) -> int:

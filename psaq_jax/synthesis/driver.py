@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from psaq_jax import distributed
+from psaq_jax.checks import check_seed
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, check_float_model
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
-from psaq_jax.synthesis.config import SynthesisConfig, check_seed
+from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, scan_chunk
 
 LONGEST_CHUNK = 25
@@ -104,8 +105,7 @@ def synthesize_parts(
     Memory holds one wave: a group on each device of each process. Arguments as `synthesize`; with several processes,
     all of them get all parts, and the checkpoints and `first` of process 0 count.
     """
-    if not isinstance(model, Model):
-        raise InputError(f"synthesize takes a float model, found {type(model).__name__}; load_model gives one")
+    check_float_model(model, "synthesize")
     check_seed(seed)
     devices = tuple(devices or jax.local_devices())[: -(-config.groups // distributed.count())]
     sharding = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))

@@ -1,0 +1,30 @@
+"""Checks of single settings, each with one line for what is wrong; `field` is the setting's name in messages."""
+
+import numpy as np
+
+from psaq_jax.errors import InputError
+
+
+def check_choice(field: str, value, known) -> None:
+    if value not in known:
+        raise InputError(f"{field} is {value!r}, known are {', '.join(known)}")
+
+
+def check_least(field: str, value, least) -> None:
+    if value < least:
+        raise InputError(f"{field} is {value!r}, expected at least {least}")
+
+
+def check_whole(field: str, value, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{field} is {value!r}, expected a whole number of at least {least}")
+
+
+def check_weight(field: str, value) -> None:
+    if not 0 <= value < float("inf"):
+        raise InputError(f"{field} is {value!r}, expected a number of at least 0")
+
+
+def check_seed(seed) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
+        raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2147483647")

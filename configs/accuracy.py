@@ -1,4 +1,4 @@
-"""The tables of README.md: accuracy with its deviation over seeds, and the wall time of every cell.
+"""The tables of docs/accuracy.md: accuracy with its deviation over seeds, and the wall time of every cell.
 
     python -m launch.sweep --config=configs/accuracy.py --workdir=DIR
     python -m launch.sweep --config=configs/accuracy.py:ablation --workdir=DIR2
@@ -24,7 +24,7 @@ iterations What the iterations of the synthesis buy, recipes "paper" and "defaul
 Time:     on 2 CPU cores about 6 hours, 2, half an hour and, for a ViT-S with 1,000 test images, a day. Estimated from
           short runs on busy cores, not measured. Measured, beside other work: 75 minutes for recipes "paper" and
           "default" of the first table, 25 minutes for each count of iterations.
-Expected: README.md.
+Expected: docs/accuracy.md.
 Each goes on after being killed. The first and the last layer keep 8 bits in recipe "default" and what is made of it, as
 in the papers that it follows; in "paper" they don't. "distill" trains what "default" makes, for a quarter of the steps
 of configs/distill.py; synthesized images alone give it a generator.

@@ -2,8 +2,8 @@
 
 python -m launch.distill --config=configs/distill.py --workdir=DIR
 
-README.md has what a quarter of it brings, on this model and on DINOv2 ViT-S/14 (--config.distillation.batch_size=8).
-Half of its cycles took 104 s a pair of bit-widths on one core of an Intel Xeon.
+docs/accuracy.md has what a quarter of it brings, on this model and on DINOv2 ViT-S/14
+(--config.distillation.batch_size=8). Half of its cycles took 104 s a pair of bit-widths on one core of an Intel Xeon.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ from psaq_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """How teacher and student compete. The defaults are what did best on the bundled model, not V2's: WORKSPACE.md.
+    """How teacher and student compete. The defaults did best on the bundled model, they are not V2's.
 
     Attributes:
       cycles: how often generator and student take turns.

@@ -134,7 +134,7 @@ def test_serves_every_family(name):
     model = psaq_jax.load_model(GOLDEN / name)
     images = np.random.default_rng(0).normal(size=(6, *model.image_shape)).astype(np.float32)
     ranges = psaq_jax.calibrate(model, images, recipe="default")
-    options = DefaultRecipe(plain_grounds=False, close_ups=False)  # the same noise is calibrated on and tested
+    options = DefaultRecipe(plain_grounds=False)  # the same noise is calibrated on and tested
     q = psaq_jax.quantize(model, ranges, 8, 8, recipe="default", images=images, options=options)
     difference = np.abs(q(images) - model(images)).max()
     assert difference < 0.05 * np.abs(model(images)).max()

@@ -37,7 +37,8 @@ from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITHOUT
 
 TABLES = ("recipes", "ablation", "hard", "backbone", "iterations")
-INGREDIENTS = tuple(name for name in WITHOUT if name not in ("first_last_8bit", "reconstruct", "learn_rounding"))
+OTHERS = "first_last_8bit", "reconstruct", "learn_scales", "learn_rounding"
+INGREDIENTS = tuple(name for name in WITHOUT if name not in OTHERS)
 
 REST = "default-reconstruct"  # reconstruction makes up for much of what another ingredient would have done
 

@@ -25,7 +25,7 @@ def test_the_configs_are_sweeps(path):
 def test_the_ablation_takes_every_ingredient_away_once():
     table = from_mapping(SweepConfig, importlib.import_module("configs.accuracy").get_config("ablation").to_dict())
     first, *others = table.quantization.recipes  # WITHOUT also has what is off, and first_last_8bit
-    assert first == "default" and len(others) == len(set(others)) == len(WITHOUT) - 2
+    assert first == "default" and len(others) == len(set(others)) == len(WITHOUT) - 3
 
 
 def test_the_tables_have_what_they_are_named_after():

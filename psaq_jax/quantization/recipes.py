@@ -26,11 +26,12 @@ WITHOUT = {
     "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "token_importance": False,
     "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False, "coordinate_descent": False,
     "two_sided": False, "search_weight_scales": False, "bias_correction": False, "reconstruct": False,
-    "learn_rounding": False,
+    "learn_scales": False, "learn_rounding": False,
 }  # fmt: skip
-WITH = {"reconstruct": True, "learn_rounding": True}
-# What records that are older than an ingredient mean; every new one stands here.
+WITH = {"reconstruct": True, "learn_scales": True, "learn_rounding": True}
+# What records that are older than a switch mean; every new one stands here.
 ADDED = {name: WITHOUT[name] for name in ("token_importance", "close_ups", "coordinate_descent", "two_sided")}
+ADDED["learn_scales"] = True
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")
@@ -77,6 +78,7 @@ class DefaultRecipe:
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
       reconstruct: None: where weights or activations have at most 4 bits; True; False.
+      learn_scales: reconstruction also learns the activations' scales; for images like those that will be seen.
       learn_rounding: reconstruction also learns which weights are rounded up; for many images.
       reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
       seed: of the views and the reconstruction.
@@ -101,6 +103,7 @@ class DefaultRecipe:
     search_weight_scales: bool = True
     bias_correction: bool = True
     reconstruct: bool | None = None
+    learn_scales: bool = False
     learn_rounding: bool = False
     reconstruction_steps: int = 150
     reconstruction_batch: int = 8

@@ -1,7 +1,7 @@
 """Block reconstruction: a quantized block learns to give what the float block gives, on calibration images alone.
 
-Learned are the activations' scales (LSQ, Esser et al., ICLR 2020) and the block's biases and LayerNorm parameters,
-which stay float anyway; by a switch, also whether each weight is rounded up or down (AdaRound, Nagel et al., ICML
+Learned are the block's biases and LayerNorm parameters, which stay float anyway; by switches, also the activations'
+scales (LSQ, Esser et al., ICLR 2020), and whether each weight is rounded up or down (AdaRound, Nagel et al., ICML
 2020). Against the float block's output (BRECQ, Li et al., ICLR 2021), while random elements stay unquantized (QDrop,
 Wei et al., ICLR 2022). The images of a step are shared out over the devices of this process.
 """
@@ -63,7 +63,7 @@ def reconstruct(
     Returns:
       (params with the new kernels and floats, {layer: its rounding}, {site: quantizer}).
     """
-    problem, learned = start(params, layers, layer_bits, sites, options.learn_rounding)
+    problem, learned = start(params, layers, layer_bits, sites, options)
     images = Images(x, x_float, target)
     path = None if folder is None else folder / f"{digest(f'{segment} {options}', (problem, learned, images))}.npz"
     found = path and read_leaves(path, learned)
@@ -131,21 +131,24 @@ def shardings(size: int) -> tuple[NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
 
-def start(params, layers: dict[str, Rounded], layer_bits, sites, learn_rounding: bool) -> tuple[Problem, dict]:
+def start(
+    params, layers: dict[str, Rounded], layer_bits, sites: dict[str, SiteQuantizer], options: DefaultRecipe
+) -> tuple[Problem, dict]:
     """(the fixed part, the learned tree) whose hard rounding is the kernels as they are."""
     flat = traverse_util.flatten_dict(params, sep="/")
     floors, rounding, bounds = {}, {}, {}
     for layer, (kernel, target) in layers.items():
         bounds[layer] = jnp.float32(2.0 ** (layer_bits[layer] - 1))
         floors[layer] = kernel.codes.astype(jnp.float32)
-        if learn_rounding:
+        if options.learn_rounding:
             position = jnp.clip(target / kernel.scale, -bounds[layer], bounds[layer] - 1)
             floors[layer] = jnp.floor(position)
             rounding[layer] = jax.scipy.special.logit((position - floors[layer] + STRETCH) / (1 + 2 * STRETCH))
+    uniform = [name for name, q in sites.items() if isinstance(q, UniformQuantizer)] if options.learn_scales else []
     problem = Problem(floors, {layer: kernel.scale for layer, (kernel, _) in layers.items()}, bounds, sites)
     return problem, {
         "rounding": rounding,
-        "scales": {name: jnp.zeros(()) for name, q in sites.items() if isinstance(q, UniformQuantizer)},
+        "scales": {name: jnp.zeros(()) for name in uniform},
         # Copies: what is learned is donated from step to step, and the model keeps its own.
         "floats": {path: jnp.array(value) for path, value in flat.items() if not path.endswith("/kernel")},
     }

@@ -27,7 +27,8 @@ def test_starts_where_the_weights_were_rounded(learn_rounding):
     codes = np.clip(np.rint(target / scale), -8, 7)
     rounded = reconstruction.Rounded(QuantizedKernel(codes.astype(np.int8), scale), target)
     params = {"layer": {"kernel": codes * scale, "bias": np.zeros(4, np.float32)}}
-    problem, learned = reconstruction.start(params, {"layer": rounded}, {"layer": 4}, {}, learn_rounding)
+    options = DefaultRecipe(learn_rounding=learn_rounding)
+    problem, learned = reconstruction.start(params, {"layer": rounded}, {"layer": 4}, {}, options)
     _, layers, _ = reconstruction.finish(problem, learned)
     np.testing.assert_array_equal(layers["layer"].kernel.codes, codes)
     soft = reconstruction.kernel_codes(problem, learned, "layer", reconstruction.up)
@@ -82,6 +83,21 @@ def test_brings_every_block_nearer_to_float_with_the_same_codes(model, monkeypat
     monkeypatch.setattr(reconstruction, "learn", watched)
     reconstructed(model, reconstruct=True)
     assert len(errors) == 3 and all(after < before for before, after in errors)
+
+
+def test_learns_scales_only_when_asked_to(model, plain):
+    """Of uniform grids; reconstruction leaves the others as they are."""
+    for learn in (False, True):
+        q = reconstructed(model, steps=3, reconstruct=True, learn_scales=learn)
+        # The first block's: those behind it see what reconstruction made of it.
+        sites = [name for name in q.sites if name.startswith("block_0/")]
+        uniform = [name for name in sites if isinstance(q.sites[name], UniformQuantizer)]
+        moved = [name for name in sites if not _equal(q.sites[name], plain.sites[name])]
+        assert len(uniform) > 4 and moved == uniform * learn
+
+
+def _equal(one, other) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
 def test_goes_on_behind_the_blocks_that_are_done(model, tmp_path, monkeypatch):

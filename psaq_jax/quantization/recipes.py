@@ -78,7 +78,8 @@ class DefaultRecipe:
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
       reconstruct: None: where weights or activations have at most 4 bits; True; False.
-      learn_scales: reconstruction also learns the activations' scales; for images like those that will be seen.
+      learn_scales: whether reconstruction also learns the activations' scales; None: of those with more than 4 bits.
+        With 4 they fit the calibration images, which helps where these are like what will be seen.
       learn_rounding: reconstruction also learns which weights are rounded up; for many images.
       reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
       seed: of the views and the reconstruction.
@@ -103,7 +104,7 @@ class DefaultRecipe:
     search_weight_scales: bool = True
     bias_correction: bool = True
     reconstruct: bool | None = None
-    learn_scales: bool = False
+    learn_scales: bool | None = None
     learn_rounding: bool = False
     reconstruction_steps: int = 150
     reconstruction_batch: int = 8

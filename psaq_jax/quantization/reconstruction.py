@@ -1,9 +1,9 @@
 """Block reconstruction: a quantized block learns to give what the float block gives, on calibration images alone.
 
-Learned are the block's biases and LayerNorm parameters, which stay float anyway; by switches, also the activations'
-scales (LSQ, Esser et al., ICLR 2020), and whether each weight is rounded up or down (AdaRound, Nagel et al., ICML
-2020). Against the float block's output (BRECQ, Li et al., ICLR 2021), while random elements stay unquantized (QDrop,
-Wei et al., ICLR 2022). The images of a step are shared out over the devices of this process.
+Learned are the block's biases and LayerNorm parameters, which stay float anyway; with enough bits, the activations'
+scales (LSQ, Esser et al., ICLR 2020); and by a switch, whether each weight is rounded up or down (AdaRound, Nagel et
+al., ICML 2020). Against the float block's output (BRECQ, Li et al., ICLR 2021), while random elements stay unquantized
+(QDrop, Wei et al., ICLR 2022). The images of a step are shared out over the devices of this process.
 """
 
 import dataclasses
@@ -144,14 +144,19 @@ def start(
             position = jnp.clip(target / kernel.scale, -bounds[layer], bounds[layer] - 1)
             floors[layer] = jnp.floor(position)
             rounding[layer] = jax.scipy.special.logit((position - floors[layer] + STRETCH) / (1 + 2 * STRETCH))
-    uniform = [name for name, q in sites.items() if isinstance(q, UniformQuantizer)] if options.learn_scales else []
     problem = Problem(floors, {layer: kernel.scale for layer, (kernel, _) in layers.items()}, bounds, sites)
     return problem, {
         "rounding": rounding,
-        "scales": {name: jnp.zeros(()) for name in uniform},
+        "scales": {name: jnp.zeros(()) for name, q in sites.items() if learns_scale(q, options)},
         # Copies: what is learned is donated from step to step, and the model keeps its own.
         "floats": {path: jnp.array(value) for path, value in flat.items() if not path.endswith("/kernel")},
     }
+
+
+def learns_scale(quantizer: SiteQuantizer, options: DefaultRecipe) -> bool:
+    """Of uniform grids; where the options leave it open, of those with more than 4 bits."""
+    many = quantizer.bits > 4 if options.learn_scales is None else options.learn_scales
+    return isinstance(quantizer, UniformQuantizer) and bool(many)
 
 
 def make_optimizer(steps: int) -> optax.GradientTransformation:

@@ -34,11 +34,10 @@ import ml_collections
 
 from configs.sweeps import demo
 from psaq_jax.errors import InputError
-from psaq_jax.quantization.recipes import WITHOUT
+from psaq_jax.quantization.recipes import WITH, WITHOUT
 
 TABLES = ("recipes", "ablation", "hard", "backbone", "iterations")
-OTHERS = "first_last_8bit", "reconstruct", "learn_scales", "learn_rounding"
-INGREDIENTS = tuple(name for name in WITHOUT if name not in OTHERS)
+INGREDIENTS = tuple(name for name in WITHOUT if name not in ("first_last_8bit", *WITH))
 
 REST = "default-reconstruct"  # reconstruction makes up for much of what another ingredient would have done
 

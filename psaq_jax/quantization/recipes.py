@@ -30,8 +30,10 @@ WITHOUT = {
 }  # fmt: skip
 WITH = {"reconstruct": True, "learn_scales": True, "learn_rounding": True}
 # What records that are older than a switch mean; every new one stands here.
-ADDED = {name: WITHOUT[name] for name in ("token_importance", "close_ups", "coordinate_descent", "two_sided")}
-ADDED["learn_scales"] = True
+ADDED = {
+    "token_importance": False, "close_ups": False, "coordinate_descent": False, "two_sided": False,
+    "learn_scales": True,
+}  # fmt: skip
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")

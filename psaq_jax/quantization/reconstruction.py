@@ -155,8 +155,9 @@ def start(
 
 def learns_scale(quantizer: SiteQuantizer, options: DefaultRecipe) -> bool:
     """Of uniform grids; where the options leave it open, of those with more than 4 bits."""
-    many = quantizer.bits > 4 if options.learn_scales is None else options.learn_scales
-    return isinstance(quantizer, UniformQuantizer) and bool(many)
+    if not isinstance(quantizer, UniformQuantizer):
+        return False
+    return bool(quantizer.bits > 4) if options.learn_scales is None else options.learn_scales
 
 
 def make_optimizer(steps: int) -> optax.GradientTransformation:

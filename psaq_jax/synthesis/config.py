@@ -23,8 +23,7 @@ class SynthesisConfig:
       total_variation: bounds of the uniform target, for 32 images of 224x224; scaled with sqrt(batch·pixels).
       total_variation_weight, cross_entropy_weight: of these terms; the entropy's weight is 1.
       bandwidth: of the kernels in the density of the similarities. The paper's gives few pairs of patches a gradient
-        (`patch_similarity_entropy`); docs/accuracy.md shows what 0.05 does, which depends on the
-        model.
+        (`patch_similarity_entropy`); docs/accuracy.md shows what 0.05 does, which depends on the model.
       recipe: "paper", or "default", which clips to the model's own pixel range and leaves every special token out of
         the similarity (the paper: ImageNet's range, and token 0).
     """

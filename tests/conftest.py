@@ -38,3 +38,11 @@ def compilations():
 
     jax.monitoring.register_event_duration_secs_listener(listener)
     return watch
+
+
+@pytest.fixture
+def quickly_compiled():
+    """For tests that compile for minutes what runs for milliseconds, and whose tolerance is far above a rounding."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
 .venv/bin/ruff check .
-exec .venv/bin/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
+exec .venv/bin/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -15,8 +13,8 @@ import pytest
 from psaq_jax import buckets, files
 from psaq_jax.errors import InputError
 from psaq_jax.workdir import open_workdir
+from tests import jobs
 
-ROOT = pathlib.Path(__file__).parent.parent
 NUMBERS = itertools.count()
 
 
@@ -125,13 +123,11 @@ def test_a_preempted_job_goes_on_from_the_bucket_with_the_same_bits(tmp_path):
         fields = ("num_images=4", "group_size=2", "iterations=3000")
         return [
             sys.executable, "-m", "launch.synthesize", "--config=configs/demo.py", f"--workdir={workdir}", "--quiet",
-            f"--config.model={ROOT / 'tests' / 'golden' / 'paper' / 'vit'}",
+            f"--config.model={jobs.TINY}",
             *(f"--config.synthesis.{field}" for field in fields),
         ]  # fmt: skip
 
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = os.environ | cache | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    settings = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    settings = jobs.settings(tmp_path / "cache")
     subprocess.run(command(tmp_path / "whole"), check=True, timeout=600, **settings)
     bucket = tmp_path / "bucket"
     process = subprocess.Popen(command(f"file://{bucket}/run"), **settings)

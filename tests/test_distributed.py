@@ -1,8 +1,6 @@
 """Two processes on this machine: the results of one; and none waits for a dead one."""
 
 import json
-import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -15,9 +13,9 @@ import pytest
 
 from psaq_jax import distributed
 from psaq_jax.errors import InputError
+from tests import jobs
+from tests.jobs import TINY
 
-ROOT = pathlib.Path(__file__).parent.parent
-TINY = ROOT / "tests" / "golden" / "paper" / "vit"
 SMALL = ("--config.synthesis.num_images=12", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
 
 
@@ -34,11 +32,7 @@ def start(processes, workdir, *arguments, script="quantize"):
         f"--workdir={workdir}", *map(str, arguments),
     ]  # fmt: skip
     cluster = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "cache")}  # shared by the tests
-    flags = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"
-    cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": flags}
-    environment = os.environ | cache | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    pipes = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = jobs.settings(workdir.parents[1] / "cache")  # shared by the tests
     several = [[*cluster, f"--process_id={i}"] for i in range(processes)] if processes > 1 else [[]]
     return [subprocess.Popen([*command, *flags], **pipes) for flags in several]
 
@@ -92,8 +86,7 @@ def test_nobody_waits_for_one_that_never_comes(own):
     script = (
         f"from psaq_jax import distributed as d; d.PATIENCE = 2; d.start('on', '127.0.0.1:{free_port()}', 2, {own})"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], timeout=60, **jobs.settings())
     assert done.returncode == 75 and "not all processes of this run came within 2 s" in done.stderr
 
 

@@ -1,8 +1,6 @@
 """The jobs as users start them: what they write, and one line with exit code 2 for bad input."""
 
 import json
-import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,16 +8,16 @@ import sys
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-TINY = ROOT / "tests" / "golden" / "paper" / "vit"
+from tests import jobs
+from tests.jobs import TINY
+
 SMALL = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
 
 
 def launch(script, *arguments, config="configs/demo.py"):
     given = [f"--config={config}"] if config else []  # before the fields that it has
     command = [sys.executable, "-m", f"launch.{script}", *given, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, timeout=600, **jobs.settings())
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
@@ -20,9 +18,9 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.sweep import run_sweep
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis.config import SynthesisConfig
+from tests import jobs
 from tests.golden_files import GOLDEN
 
-ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(GOLDEN / "paper" / "vit")
 
 
@@ -191,9 +189,8 @@ def test_slugs_are_fit_for_folders_and_of_their_own():
 
 
 def launch(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "launch.sweep", "--quiet", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, timeout=600, **jobs.settings())
 
 
 def test_the_script_prints_the_table_and_writes_it(data, tmp_path):

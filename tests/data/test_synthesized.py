@@ -1,8 +1,6 @@
 """Synthesized sets as TFDS data sets: what TFDS reads is what was synthesized, whenever the writing was interrupted."""
 
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
@@ -15,9 +13,9 @@ from psaq_jax.config import JobConfig
 from psaq_jax.data import load_dataset, synthesized
 from psaq_jax.data.array_records import features
 from psaq_jax.synthesis_job import parts_for_job
+from tests import jobs
+from tests.jobs import TINY
 
-ROOT = pathlib.Path(__file__).parents[2]
-TINY = ROOT / "tests" / "golden" / "paper" / "vit"
 CONFIG = psaq_jax.SynthesisConfig(num_images=10, group_size=2, iterations=2)
 FACTS = {"seed": 7, "synthesis": {"iterations": 2}}
 
@@ -125,8 +123,7 @@ def test_the_job_writes_it(tmp_path):
         f"--workdir={tmp_path}", "--config.synthesis.num_images=4", "--config.synthesis.group_size=2",
         "--config.synthesis.iterations=2", "--dataset", "--nonpy",
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, timeout=600, **jobs.settings())
     assert done.returncode == 0, done.stderr
     assert len(tfds.builder_from_directory(str(tmp_path / "dataset")).as_data_source("train")) == 4
     facts = json.loads((tmp_path / "dataset" / "metadata.json").read_text())

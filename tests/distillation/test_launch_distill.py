@@ -1,7 +1,6 @@
 """The job as users start it: what it writes, that it goes on after being killed, and one line for bad input."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from tests.test_launch import ROOT, TINY
+from tests.jobs import TINY, settings
 
 SMALL = (
     f"--config.model={TINY}", "--config.data=", "--config.quantization.bits=('w6a8',)",
@@ -27,12 +26,6 @@ def command(workdir, *arguments):
     return base + [*SMALL, *arguments]
 
 
-def settings(cache):
-    variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    return {"cwd": ROOT, "env": os.environ | variables, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
@@ -41,7 +34,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache):
     workdir = tmp_path_factory.mktemp("run") / "workdir"
-    done = subprocess.run(command(workdir), timeout=600, text=True, **settings(cache))
+    done = subprocess.run(command(workdir), timeout=600, **settings(cache))
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -88,7 +81,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(name, cache, tmp_path):
     arguments, message = BAD[name]
-    done = subprocess.run(command(tmp_path / "w", *arguments), timeout=600, text=True, **settings(cache))
+    done = subprocess.run(command(tmp_path / "w", *arguments), timeout=600, **settings(cache))
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
     assert "Traceback" not in done.stderr

@@ -127,6 +127,7 @@ def test_works_with_ranges_alone(model):
     assert error(model, quantized(model, 8, 8, images=None)) < 1e-2
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     "name", ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"]
 )

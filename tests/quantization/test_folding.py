@@ -62,6 +62,7 @@ def test_balance_follows_the_scale_of_a_channel(strength):
         np.testing.assert_allclose(np.maximum(-low, high) / balance, 1, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     "name",
     ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded", "more/timm_swin_padded"],

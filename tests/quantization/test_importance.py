@@ -22,6 +22,7 @@ def model():
     return psaq_jax.load_model(GOLDEN / "paper" / "vit")
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("name", ["paper/vit", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"])
 def test_rows_are_those_of_each_site_and_count_1_on_average(name):
     model = psaq_jax.load_model(GOLDEN / name)

@@ -52,6 +52,7 @@ def jacobian(model, images, layer):
     return np.stack(found).reshape(len(images), -1, int(np.prod(shape[:-1])), shape[-1])
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(("name", "block"), [
     ("paper/vit", "block_1"), ("checkpoints/hf_dinov2_swiglu", "block_1"), ("more/hf_swin_padded", "stage_0/block_1"),
 ])  # fmt: skip

@@ -1,7 +1,5 @@
 """A synthesis that is killed goes on from its last checkpoint and ends with the same bits."""
 
-import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -15,9 +13,9 @@ import psaq_jax
 from psaq_jax.synthesis import driver
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
+from tests import jobs
+from tests.jobs import TINY
 
-ROOT = pathlib.Path(__file__).parents[2]
-TINY = ROOT / "tests" / "golden" / "paper" / "vit"
 CONFIG = SynthesisConfig(num_images=6, group_size=2, iterations=8)
 
 
@@ -65,14 +63,9 @@ def command(workdir):
     ]  # fmt: skip
 
 
-def environment(tmp_path):
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | cache | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-
-
 def test_killed_processes_end_with_the_same_bits(tmp_path):
     """Ten SIGKILLs and a SIGTERM at random moments, some while a checkpoint is being written."""
-    settings = {"cwd": ROOT, "env": environment(tmp_path), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    settings = jobs.settings(tmp_path / "cache")
     subprocess.run(command(tmp_path / "whole"), check=True, timeout=600, **settings)
     rng, kills = random.Random(0), 0
     running = tmp_path / "killed" / "checkpoints" / "running"
@@ -97,21 +90,21 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
 
 def test_a_full_disk_stops_with_one_line_and_keeps_the_last_checkpoint(tmp_path):
     """A run is killed; started again where no file may grow beyond 20 kB, it stops; with space it ends as ever."""
-    settings = {"cwd": ROOT, "env": environment(tmp_path), "text": True, "capture_output": True, "timeout": 600}
-    subprocess.run(command(tmp_path / "whole"), check=True, **settings)
+    settings = jobs.settings(tmp_path / "cache")
+    subprocess.run(command(tmp_path / "whole"), check=True, timeout=600, **settings)
     running = tmp_path / "full" / "checkpoints" / "running"
-    process = subprocess.Popen(command(tmp_path / "full"), cwd=ROOT, env=environment(tmp_path))
+    process = subprocess.Popen(command(tmp_path / "full"), **settings)
     while process.poll() is None and not [path for path in running.glob("*") if path.name.isdecimal()]:
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.communicate()
     before = [path.name for path in running.iterdir() if path.name.isdecimal()]
     little_space = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash"]
-    full = subprocess.run([*little_space, *command(tmp_path / "full")], **settings)
+    full = subprocess.run([*little_space, *command(tmp_path / "full")], timeout=600, **settings)
     errors = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
     assert full.returncode == 2 and len(errors) == 1 and "Traceback" not in full.stderr, full.stderr
     assert "a checkpoint cannot be written (File too large); the last one is whole" in errors[0]
     assert [path.name for path in running.iterdir() if path.name.isdecimal()] == before
-    subprocess.run(command(tmp_path / "full"), check=True, **settings)
+    subprocess.run(command(tmp_path / "full"), check=True, timeout=600, **settings)
     whole = (tmp_path / "whole" / "images" / "synthesized.npy").read_bytes()
     assert (tmp_path / "full" / "images" / "synthesized.npy").read_bytes() == whole

@@ -1,0 +1,22 @@
+"""What the tests start jobs with, as users do: also killed ones, and several at once."""
+
+import os
+import pathlib
+import subprocess
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ROOT / "tests" / "golden" / "paper" / "vit"
+
+
+def settings(cache: pathlib.Path | None = None) -> dict:
+    """Of a job's process on the CPU, for `subprocess`.
+
+    What a job writes does not depend on how fast its code is: it is compiled in half the time.
+
+    Args:
+      cache: a folder for what it compiles, where it may be killed while it writes there.
+    """
+    flags = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"
+    own = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment = os.environ | own | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

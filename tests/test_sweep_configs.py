@@ -8,7 +8,8 @@ from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITHOUT
 from psaq_jax.sweep_config import SweepConfig
-from tests.test_sweep import ROOT, TINY
+from tests.jobs import ROOT
+from tests.test_sweep import TINY
 
 CONFIGS = sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")) + [ROOT / "configs" / "accuracy.py"]
 CONFIGS += [path for path in (ROOT / "configs" / "imagenet").glob("[a-z]*.py") if path.stem != "common"]

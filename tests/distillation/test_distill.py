@@ -46,10 +46,10 @@ def error(model, q):
 
 def test_brings_the_student_nearer_to_its_teacher(model, start):
     rates = {"kernel_rate": 3e-3, "scale_rate": 3e-3, "float_rate": 1e-3}  # few steps on a small model: large ones
-    config = DistillationConfig(cycles=1, generator_iterations=0, student_steps=60, batch_size=8, **rates)
+    config = DistillationConfig(cycles=1, generator_iterations=0, student_steps=200, batch_size=8, **rates)
     result = distill(model, start, IMAGES, config)
-    assert error(model, result.model) < 0.8 * error(model, start)
-    assert result.history["student/discrepancy"].shape == (60,) and len(result.images) == len(IMAGES)
+    assert error(model, result.model) < 0.8 * error(model, start)  # seen: 0.47 to 0.60, over four seeds
+    assert result.history["student/discrepancy"].shape == (200,) and len(result.images) == len(IMAGES)
 
 
 def test_the_first_steps_turn_no_code_of_kernels_that_second_moments_rounded(model):

@@ -11,7 +11,7 @@ TINY = ROOT / "tests" / "golden" / "paper" / "vit"
 def settings(cache: pathlib.Path | None = None) -> dict:
     """Of a job's process on the CPU, for `subprocess`.
 
-    What a job writes does not depend on how fast its code is: it is compiled in half the time.
+    What these tests ask does not depend on how well code is optimized, so it is compiled in half the time.
 
     Args:
       cache: a folder for what it compiles, where it may be killed while it writes there.

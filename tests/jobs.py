@@ -3,9 +3,12 @@
 import os
 import pathlib
 import subprocess
+import sys
+
+from tests.golden_files import GOLDEN
 
 ROOT = pathlib.Path(__file__).parent.parent
-TINY = ROOT / "tests" / "golden" / "paper" / "vit"
+TINY = GOLDEN / "paper" / "vit"
 
 
 def settings(cache: pathlib.Path | None = None) -> dict:
@@ -20,3 +23,8 @@ def settings(cache: pathlib.Path | None = None) -> dict:
     own = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     environment = os.environ | own | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def launch(script: str, *arguments) -> subprocess.CompletedProcess:
+    """Runs `python -m launch.SCRIPT` with these arguments to its end."""
+    return subprocess.run([sys.executable, "-m", f"launch.{script}", *map(str, arguments)], timeout=600, **settings())

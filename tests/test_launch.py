@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,8 +14,7 @@ SMALL = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "
 
 def launch(script, *arguments, config="configs/demo.py"):
     given = [f"--config={config}"] if config else []  # before the fields that it has
-    command = [sys.executable, "-m", f"launch.{script}", *given, *map(str, arguments)]
-    return subprocess.run(command, timeout=600, **jobs.settings())
+    return jobs.launch(script, *given, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ import csv
 import dataclasses
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -189,8 +187,7 @@ def test_slugs_are_fit_for_folders_and_of_their_own():
 
 
 def launch(*arguments):
-    command = [sys.executable, "-m", "launch.sweep", "--quiet", *map(str, arguments)]
-    return subprocess.run(command, timeout=600, **jobs.settings())
+    return jobs.launch("sweep", "--quiet", *arguments)
 
 
 def test_the_script_prints_the_table_and_writes_it(data, tmp_path):

@@ -1,11 +1,16 @@
 """The cloud's task files: valid to SkyPilot's own parser, and a dry run says what would happen."""
 
+import importlib
+import itertools
 import pathlib
 import re
+import shlex
 import subprocess
 
 import pytest
 import yaml
+
+from psaq_jax.config import JobConfig, from_mapping
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLOUD = ROOT / "launch" / "cloud"
@@ -31,7 +36,10 @@ def test_skypilot_accepts_the_task(path):
 def test_tasks_run_what_there_is(path):
     task = yaml.safe_load(path.read_text())
     assert (ROOT / "launch" / f"{task['envs']['JOB']}.py").exists()
-    assert (ROOT / task["envs"]["FLAGS"].removeprefix("--config=")).exists()
+    config, *overrides = shlex.split(task["envs"]["FLAGS"])
+    module = config.removeprefix("--config=").removesuffix(".py").replace("/", ".")
+    settings = importlib.import_module(module).get_config().to_dict()
+    from_mapping(JobConfig, settings | dict(x.removeprefix("--config.").split("=", 1) for x in overrides))
     assert "--workdir=$WORKDIR" in task["run"] and (ROOT / task["setup"].split()[1]).exists()
     assert task["resources"]["use_spot"] and task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
 
@@ -51,6 +59,27 @@ def test_a_dry_run_of_a_pod_prints_the_command():
     assert done.returncode == 0 and done.stdout.startswith("xpk workload create --cluster c --zone z --project p"), done
     for part in ("psaq-my-run", "--tpu-type v6e-64", "--restart-on-exit-codes 75", "--distributed=on"):
         assert part in done.stdout
+
+
+FLAGS = "--config=configs/demo.py", "--config.quantization.bits=('w8a8','w6a6')", "--config.data=folder:/a b"
+
+
+@pytest.mark.parametrize("target", [*(path.stem for path in TASKS), "gke"])
+def test_flags_reach_the_job_as_they_were_given(target, tmp_path):
+    """What the machine would run is run, with programs that only print what they get."""
+    for name, text in (("launch/cloud/setup.sh", ""), (".venv/bin/python", "#!/bin/sh\nprintf '%s\\n' \"$@\"\n")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    command = shlex.split(launch("--dryrun", target, "gs://bucket/run", *FLAGS, **CLUSTER).stdout.splitlines()[0])
+    if target == "gke":
+        script, environment = command[command.index("--command") + 1], {}
+    else:
+        script = yaml.safe_load((CLOUD / f"{target}.yaml").read_text())["run"]
+        environment = dict(x.split("=", 1) for flag, x in itertools.pairwise(command) if flag == "--env")
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[:5] == ["-m", "launch.synthesize", *FLAGS], done.stderr
+    assert "--workdir=gs://bucket/run" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,16 @@ class Checkpoints:
         return ocp.CheckpointManager(self.directory / "running", options=options)
 
     def restore(self, first: int, groups: int) -> WaveProgress | None:
-        """The wave of `groups` groups from number `first` on, from its last whole checkpoint; None: it has none."""
+        """The wave of `groups` groups from number `first` on, from its last whole checkpoint; None: it has none.
+
+        The checkpoint of another wave is removed: nobody needs it, and Orbax saves nothing of a smaller step.
+        """
         tree = distributed.from_first(self.restore_tree())
-        if tree is None or tree["first"] != first or len(tree["images"]) != groups:
+        if tree is None:
+            return None
+        if tree["first"] != first or len(tree["images"]) != groups:
+            if self._manager:
+                self._manager.delete(self._manager.latest_step())
             return None
         arrays = {name: np.asarray(array) for name, array in tree.items()}
         _, iteration, seconds = (arrays.pop(name).item() for name in ("first", "iteration", "seconds"))
@@ -94,11 +101,8 @@ class Checkpoints:
         tree = progress.arrays | {name: np.asarray(number) for name, number in numbers.items()}
         self.save_tree(progress.first * 10**9 + progress.iteration, tree)
 
-    def save_tree(self, step: int, tree: dict, wait: bool = False) -> None:
-        """As `save`, for any nested dictionary of arrays on the host; the last whole one counts. Steps must grow.
-
-        `wait`: returns when it is on the disk.
-        """
+    def save_tree(self, step: int, tree: dict) -> None:
+        """As `save`, for any nested dictionary of arrays on the host; the last whole one counts. Steps must grow."""
         self._last = time.monotonic()
         if self._manager is None:
             return
@@ -107,8 +111,6 @@ class Checkpoints:
         with self._one_line():
             files.check_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
             self._manager.save(step, args=ocp.args.StandardSave(tree))
-            if wait:
-                self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _one_line(self):

@@ -11,7 +11,7 @@ import pytest
 
 import psaq_jax
 from psaq_jax.synthesis import driver
-from psaq_jax.synthesis.checkpointing import Checkpoints
+from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests import jobs
 from tests.jobs import TINY
@@ -52,6 +52,22 @@ def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, at, first):
     np.testing.assert_array_equal(result.labels, whole.labels)
     for name, values in whole.history.items():
         np.testing.assert_array_equal(result.history[name], values)
+
+
+def test_a_wave_of_another_width_makes_room_for_the_one_under_way(tmp_path):
+    """As after a machine with half as many devices: its checkpoints count, though it has done fewer iterations."""
+
+    def progress(iteration, groups):
+        return WaveProgress(0, iteration, 1.0, {"images": np.zeros((groups, 2))})
+
+    for groups, iteration in ((8, 900), (4, 500)):
+        checkpoints = Checkpoints(tmp_path)
+        assert checkpoints.restore(0, groups) is None
+        checkpoints.save(progress(iteration, groups))
+        checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(0, 4).iteration == 500
+    checkpoints.close()
 
 
 def command(workdir):

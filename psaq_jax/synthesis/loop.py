@@ -131,19 +131,21 @@ def step(
     gradient, terms = jax.grad(loss_fn, has_aux=True)(state.images)
     base = config.learning_rate or getattr(model.module, "synthesis_learning_rate", 0.2)
     rate = learning_rate(base, i, config.warmup, config.round_length)
-    return update(state, gradient, rate, *_pixel_range(model, paper)), terms
+    return update(state, gradient, rate, *_normalization(model, paper)), terms
 
 
-def update(state: GroupState, gradient, rate, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> GroupState:
-    """Adam's step against `gradient` and the clip."""
+def update(state: GroupState, gradient, rate, mean=IMAGENET_MEAN, std=IMAGENET_STD, white=1.0) -> GroupState:
+    """Adam's step against `gradient` and the clip (`priors.clip`)."""
     direction, moments = adam().update(gradient, state.adam)
-    return state._replace(images=clip(state.images - rate * direction, mean, std), adam=moments)
+    return state._replace(images=clip(state.images - rate * direction, mean, std, white), adam=moments)
 
 
-def _pixel_range(model: Model, paper: bool):
+def _normalization(model: Model, paper: bool):
+    """(mean, std, white before normalisation)."""
     if paper:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return model.preprocessing.mean, model.preprocessing.std
+        return IMAGENET_MEAN, IMAGENET_STD, 1.0
+    preprocessing = model.preprocessing
+    return preprocessing.mean, preprocessing.std, 255 * preprocessing.rescale_factor
 
 
 def scan_chunk(model: Model, config: SynthesisConfig, state: GroupState, start, length: int):

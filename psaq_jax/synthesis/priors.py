@@ -87,10 +87,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def clip(images: jax.Array, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> jax.Array:
-    """Clips each channel to what a pixel in [0, 1] can be after normalisation: [−mean/std, (1−mean)/std].
+def clip(images: jax.Array, mean=IMAGENET_MEAN, std=IMAGENET_STD, white=1.0) -> jax.Array:
+    """Clips each channel to what a pixel in [0, white] can be after normalisation: [−mean/std, (white−mean)/std].
 
     The paper clips with ImageNet's mean and std, whatever the model's own.
     """
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    return jnp.clip(images, (-mean / std).astype(images.dtype), ((1 - mean) / std).astype(images.dtype))
+    return jnp.clip(images, (-mean / std).astype(images.dtype), ((white - mean) / std).astype(images.dtype))

@@ -1,5 +1,7 @@
 """The loop against six recorded steps of the release, and its promises: seeds, chunks, resumption, compilations."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -110,10 +112,14 @@ def test_chunks_add_up(iterations, expected):
     assert sum(lengths) == iterations and lengths[0] == expected and len(set(lengths)) <= 2
 
 
-def test_recipe_default_keeps_to_the_models_own_pixels(model):
+@pytest.mark.parametrize("changes", [{}, {"rescale_factor": 1.0, "mean": (127.5,) * 3, "std": (127.5,) * 3}])
+def test_recipe_default_keeps_to_the_models_own_pixels(model, changes):
+    model = model.replace(preprocessing=dataclasses.replace(model.preprocessing, **changes))
     config = SynthesisConfig(num_images=2, group_size=2, iterations=4, recipe="default")
     images = psaq_jax.synthesize(model, config).images
-    assert (images >= model.preprocessing.lower - 1e-6).all() and (images <= model.preprocessing.upper + 1e-6).all()
+    lower, upper = model.preprocessing.lower, model.preprocessing.upper
+    assert (images >= lower - 1e-6).all() and (images <= upper + 1e-6).all()
+    assert images.max() - images.min() > 0.5 * (upper - lower).min(), "and uses them"
 
 
 def test_bandwidth_is_the_configs(model):

@@ -12,6 +12,7 @@ LARGEST_WIDTH = 16384  # channels, heads
 LARGEST_HIDDEN = 131072
 DEEPEST = 1000  # blocks of a stage
 MOST_CLASSES = 1_000_000
+MOST_STAGES = 16
 LARGEST_WINDOW = 64
 
 
@@ -50,7 +51,7 @@ class Fields:
         value = self.values.get(name)
         if (
             not isinstance(value, list | tuple)
-            or not 1 <= len(value) <= 16
+            or not 1 <= len(value) <= MOST_STAGES
             or not all(is_whole(v, 1, most) for v in value)
         ):
             raise self.error(name, f"a list of whole numbers from 1 to {most}, one a stage")

@@ -16,8 +16,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import traverse_util
 
 from psaq_jax.checks import check_choice
@@ -46,7 +44,7 @@ from psaq_jax.quantization.record import (
 )
 from psaq_jax.quantization.representation import average_bits
 from psaq_jax.quantization.transform import QuantizedModel, bits_by_layer
-from psaq_jax.sites import apply_with_tap
+from psaq_jax.sites import site_names
 
 EXECUTIONS = ("simulated", "integer")
 
@@ -121,6 +119,7 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
     params = packing.to_params(tensors, parameters, record.kernels, of_weights)
     sites = {name: packing.to_quantizer(tensors, name, kind, of_weights) for name, kind in kinds.items()}
     _check_sites(module, parameters, sites, record, of_config)
+    _check_bits(sites, record, of_weights)
     for entry in record.sites:
         for field in entry.keys() - {"name", "kind"}:
             if entry[field] != tensors[f"sites/{entry['name']}/{field}"].tolist():
@@ -152,6 +151,13 @@ def _weight_bits(record: Record, parameters: Mapping, refuse: Refuse) -> int | f
     return record.weight_bits
 
 
+def _check_bits(sites: Mapping, record: Record, refuse: Refuse) -> None:
+    for name, quantizer in sites.items():
+        wanted = record.activation_bits if record.options is None else record.options.bits(name, record.activation_bits)
+        if quantizer.bits != wanted:
+            raise refuse(f"tensor 'sites/{name}/bits' holds {quantizer.bits}, expected {wanted} by activation_bits")
+
+
 def _read_preprocessing(path: pathlib.Path, image_size: tuple[int, int]) -> Preprocessing:
     refuse, found = refuse_for(path), decoded_file(Preprocessing, path, read_artefact_json(path), "preprocessing")
     sides = (*found.image_size, *found.resize_size)
@@ -180,29 +186,13 @@ def _site_kinds(record: Record, refuse: Refuse) -> dict[str, str]:
     return kinds
 
 
-def _check_sites(module, parameters, sites, record: Record, refuse: Refuse) -> None:
-    """The sites are those of the recipe, in running order, and no quantizer changes a tensor's shape."""
-    running = []
-
-    def tap(name, x):
-        running.append(name)
-        if name not in sites:
-            return x
-        try:
-            y = sites[name](x)
-        except (TypeError, ValueError) as error:
-            raise refuse(f"the quantizer of site {name} does not fit ({shown(str(error))})") from None
-        if y.shape != x.shape or y.dtype != x.dtype:
-            raise refuse(f"the quantizer of site {name} makes {y.shape} of {x.shape}, expected the same")
-        return y
-
+def _check_sites(module, parameters, sites: Mapping, record: Record, refuse: Refuse) -> None:
+    """The sites are those of the recipe, in running order."""
     try:
         wanted = site_filter(module, record.recipe)
     except InputError as error:
         raise refuse(str(error)) from None
-    params = traverse_util.unflatten_dict(parameters, sep="/")
-    pixels = jax.ShapeDtypeStruct((1, *module.image_size, 3), jnp.float32)
-    jax.eval_shape(lambda p, x: apply_with_tap(module, p, x, tap), params, pixels)
+    running = site_names(module, traverse_util.unflatten_dict(parameters, sep="/"), (*module.image_size, 3))
     expected = [name for name in running if wanted(name)] if record.activation_bits is not None else []
     for found, name in zip([*sites, None], [*expected, None], strict=False):
         if found != name:

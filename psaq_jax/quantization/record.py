@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from psaq_jax.errors import InputError
+from psaq_jax.models.fields import DEEPEST, LARGEST_WINDOW, MOST_STAGES
 from psaq_jax.models.layers import ACTIVATIONS
 from psaq_jax.models.loading import abstract_params, read_json
 from psaq_jax.models.swin import SwinTransformer
@@ -176,14 +177,15 @@ def read_module(record: Record, refuse: Refuse):
     module = decoded(FAMILIES[record.family], record.module, where, refuse)
     depths = module.depths if hasattr(module, "depths") else (module.depth,)
     grid = [s // max(p, 1) for s, p in zip(module.image_size, module.patch_size, strict=True)]
-    window = getattr(module, "window", (0, 0))
-    limits = {  # tracing takes time by block and memory by window; a block has four kernels
+    window = tuple(map(min, grid, getattr(module, "window", (0, 0))))  # no larger than the map
+    # Tracing takes time by block and memory by window. What `load_model` takes is within; a block has four kernels.
+    limits = {
         "image_size": (max(module.image_size), LARGEST_SIDE),
-        "patches": (grid[0] * grid[1], 2**16),
-        "blocks": (sum(depths), min(len(record.kernels) // 4, 64)),
-        "stages": (len(depths), 8),
-        "window": (max(window), 32),
-        "windows": (grid[0] * grid[1] * window[0] * window[1], 2**24),
+        "patches": (grid[0] * grid[1], 2**20),
+        "blocks": (sum(depths), min(len(record.kernels) // 4, DEEPEST)),
+        "stages": (len(depths), MOST_STAGES),
+        "window": (max(window), LARGEST_WINDOW),
+        "windows": (grid[0] * grid[1] * window[0] * window[1], 2**26),
     }
     for name, value in encoded(module).items():
         values = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()

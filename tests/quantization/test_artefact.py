@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from psaq_jax import InputError, calibrate, load_model, quantize
+from psaq_jax.models.architecture import check_geometry
 from psaq_jax.models.saving import save_huggingface_vit
+from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import recipes
 from psaq_jax.quantization.artefact import load_quantized, save_quantized
@@ -46,6 +48,19 @@ def test_mixed_precision(calibrated, tmp_path):
     packed = {name: shape for name, (kind, shape) in tensors.items() if kind == "U8"}
     assert packed == {f"params/{layer}/kernel/packed": [size] for layer, size in sizes.items()}
     assert f"Weights: 2 to 8 bits, {q.weight_bits:.2f} on average" in (tmp_path / "q" / "README.md").read_text()
+
+
+LARGE = {  # more than any published model has of something, and no more than `load_model` takes
+    "blocks": VisionTransformer((8, 8), (4, 4), width=4, depth=65, heads=1, hidden=4, classes=2),
+    "a window larger than the map": SwinTransformer((16, 18), (2, 2), (8,), (1,), (2,), (16,), (40, 40), 5),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_can_be_quantized_can_be_saved(tmp_path, name):
+    check_geometry(LARGE[name], "it")
+    model = random_model(LARGE[name], labels=())
+    save_quantized(quantize(model, {}, 4, None), tmp_path / "q")
 
 
 @pytest.mark.parametrize("recipe", ["paper", "default"])

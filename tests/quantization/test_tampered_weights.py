@@ -65,6 +65,8 @@ TENSORS = {
     "zero point too large": (value_of(f"{SITE}/zero_point", 256), f"{SITE}/zero_point"),
     "zero point negative": (value_of(f"{SITE}/zero_point", -1), f"{SITE}/zero_point"),
     "bits of a site": (value_of(f"{SITE}/bits", 1e30), f"{SITE}/bits"),
+    "fewer bits of a site": (value_of(f"{SITE}/bits", 7), f"{SITE}/bits", "activation_bits"),
+    "site scale by channel": (lambda t: t.update({f"{SITE}/scale": np.ones(8, np.float32)}), f"{SITE}/scale", "[]"),
     "missing": (lambda tensors: tensors.pop(SCALE), SCALE, "missing"),
     "extra": (lambda tensors: tensors.update(extra=np.zeros(1)), "extra", "not expected"),
     "scale of an activation": (lambda t: t.update({ACTIVATION: np.ones(2, np.float32)}), ACTIVATION, "[12]"),

@@ -22,10 +22,6 @@ class Bits:
     weights: dict[str, int]  # by layer, names relative to the segment
     activations: int | None  # None: floating point
 
-    def of(self, layer: str) -> tuple[int, int]:
-        """Bits of a layer's weights and inputs."""
-        return self.weights.get(layer, 8), self.activations or 32
-
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -99,7 +95,7 @@ def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -
     searched = {name: m for name, m in moments.items() if name != HIDDEN or folds.gated}
     ends = best_channel_ranges(segment, params, x, searched, bits, options)
     own = {path: value for path, value in flat.items() if path.rpartition("/")[0] in folds.modules}
-    layer_bits = {layer: bits.of(layer) for layer in folds.modules}
+    layer_bits = {layer: (n, options.bits(layer, bits.activations)) for layer, n in bits.weights.items()}
     return folding.changed(params, _folded(own, ends, moments, layer_bits, folds, options.folding_strength))
 
 

@@ -228,14 +228,3 @@ def corrected(bias, kernel, mean, rounded, rounded_mean) -> jax.Array:
     """The bias [o] that gives a layer's output, on average over the images, what rounding its kernel took away."""
     product = functools.partial(jnp.matmul, precision="highest")
     return bias + product(mean, kernel) - product(rounded_mean, rounded)
-
-
-def folded_model(model: Model, images: np.ndarray, activation_bits: int, options: DefaultRecipe) -> Model:
-    """The float model with its per-channel ranges folded in: the same function, and what is quantized afterwards."""
-    params, x, bits = model.params, images, Bits({}, activation_bits)
-    for link in chain(model.module, model.params, model.image_shape):
-        own = link.parameters(params)
-        folded = fold(link.segment, inspect(link.segment, own, x), own, x, bits, options)
-        x = streaming.propagate(link.segment, folded, {}, x)
-        params = _replaced(params, link, folded)
-    return model.replace(params=params)

@@ -37,7 +37,8 @@ def fold_norm(params: dict, norm: str, layers: tuple[str, ...], factor, shift) -
         times = kernel.shape[0] // factor.shape[0]
         changes[f"{layer}/kernel"] = kernel * jnp.tile(factor, times)[:, None]
         if f"{layer}/bias" in flat:
-            changes[f"{layer}/bias"] = flat[f"{layer}/bias"] + jnp.tile(shift, times) @ kernel
+            moved = jnp.matmul(jnp.tile(shift, times), kernel, precision="highest")
+            changes[f"{layer}/bias"] = flat[f"{layer}/bias"] + moved
     return changed(params, changes)
 
 
@@ -55,7 +56,7 @@ def fold_values(params: dict, qkv: str, projection: str, factor, shift) -> dict:
         offset = jnp.concatenate([jnp.zeros(2 * c), shift])
         changes[f"{qkv}/bias"] = (flat[f"{qkv}/bias"] - offset) * scale
     if f"{projection}/bias" in flat:
-        changes[f"{projection}/bias"] = flat[f"{projection}/bias"] + shift @ kernel
+        changes[f"{projection}/bias"] = flat[f"{projection}/bias"] + jnp.matmul(shift, kernel, precision="highest")
     return changed(params, changes)
 
 

@@ -36,7 +36,7 @@ def searched_scale(kernel, curvature, bits):
 
     def error(shrink):
         scale = jnp.maximum(full * shrink, LEAST_SCALE)
-        return curvature @ jnp.square(codes_of(kernel, scale, bits) * scale - kernel)
+        return jnp.matmul(curvature, jnp.square(codes_of(kernel, scale, bits) * scale - kernel), precision="highest")
 
     errors = jax.lax.map(error, jnp.asarray(SHRINKS))
     return jnp.maximum(full * jnp.asarray(SHRINKS)[jnp.argmin(errors, axis=0)], LEAST_SCALE)
@@ -67,7 +67,7 @@ def gptq(kernel, hessian, scale, bits, damping, block: int = BLOCK):
             return own - square[j][:, None] * error, (codes, target, error)
 
         _, (codes, targets, errors) = jax.lax.scan(column, own, jnp.arange(block))
-        return rest - rows.T @ errors, (codes, targets)
+        return rest - jnp.matmul(rows.T, errors, precision="highest"), (codes, targets)
 
     _, found = jax.lax.scan(columns, rest, jnp.arange(0, len(rest), block))
     return tuple(_put_back(x, order) for x in found)

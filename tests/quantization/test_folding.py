@@ -2,16 +2,18 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
 import psaq_jax
-from psaq_jax.quantization import folding
-from psaq_jax.quantization.default import folded_model
+from psaq_jax.quantization import folding, gptq, streaming
+from psaq_jax.quantization.channel_folding import Bits, fold, inspect
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.segments import chain
 from psaq_jax.sites import observe, record
 from tests.golden_files import GOLDEN
 
@@ -25,6 +27,18 @@ def model():
 
 def pixels(model, count=3):
     return np.random.default_rng(0).normal(size=(count, *model.image_shape)).astype(np.float32)
+
+
+def folded_model(model, images, activation_bits, options):
+    """The float model with its per-channel ranges folded in: the same function, and what is quantized afterwards."""
+    params, x, bits = model.params, images, Bits({}, activation_bits)
+    for link in chain(model.module, model.params, model.image_shape):
+        own = link.parameters(params)
+        folded = fold(link.segment, inspect(link.segment, own, x), own, x, bits, options)
+        x = streaming.propagate(link.segment, folded, {}, x)
+        flat = traverse_util.flatten_dict(folded, sep="/")
+        params = folding.changed(params, {link.full_name(name): value for name, value in flat.items()})
+    return model.replace(params=params)
 
 
 def factors(channels, seed):
@@ -92,6 +106,32 @@ def test_activations_that_differ_by_channel_get_nearer_ranges(model):
         return x.max() / np.median(x)
 
     assert spread(reach(folded)) < 1.1 * np.sqrt(spread(reach(model)))
+
+
+def test_a_head_of_8_bits_is_folded_for_8_bits(model):
+    """Whatever the bits of the other layers and sites."""
+    *_, link = chain(model.module, model.params, model.image_shape)
+    params, x = link.parameters(model.params), np.random.default_rng(0).normal(size=(8, 5, model.module.width)) ** 3
+    parts = inspect(link.segment, params, x)
+    few, many = (fold(link.segment, parts, params, x, Bits({"head": 8}, bits), DefaultRecipe()) for bits in (3, 8))
+    jax.tree.map(np.testing.assert_array_equal, few, many)
+    assert not np.array_equal(few["head"]["kernel"], params["head"]["kernel"])
+
+
+def test_products_keep_their_precision_on_accelerators():
+    """Where the default is less: TF32 on GPUs, bfloat16 on TPUs."""
+    kernel, vector, square = jnp.ones((C, C)), jnp.ones(C), jnp.eye(C)
+    norm, dense = {"scale": vector, "bias": vector}, {"kernel": kernel, "bias": vector}
+    params = {"norm": norm, "dense": dense, "qkv": {"kernel": jnp.ones((C, 3 * C))}}
+    for function, arguments in (
+        (lambda params, x: folding.fold_norm(params, "norm", ("dense",), x, x), (params, vector)),
+        (lambda params, x: folding.fold_values(params, "qkv", "dense", x, x), (params, vector)),
+        (gptq.searched_scale, (kernel, vector, 4.0)),
+        (gptq.gptq, (kernel, square, vector, 4.0, 0.1)),
+        (gptq.coordinate_descent, (kernel, square, kernel, vector, 4.0, 0.1)),
+    ):
+        text = str(jax.make_jaxpr(function)(*arguments))
+        assert text.count("dot_general[") == text.count("HIGHEST, Precision.HIGHEST") > 0
 
 
 def test_hard_copy_of_a_gated_model_is_the_same_function():

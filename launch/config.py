@@ -191,14 +191,16 @@ def bar(title: str):
 
 
 class ProgressBar:
-    """A bar with an estimate of what is left: call it with (done, in all)."""
+    """A bar with an estimate of what is left: call it with (done, in all). What the first call tells was done before
+    the estimate's clock starts: by an earlier run, or while programs were compiled.
+    """
 
     def __init__(self, title: str):
         self.title, self.bar = title, None
 
     def __call__(self, done: int, total: int) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=total, desc=self.title, leave=True, dynamic_ncols=True)
+            self.bar = tqdm(total=total, initial=done, desc=self.title, leave=True, dynamic_ncols=True)
         self.bar.update(done - self.bar.n)
         if done >= total:
             self.bar.close()

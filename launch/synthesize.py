@@ -33,6 +33,7 @@ def main():
     config = launch_config.read_job(CONFIG)
     model = pipeline.load_float(config)
     identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
+    identity |= {"exact_pixels": True} if EXACT.value else {}  # shards of one data set hold the same
     with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
         synthesize(config, model, workdir)
 

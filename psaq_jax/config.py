@@ -103,6 +103,8 @@ class JobConfig:
             check_choice("calibration", name, CALIBRATIONS)
         if not wanted:
             raise InputError(f"calibration is empty, expected some of {', '.join(CALIBRATIONS)}")
+        if set(wanted) == {"real"} and not self.data:
+            raise InputError("calibration is ('real',) and data is '': nothing to calibrate on; give one or the other")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("data_errors", self.data_errors, ("stop", "skip"))
         for name, least in (("batch_size", 1), ("image_size", 0), ("data_workers", 0)):

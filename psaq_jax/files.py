@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from psaq_jax import buckets
 from psaq_jax.errors import InputError
+
+UNFINISHED = ".unfinished-"  # begins the names of what is not yet in its place
 
 
 def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pathlib.Path:
@@ -27,7 +30,7 @@ def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pa
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = pathlib.Path(name)
         writer(temporary)
@@ -43,6 +46,12 @@ def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pa
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what killed processes left in a folder and all below it. None may be at work there."""
+    for path in list(folder.rglob(f"{UNFINISHED}*")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def check_space(folder: str | os.PathLike, size: int) -> None:

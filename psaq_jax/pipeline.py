@@ -116,10 +116,11 @@ def quantized_models(
         for calibration, pixels in sets.items():
             ranges = calibrate(model, pixels, recipe=recipe)
             for bits in config.quantization.bits:
+                run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
-                    weights = mixed_precision.choose_bits(model, pixels, weights, options)
-                run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
+                    bar = bars(f"{run_name(run)} measure kernels")
+                    weights = mixed_precision.choose_bits(model, pixels, weights, options, bar)
                 images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")
                 yield run, quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)

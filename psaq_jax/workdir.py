@@ -13,7 +13,8 @@ from psaq_jax.errors import InputError
 
 @contextlib.contextmanager
 def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
-    """Makes the folder, locks it while the block runs, and writes config.json or compares with the one there.
+    """Makes the folder, locks it while the block runs, and writes config.json or compares with the one there. What a
+    killed run was writing is removed.
 
     Yields:
       The folder to write into; see `local_folder`.
@@ -36,6 +37,7 @@ def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
                 ) from None
             config = json.loads(json.dumps(config))
             _check_same(path, folder / "config.json", config)
+            files.remove_unfinished(folder)
             files.write_json(folder / "config.json", config)
             yield folder
 

@@ -41,6 +41,7 @@ def test_every_field_of_a_job_is_in_the_demo_s_config():
         ({"dtype": "float16"}, "dtype is 'float16', known are float32, bfloat16"),
         ({"calibration": ("sythesized",)}, "calibration is 'sythesized', known are"),
         ({"calibration": ()}, "calibration is empty"),
+        ({"calibration": ("real",), "data": ""}, "nothing to calibrate on"),
         ({"quantization": {"bits": ("w9a8",)}}, "'w9a8': weight bits is 9, expected a whole number of bits from 2"),
         ({"quantization": {"bits": ("w4a1",)}}, "'w4a1': activation bits (32: floating point) is 1"),
         ({"quantization": {"bits": ("8/8",)}}, "expected a form such as 'w4a8'"),

@@ -1,6 +1,7 @@
 """Two processes on this machine: the results of one; and none waits for a dead one."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -100,7 +101,11 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     running[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=300)[1] for process in running]
     assert [process.returncode for process in running] == [143, 143], errors
-    outputs(start(2, tmp_path / "run", *more, script="synthesize"))
+    saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("running/[1-9]*"))
+    running = start(2, tmp_path / "run", *more, "--noquiet", script="synthesize")
+    errors = [process.communicate(timeout=600)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], errors
+    assert int(re.search(r"(\d+)/1500", errors[0])[1]) > saved, "went on from the checkpoint, not from the start"
     for name in ("synthesized.npy", "labels.npy"):
         whole = (tmp_path / "whole" / "images" / name).read_bytes()
         assert (tmp_path / "run" / "images" / name).read_bytes() == whole

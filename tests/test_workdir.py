@@ -1,11 +1,15 @@
 """A job's folder: one job at a time, of one configuration."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.workdir import open_workdir
+from tests import jobs
 
 CONFIG = {"model": "m", "synthesis": {"iterations": 10, "jitter": (1.0, 2.0)}}
 
@@ -30,6 +34,15 @@ def test_a_second_run_at_once_is_refused(tmp_path):
         with pytest.raises(InputError, match="another run is at work there"):
             with open_workdir(tmp_path, CONFIG):
                 pass
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
+    (tmp_path / "quantized" / f"{files.UNFINISHED}artefact").mkdir(parents=True)
+    dies = "import os, sys\nfrom psaq_jax import files\nfiles.write(sys.argv[1], lambda path: os.kill(os.getpid(), 9))"
+    subprocess.run([sys.executable, "-c", dies, tmp_path / "quantized" / "large.npz"], timeout=60, **jobs.settings())
+    assert len(list((tmp_path / "quantized").iterdir())) == 2
+    with open_workdir(tmp_path, CONFIG):
+        assert list((tmp_path / "quantized").iterdir()) == []
 
 
 def test_a_file_in_its_place_is_named(tmp_path):

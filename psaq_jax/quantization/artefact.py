@@ -18,6 +18,7 @@ from typing import Any
 
 from flax import traverse_util
 
+from psaq_jax import files
 from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
@@ -68,7 +69,7 @@ def save_quantized(
         raise InputError(f"save_quantized takes a quantized model, found {type(q).__name__}; quantize makes one")
     directory = pathlib.Path(directory)
     target = pathlib.Path(os.path.realpath(directory))
-    temporary = target.parent / f".{secrets.token_hex(8)}"
+    temporary = target.parent / f"{files.UNFINISHED}{secrets.token_hex(8)}"
     try:
         _check_replaceable(target)
         temporary.mkdir(parents=True)
@@ -218,7 +219,7 @@ def _write(path: pathlib.Path, content: bytes) -> None:
 
 def _move(temporary: pathlib.Path, target: pathlib.Path) -> None:
     """Renames a finished directory onto its place; an earlier one steps aside first."""
-    earlier = target.parent / f".{secrets.token_hex(8)}"
+    earlier = target.parent / f"{files.UNFINISHED}{secrets.token_hex(8)}"
     if target.exists():
         target.rename(earlier)
     try:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psaq_jax.errors import InputError
+
 GRID_POINTS = 10
 BANDWIDTH = 0.01
 SMOOTHING = 1e-4
@@ -31,7 +33,8 @@ def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array
     Returns:
       [b, p, p] float32, the diagonal included. Norms count as at least 1e-8; the gradient is finite at zero vectors.
     Raises:
-      ValueError: attention is not 4-dimensional, or no patch is left.
+      ValueError: attention is not 4-dimensional.
+      InputError: no patch is left.
     """
     return _products(_directions(attention, special_tokens))
 
@@ -41,7 +44,8 @@ def _directions(attention, special_tokens):
     if attention.ndim != 4:
         raise ValueError(f"attention is {attention.shape}, expected [batch, heads, tokens, head_dim]")
     if not 0 <= special_tokens < attention.shape[2]:
-        raise ValueError(f"special_tokens={special_tokens} leaves no patch of {attention.shape[2]} tokens")
+        found = f"special_tokens={special_tokens} leaves no patch of a layer with {attention.shape[2]}"
+        raise InputError(f"{found} tokens; give a larger image_size, or for Swin config.synthesis.recipe=default")
     x = attention.astype(jnp.float32).mean(axis=1)[:, special_tokens:]
     # The square root of a clamped sum: zero vectors get gradient zero, where a clamped norm would give NaN.
     # One division a patch, then a product: XLA makes this of x / norm too, but not in every partitioning.

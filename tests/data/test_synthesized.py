@@ -129,3 +129,5 @@ def test_the_job_writes_it(tmp_path):
     facts = json.loads((tmp_path / "dataset" / "metadata.json").read_text())
     assert facts["synthesis"]["recipe"] == "paper" and len(facts["model_fingerprint"]) == 64
     assert (tmp_path / "images" / "synthesized.png").exists() and not (tmp_path / "images" / "synthesized.npy").exists()
+    done = subprocess.run([*command, "--exact_pixels"], timeout=600, **jobs.settings())
+    assert done.returncode == 2 and "exact_pixels is None there and True now" in done.stderr

@@ -4,8 +4,9 @@ Jobs write local files, which appear whole by renaming; a thread copies what is 
 appears whole too. Which objects belong together (a checkpoint is several) says the object `.index.json`, written last:
 a run that goes on fetches what the index lists and never sees half a checkpoint.
 
-The lock is an object that its owner rewrites every `EVERY` seconds. Whoever finds one waits `LOCK_LIFE` seconds: if it
-changed, its owner is alive and the second run is refused; if not, the owner was killed and the second run takes over.
+The lock is an object that its owner rewrites every `EVERY` seconds, also while it copies. Whoever finds one waits
+`LOCK_LIFE` seconds: if it changed, its owner is alive and the second run is refused; if not, the owner was killed and
+the second run takes over. An owner that was only cut off finds its lock lost and copies nothing more.
 """
 
 import contextlib
@@ -65,25 +66,22 @@ def local_copy(url: str) -> Iterator[pathlib.Path]:
     """A local folder with what the bucket's folder holds; what changes in it goes there, until the block ends.
 
     Raises:
-      InputError: another run is at work there, or the bucket cannot be reached or written.
+      InputError: another run is at work there or took over from this one, the bucket cannot be reached or written, or
+        its index names files outside the folder.
     """
     mirror = Mirror(url)
-    mirror.lock()
     try:
-        mirror.fetch()
-        stop = threading.Event()
-        thread = threading.Thread(target=mirror.keep, args=(stop,), daemon=True)
-        thread.start()
-        try:
-            yield mirror.folder
-        except BaseException:
-            with contextlib.suppress(InputError):  # the first error is what matters
-                mirror.push()
-            raise
-        finally:
-            stop.set()
-            thread.join()
-        mirror.push()
+        mirror.lock()
+        with _repeated(mirror.sign):
+            mirror.fetch()
+            try:
+                with _repeated(mirror.push):
+                    yield mirror.folder
+            except BaseException:
+                with contextlib.suppress(InputError):  # the first error is what matters
+                    mirror.push()
+                raise
+            mirror.push()
         print(f"  copied to {url}")
     finally:
         mirror.unlock()
@@ -99,11 +97,11 @@ class Mirror:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="psaq_jax-"))
         self._sent: dict[str, tuple[int, int]] = {}  # {name: (time of change in ns, bytes)}
         self._owner = f"{os.uname().nodename} {os.getpid()} {uuid.uuid4().hex}"
+        self._signing = threading.Lock()  # file:// empties what it rewrites: nobody here may look meanwhile
 
     def fetch(self) -> None:
         with _reported(self.url):
-            index = self._read(INDEX)
-            for name in json.loads(index) if index else ():
+            for name in self._index():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 self.fs.get_file(f"{self.root}/{name}", str(self.folder / name))
             self._sent = self._listing()
@@ -112,6 +110,9 @@ class Mirror:
         """Copies what is new, then the index, then removes what is gone.
 
         While files keep coming and going the bucket keeps its last index: a later call brings it up to date.
+
+        Raises:
+          InputError: the bucket fails, or another run has taken the folder: what lies there is that run's work.
         """
         with _reported(self.url):
             for _ in range(5):
@@ -119,6 +120,7 @@ class Mirror:
                 with contextlib.suppress(FileNotFoundError):  # a checkpoint that a newer one replaced meanwhile
                     for name, state in listing.items():
                         if self._sent.get(name) != state:
+                            self._check_owner()
                             self.fs.put_file(str(self.folder / name), f"{self.root}/{name}")
                             self._sent[name] = state
                 if listing == self._listing() and all(self._sent.get(name) == s for name, s in listing.items()):
@@ -126,20 +128,32 @@ class Mirror:
                     return
 
     def _write_index(self, listing) -> None:
-        before = self._read(INDEX)
+        before = self._index()
+        self._check_owner()
         self.fs.pipe_file(f"{self.root}/{INDEX}", json.dumps(sorted(listing)).encode())
-        for name in set(json.loads(before) if before else ()) - set(listing):
+        for name in set(before) - set(listing):
             self._sent.pop(name, None)
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm_file(f"{self.root}/{name}")
 
-    def keep(self, stop: threading.Event) -> None:
-        """Signs of life and copies until `stop`. What fails is tried again; the last copy reports it."""
-        while not stop.wait(EVERY):
-            with contextlib.suppress(InputError):
-                if self._read(LOCK).startswith(self._owner.encode()):
-                    self._sign()
-                    self.push()
+    def _index(self) -> list[str]:
+        """The files that belong together. Who may write to the bucket writes these names, so none is trusted.
+
+        Raises:
+          InputError: what is there is no list of files inside the folder.
+        """
+        content = self._read(INDEX) or b"[]"
+        try:
+            names = json.loads(content)
+        except ValueError:
+            names = content
+        bad = [name for name in names if not _is_inside(name)] if isinstance(names, list) else [names]
+        if bad:
+            raise InputError(
+                f"{self.url}/{INDEX}: found {bad[0]!r:.80}, expected names of files inside the folder; "
+                "remove that object to start anew, or choose another --workdir"
+            )
+        return names
 
     def lock(self) -> None:
         """Takes the folder, or raises InputError where another run is at work."""
@@ -149,19 +163,37 @@ class Mirror:
                 print(f"{self.url}: found a lock, waiting {LOCK_LIFE:.0f} s for its sign of life", file=sys.stderr)
                 time.sleep(LOCK_LIFE)
             if not found or self._read(LOCK) in (found, b""):
-                self._sign()
+                self._write_lock()
                 time.sleep(SETTLE)
             owner = self._read(LOCK)
-        if not owner.startswith(self._owner.encode()):
-            name = " ".join(owner.decode().split()[:2])
-            raise InputError(f"--workdir={self.url}: another run is at work there ({name}); wait or choose another")
+        if not self._is_own(owner):
+            who = _who(owner)
+            raise InputError(f"--workdir={self.url}: another run is at work there ({who}); wait or choose another")
+
+    def sign(self) -> None:
+        """A sign of life, unless another run has taken the folder."""
+        with _reported(self.url), self._signing:
+            if self._is_own(self._read(LOCK)):
+                self._write_lock()
 
     def unlock(self) -> None:
         with contextlib.suppress(Exception):  # whatever happened before is what matters
-            if self._read(LOCK).startswith(self._owner.encode()):
+            if self._is_own(self._read(LOCK)):
                 self.fs.rm_file(f"{self.root}/{LOCK}")
 
-    def _sign(self) -> None:
+    def _check_owner(self) -> None:
+        with self._signing:
+            owner = self._read(LOCK)
+        if not self._is_own(owner):
+            raise InputError(
+                f"--workdir={self.url}: the lock there is {_who(owner)}'s, expected this run's; another run took over "
+                "from it, so it copies nothing more; once the other has ended, start the same command again"
+            )
+
+    def _is_own(self, owner: bytes) -> bool:
+        return owner.startswith(self._owner.encode())
+
+    def _write_lock(self) -> None:
         self.fs.pipe_file(f"{self.root}/{LOCK}", f"{self._owner} {uuid.uuid4().hex}".encode())
 
     def _read(self, name: str) -> bytes:
@@ -183,6 +215,36 @@ class Mirror:
                     if not name.startswith("."):
                         found[path.relative_to(self.folder).as_posix()] = (state.st_mtime_ns, state.st_size)
         return found
+
+
+@contextlib.contextmanager
+def _repeated(action: Callable[[], None]):
+    """Calls `action` every `EVERY` seconds in a thread until the block ends. What fails is tried again."""
+    stop = threading.Event()
+
+    def repeat():
+        while not stop.wait(EVERY):
+            with contextlib.suppress(InputError):
+                action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _is_inside(name) -> bool:
+    """Whether a folder joined with `name` is a place in it, on any system: Windows' rules forbid the others' too."""
+    path = pathlib.PureWindowsPath(name if isinstance(name, str) else "")
+    return bool(path.parts) and not path.anchor and ".." not in path.parts
+
+
+def _who(owner: bytes) -> str:
+    """Host and process of a lock's owner."""
+    return " ".join(owner.decode(errors="replace").split()[:2]) or "nobody"
 
 
 @contextlib.contextmanager

@@ -1,10 +1,14 @@
 """Work folders in a bucket, with fsspec's memory:// and file:// in its place."""
 
+import contextlib
 import itertools
 import json
+import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import numpy as np
@@ -28,6 +32,20 @@ def url(monkeypatch):
 def objects(url):
     fs, root = buckets.open_bucket(url)
     return {path.removeprefix(f"{root}/"): fs.cat_file(path) for path in fs.find(root)}
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def replace(monkeypatch, url, name, function):
+    """Lets the bucket's file system call `function(method, fs, *arguments)` in place of a method of its."""
+    kind = type(buckets.open_bucket(url)[0])
+    plain = getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda fs, *arguments, **options: function(plain, fs, *arguments, **options))
 
 
 def test_what_a_job_writes_is_there_and_the_next_job_finds_it(url):
@@ -65,16 +83,35 @@ def test_files_go_to_the_bucket_while_the_job_runs(url, monkeypatch):
     monkeypatch.setattr(buckets, "EVERY", 0.01)
     with buckets.local_copy(url) as folder:
         files.write_bytes(folder / "a", b"1")
-        deadline = time.monotonic() + 60
-        while "a" not in objects(url) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert {"a", ".lock"} <= set(objects(url))
+        wait_for(lambda: {"a", ".index.json", ".lock"} <= set(objects(url)))
+    assert set(objects(url)) == {"a", ".index.json"}
 
 
 def test_a_failed_job_leaves_what_it_had_and_no_lock(url):
     with pytest.raises(InputError, match="the job's own"), buckets.local_copy(url) as folder:
         files.write_bytes(folder / "a", b"1")
         raise InputError("the job's own")
+    assert set(objects(url)) == {"a", ".index.json"}
+
+
+def test_a_failed_job_copies_when_its_thread_has_ended(url, monkeypatch):
+    """Two uploads at a time would meet at the barrier."""
+    monkeypatch.setattr(buckets, "EVERY", 0.01)
+    barrier, uploads, met = threading.Barrier(2), [], []
+
+    def slow(put_file, fs, *arguments):
+        uploads.append(arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            barrier.wait(1)
+            met.append(arguments)
+        put_file(fs, *arguments)
+
+    replace(monkeypatch, url, "put_file", slow)
+    with pytest.raises(InputError, match="the job's own"), buckets.local_copy(url) as folder:
+        files.write_bytes(folder / "a", b"1")
+        wait_for(lambda: uploads)
+        raise InputError("the job's own")
+    assert not met
     assert set(objects(url)) == {"a", ".index.json"}
 
 
@@ -94,6 +131,141 @@ def test_a_living_runs_lock_is_respected(url, monkeypatch):
         with buckets.local_copy(url):
             pass
     assert objects(url)[".lock"] == b"host 1 beat 2"
+
+
+def test_a_lock_that_is_being_rewritten_is_not_lost(url, monkeypatch):
+    """As file:// does it: emptied first."""
+    monkeypatch.setattr(buckets, "EVERY", 0.01)
+
+    def emptied_first(pipe_file, fs, path, content):
+        if threading.current_thread() is not threading.main_thread() and path.endswith(".lock"):
+            pipe_file(fs, path, b"")
+            time.sleep(0.3)
+        pipe_file(fs, path, content)
+
+    replace(monkeypatch, url, "pipe_file", emptied_first)
+    with buckets.local_copy(url) as folder:
+        wait_for(lambda: objects(url)[".lock"] == b"")
+        files.write_bytes(folder / "a", b"1")
+    assert set(objects(url)) == {"a", ".index.json"}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_that_lost_its_lock_leaves_the_new_owners_files_alone(url, ended, monkeypatch):
+    """The first run looks dead: no sign of life comes before the second takes over."""
+    monkeypatch.setattr(buckets, "EVERY", 3600)
+    with buckets.local_copy(url) as folder:
+        files.write_bytes(folder / "running" / "25" / "data", b"25")
+    second = contextlib.ExitStack()
+    with pytest.raises(InputError, match=rf"{url}: the lock there is .*'s, expected this run's"):
+        with buckets.local_copy(url) as folder:
+            files.write_bytes(folder / "late", b"late")
+            there = second.enter_context(buckets.local_copy(url))
+            (there / "running" / "25" / "data").unlink()
+            files.write_bytes(there / "running" / "900" / "data", b"900")
+            if ended:
+                second.close()
+            before = objects(url)
+    assert objects(url) == before
+    second.close()
+    assert objects(url) == {"running/900/data": b"900", ".index.json": b'["running/900/data"]'}
+
+
+def test_a_run_that_loses_its_lock_while_it_copies_leaves_the_index_alone(url, monkeypatch):
+    fs, root = buckets.open_bucket(url)
+    with buckets.local_copy(url) as folder:
+        files.write_bytes(folder / "a", b"1")
+
+    def last_one(put_file, *arguments):
+        put_file(*arguments)
+        fs.pipe_file(f"{root}/.lock", b"host 2 another")
+
+    with pytest.raises(InputError, match="the lock there is host 2's, expected this run's"):
+        with buckets.local_copy(url) as folder:
+            (folder / "a").unlink()
+            files.write_bytes(folder / "b", b"2")
+            replace(monkeypatch, url, "put_file", last_one)
+    assert objects(url) == {"a": b"1", "b": b"2", ".index.json": b'["a"]', ".lock": b"host 2 another"}
+
+
+def test_a_run_that_lost_its_lock_gives_no_signs_of_life(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mirror = buckets.Mirror(url)
+    mirror.lock()
+    mirror.fs.pipe_file(f"{mirror.root}/.lock", b"host 2 another")
+    mirror.sign()
+    assert objects(url) == {".lock": b"host 2 another"}
+
+
+@pytest.mark.parametrize("method", ["get_file", "put_file"])
+def test_a_long_copy_gives_signs_of_life(url, monkeypatch, method):
+    """A file that is fetched at the start or sent at the end takes until two signs have come."""
+    with buckets.local_copy(url) as folder:
+        files.write_bytes(folder / "a", b"1")
+    monkeypatch.setattr(buckets, "EVERY", 0.01)
+    signs = set()
+
+    def slow(plain, fs, *arguments):
+        wait_for(lambda: signs.add(objects(url)[".lock"]) or len(signs) > 2)
+        plain(fs, *arguments)
+
+    replace(monkeypatch, url, method, slow)
+    with buckets.local_copy(url) as folder:
+        files.write_bytes(folder / "a", b"10")
+    assert len(signs) > 2
+    assert objects(url) == {"a": b"10", ".index.json": b'["a"]'}
+
+
+def test_signs_of_life_go_on_when_the_bucket_has_failed(url, monkeypatch):
+    monkeypatch.setattr(buckets, "EVERY", 0.01)
+    failures = [ConnectionError("for a moment")]
+
+    def failing(pipe_file, fs, path, *arguments):
+        if failures and threading.current_thread() is not threading.main_thread() and path.endswith(".lock"):
+            raise failures.pop()
+        pipe_file(fs, path, *arguments)
+
+    replace(monkeypatch, url, "pipe_file", failing)
+    with buckets.local_copy(url):
+        wait_for(lambda: not failures)
+        before = objects(url)[".lock"]
+        wait_for(lambda: objects(url)[".lock"] != before)
+
+
+OUTSIDE = ("/tmp/b", "../b", "running/../../b", "..", "", "..\\b", "\\b", "\\\\host\\share\\b", "C:b", "C:/b", 1, None)
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=repr)
+def test_an_index_that_leaves_the_folder_is_refused(url, name, monkeypatch):
+    """Before anything is fetched."""
+    fs, root = buckets.open_bucket(url)
+    fs.pipe_file(f"{root}/a", b"1")
+    fs.pipe_file(f"{root}/.index.json", json.dumps(["a", name]).encode())
+    before = objects(url)
+    replace(monkeypatch, url, "get_file", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(InputError) as caught, buckets.local_copy(url):
+        pass
+    found = f"{url}/.index.json: found {name!r}, expected names of files inside the folder; remove that object"
+    assert str(caught.value).startswith(found)
+    assert objects(url) == before
+
+
+def test_what_an_index_names_outside_the_folder_is_not_removed(url, monkeypatch):
+    fs, root = buckets.open_bucket(url)
+    replace(monkeypatch, url, "rm_file", lambda rm_file, fs, path: path.endswith(".lock") or pytest.fail("removed"))
+    with pytest.raises(InputError, match="found '../b', expected names"), buckets.local_copy(url):
+        fs.pipe_file(f"{root}/.index.json", b'["../b"]')
+
+
+@pytest.mark.parametrize(
+    "content", [b"word" * 100, b'{"a": 1}', b'"a"', b"\xff"], ids=["text", "dict", "string", "byte"]
+)
+def test_an_index_that_is_no_list_is_refused(url, content):
+    fs, root = buckets.open_bucket(url)
+    fs.pipe_file(f"{root}/.index.json", content)
+    with pytest.raises(InputError, match=r"/.index.json: found .{1,80}, expected names of files"):
+        with buckets.local_copy(url):
+            pass
 
 
 def test_another_config_is_refused_there_too(url):
@@ -118,27 +290,51 @@ def test_unusable_schemes_are_named(bad, message, monkeypatch):
         buckets.open_bucket(bad)
 
 
+JOB = """
+import runpy, sys
+from launch import config
+
+def progress(done, total):
+    print("done", done, flush=True)
+    sys.stdin.read()  # goes on when the test has closed it
+
+config.bar = lambda title: progress
+runpy.run_module("launch.synthesize", run_name="__main__", alter_sys=True)
+"""
+
+
+def iterations(output):
+    """What a job told of its progress, after every chunk."""
+    return [line for line in output.splitlines() if line.startswith("done ")]
+
+
 def test_a_preempted_job_goes_on_from_the_bucket_with_the_same_bits(tmp_path):
+    """It is stopped after its first chunk, ends the second, and the next job begins with the third."""
+
     def command(workdir):
-        fields = ("num_images=4", "group_size=2", "iterations=3000")
+        fields = ("num_images=4", "group_size=2", "iterations=200")
         return [
-            sys.executable, "-m", "launch.synthesize", "--config=configs/demo.py", f"--workdir={workdir}", "--quiet",
+            sys.executable, "-c", JOB, "--config=configs/demo.py", f"--workdir={workdir}",
             f"--config.model={jobs.TINY}",
             *(f"--config.synthesis.{field}" for field in fields),
         ]  # fmt: skip
 
+    def run(workdir):
+        done = subprocess.run(command(workdir), stdin=subprocess.DEVNULL, timeout=600, **settings)
+        assert done.returncode == 0, done.stderr
+        return iterations(done.stdout)
+
     settings = jobs.settings(tmp_path / "cache")
-    subprocess.run(command(tmp_path / "whole"), check=True, timeout=600, **settings)
-    bucket = tmp_path / "bucket"
-    process = subprocess.Popen(command(f"file://{bucket}/run"), **settings)
-    while not (bucket / "run" / ".lock").exists() and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(3)  # compiling, or at work: a job that is stopped before its first chunk saves after it
+    whole = run(tmp_path / "whole")
+    bucket = tmp_path / "bucket" / "run"
+    process = subprocess.Popen(command(f"file://{bucket}"), stdin=subprocess.PIPE, **settings)
+    told = next((line for line in process.stdout if line.startswith("done ")), "")
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode in (143, -15), error  # -15: before the job minds signals
-    done = subprocess.run(command(f"file://{bucket}/run"), timeout=600, **settings)
-    assert done.returncode == 0, done.stderr
-    whole = (tmp_path / "whole" / "images" / "synthesized.npy").read_bytes()
-    assert (bucket / "run" / "images" / "synthesized.npy").read_bytes() == whole
-    assert not (bucket / "run" / ".lock").exists()
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 143, error
+    stopped = iterations(told + output)
+    assert stopped == whole[: len(stopped)] and len(whole) > len(stopped) + 1
+    assert run(f"file://{bucket}") == whole[len(stopped) + 1 :]
+    images = pathlib.Path("images", "synthesized.npy")
+    assert (bucket / images).read_bytes() == (tmp_path / "whole" / images).read_bytes()
+    assert not (bucket / ".lock").exists()

@@ -76,7 +76,7 @@ def quantize(config, model, dataset, workdir):
 
 
 def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
-    last = results["runs"][len(config.quantization.bits) - 1]  # the lowest bits of the first recipe and calibration
+    last = results["runs"][len(config.quantization.bits) - 1]  # of the first recipe and calibration
     q = psaq_jax.load_quantized(workdir / "quantized" / pipeline.run_name(last))
     found = report.measure_sensitivity(model, q, result.images[:32], launch_config.bar("sensitivity"))
     page = report.render_page(

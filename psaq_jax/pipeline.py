@@ -114,13 +114,16 @@ def quantized_models(
     for name in config.quantization.recipes:
         recipe, options = read_recipe(name, config.quantization.options)
         for calibration, pixels in sets.items():
-            ranges = calibrate(model, pixels, recipe=recipe)
+            ranges, costs = calibrate(model, pixels, recipe=recipe), None
             for bits in config.quantization.bits:
                 run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
-                    bar = bars(f"{run_name(run)} measure kernels")
-                    weights = mixed_precision.choose_bits(model, pixels, weights, options, bar)
+                    if costs is None:
+                        layers = mixed_precision.free_layers(model, options)
+                        bar = bars(f"{calibration} measure kernels")
+                        costs = mixed_precision.kernel_costs(model, pixels, layers, bar)
+                    weights = mixed_precision.choose_bits(model, costs, weights, options)
                 images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")
                 yield run, quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
@@ -156,11 +159,11 @@ def synthesis_summary(config: SynthesisConfig, result: SynthesisResult) -> dict:
 
 
 def stored_sizes(model: Model, folder: pathlib.Path, results: dict) -> dict[str, int]:
-    """{"float32": bytes of the float parameters, "w4a8": bytes of that artefact's weights file, ...}."""
+    """{"float32": bytes of the float parameters, "w4a8": bytes of the largest weights file at these bits, ...}."""
     sizes = {"float32": sum(leaf.size * 4 for leaf in jax.tree.leaves(model.params))}
     for run in results["runs"]:
-        name = run_name(run)
-        sizes.setdefault(run["bits"], (folder / name / "model.safetensors").stat().st_size)
+        size = (folder / run_name(run) / "model.safetensors").stat().st_size
+        sizes[run["bits"]] = max(size, sizes.get(run["bits"], 0))
     return sizes
 
 

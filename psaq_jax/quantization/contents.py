@@ -55,7 +55,7 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
     record = Record(
         quant_method=METHOD, format_version=VERSION, family=type(q.module).__name__, module=encoded(q.module),
         recipe=q.recipe, options=q.options, weight_bits=q.weight_bits if isinstance(q.weight_bits, int) else None,
-        activation_bits=q.activation_bits, kernels=packing.kernel_bits(q), sites=sites, labels=q.labels,
+        activation_bits=q.activation_bits, kernels=dict(q.kernel_bits), sites=sites, labels=q.labels,
         source=q.source, source_sha256=hashes, model_bytes=len(weights),
         model_sha256=hashlib.sha256(weights).hexdigest(), versions=_versions(),
     )  # fmt: skip

@@ -30,31 +30,40 @@ Progress = Callable[[int, int], None]
 
 
 def choose_bits(
-    model: Model, pixels, budget: float, options: DefaultRecipe | None = None, progress: Progress | None = None
+    model: Model, costs: Mapping[str, np.ndarray], budget: float, options: DefaultRecipe | None = None
 ) -> dict[str, int]:
     """{layer: bits of its kernel} for `quantize`, the average over all weights at most `budget`.
 
     Args:
-      pixels: calibration images [n, height, width, 3] normalised; the first 128 are used.
+      costs: of `kernel_costs`, of the layers that are `free_layers` with these options; they serve every budget.
       budget: 2 to 8 bits a weight on average.
       options: of recipe "default". First and last layers that it keeps at 8 bits don't count, as they don't in "w4", so
         that equal budgets are equal sizes.
-      progress: called with (measurements done, in all).
     Raises:
-      InputError: a budget outside 2 to 8, or images of another shape.
+      InputError: a budget outside 2 to 8.
     """
     if not 2 <= budget <= 8:
         raise InputError(f"the budget of mixed precision is {budget!r}, expected an average of 2 to 8 bits a weight")
     sizes = kernel_sizes(model.params)
-    kept = {layer: options.bits(layer, BITS[0]) for layer in sizes} if options else {}
-    free = [layer for layer in sizes if kept.get(layer, BITS[0]) == BITS[0]]
-    found = allocate(kernel_costs(model, pixels, free, progress), sizes, budget)
-    return {layer: found.get(layer) or kept[layer] for layer in sizes}
+    found = allocate(costs, sizes, budget)
+    return {layer: found.get(layer) or options.bits(layer, BITS[0]) for layer in sizes}
+
+
+def free_layers(model: Model, options: DefaultRecipe | None = None) -> list[str]:
+    """The layers whose bits are to be chosen; options: as `choose_bits`."""
+    layers = kernel_sizes(model.params)
+    return [layer for layer in layers if options is None or options.bits(layer, BITS[0]) == BITS[0]]
 
 
 def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None) -> dict[str, np.ndarray]:
     """{layer: [7] float64}: Σ p·log(p/q) of the float model's probabilities p and those, q, of the model whose kernel
     alone has 2, 3, ... 8 bits, on average over images. Kernels are rounded to nearest, whatever the recipe.
+
+    Args:
+      pixels: calibration images [n, height, width, 3] normalised; the first 128 are used.
+      progress: called with (layers done, in all).
+    Raises:
+      InputError: images of another shape.
     """
     pixels = check_pixels(model, pixels)[:IMAGES]
     pixels = pixels[: max(len(pixels) // BATCH * BATCH, min(len(pixels), BATCH))]  # batches of one size

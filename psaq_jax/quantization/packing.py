@@ -77,14 +77,9 @@ def packed_size(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def kernel_bits(q: QuantizedModel) -> dict[str, int]:
-    """{path of a quantized kernel: its bits}."""
-    return dict(q.kernel_bits)
-
-
 def to_tensors(q: QuantizedModel) -> dict[str, np.ndarray]:
     """The tensors of a quantized model, by the names above."""
-    tensors, bits = {}, kernel_bits(q)
+    tensors, bits = {}, dict(q.kernel_bits)
     for path, leaf in traverse_util.flatten_dict(q.params, sep="/").items():
         if path not in bits:
             tensors[f"params/{path}"] = np.asarray(leaf, np.float32)

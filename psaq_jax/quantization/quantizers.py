@@ -77,12 +77,12 @@ def fake_quantize_activations(x: jax.Array, minimum, maximum, bits) -> jax.Array
     return (quantize_activations(x, scale, zero_point, bits) - zero_point) * scale
 
 
-def check_bits(bits: int, name: str, least: int = 2) -> int:
-    """Returns `bits` if it is a whole number from `least` to 8.
+def check_bits(bits: int, name: str) -> int:
+    """Returns `bits` if it is a whole number from 2 to 8.
 
     Raises:
       InputError: naming the field.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not least <= bits <= 8:
-        raise InputError(f"{name} is {bits!r}, expected a whole number of bits from {least} to 8")
+    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 2 <= bits <= 8:
+        raise InputError(f"{name} is {bits!r}, expected a whole number of bits from 2 to 8")
     return int(bits)

@@ -7,7 +7,7 @@ import pytest
 
 from psaq_jax import InputError, calibrate, quantize
 from psaq_jax.quantization import mixed_precision
-from psaq_jax.quantization.mixed_precision import BITS, allocate, choose_bits, kernel_costs
+from psaq_jax.quantization.mixed_precision import BITS, allocate, choose_bits, free_layers, kernel_costs
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
@@ -76,12 +76,16 @@ def test_one_forward_pass_is_compiled_for_all(compilations):
 def test_recipe_default_keeps_first_and_last_apart():
     model, pixels = random_model(), random_pixels(count=8)
     sizes, seen = kernel_sizes(model.params), []
-    bits = choose_bits(model, pixels, 3, DefaultRecipe(), lambda done, total: seen.append((done, total)))
+    free = free_layers(model, DefaultRecipe())
+    costs = kernel_costs(model, pixels, free, lambda done, total: seen.append((done, total)))
+    bits = choose_bits(model, costs, 3, DefaultRecipe())
     assert list(bits) == list(sizes) and bits["patch_embedding"] == bits["head"] == 8
     inner = {layer: b for layer, b in bits.items() if layer.startswith("block")}
     assert average(inner, {layer: sizes[layer] for layer in inner}) <= 3
     assert seen == [(i + 1, 4) for i in range(4)]
-    ends = choose_bits(model, pixels, 3, DefaultRecipe(first_last_8bit=False))
+    options = DefaultRecipe(first_last_8bit=False)
+    assert free_layers(model, options) == free_layers(model) == list(sizes)
+    ends = choose_bits(model, kernel_costs(model, pixels, list(sizes)), 3, options)
     assert average(ends, sizes) <= 3
 
 
@@ -114,7 +118,7 @@ def test_activations_in_floating_point(recipe):
 def test_refusals():
     model, pixels = random_model(), random_pixels()
     with pytest.raises(InputError, match="budget of mixed precision is 1.5"):
-        choose_bits(model, pixels, 1.5)
+        choose_bits(model, {}, 1.5)
     with pytest.raises(InputError, match="layer 'head' is missing"):
         bits = {layer: 4 for layer in kernel_sizes(model.params) if layer != "head"}
         quantize(model, calibrate(model, pixels), bits, 8)

@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -24,6 +26,7 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Time between checkpoints of a synthesis.", 0)
+flags.register_validator("checkpoint_seconds", math.isfinite, "expected a number of seconds")
 QUIET = flags.DEFINE_bool("quiet", False, "No progress bars, only what comes at the end.")
 DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", distributed.MODES, "Share the work with other processes (auto: where a cluster is found)."
@@ -84,6 +87,8 @@ def _one_line(main, several: bool):
             raise InputError(f"found {distributed.count()} processes, this job works in one; give --distributed=off")
     except InputError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        _end("stopped by Ctrl-C", 128 + signal.SIGINT)
 
 
 def _with_others(main):
@@ -92,9 +97,9 @@ def _with_others(main):
         sys.stdout = open(os.devnull, "w")
     try:
         main()
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except SystemExit:  # after SIGTERM all leave together
+    except SystemExit:  # after a signal all leave together
         distributed.finish()
         raise
     except BaseException:
@@ -104,10 +109,14 @@ def _with_others(main):
 
 
 def _fail(error) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    _end(f"error: {' '.join(str(error).split())}", 2)
+
+
+def _end(line: str, code: int) -> None:
+    print(line, file=sys.stderr, flush=True)
     if distributed.is_started():
-        os._exit(2)  # an ordinary exit waits for the others
-    sys.exit(2)
+        os._exit(code)  # an ordinary exit waits for the others
+    sys.exit(code)
 
 
 def _parse(argv):
@@ -139,7 +148,10 @@ def _unknown_override(argv, error: Exception) -> str:
 @contextlib.contextmanager
 def logged(workdir: pathlib.Path):
     """While the block runs, WORKDIR/log.txt takes the command, what `LOG` is told, every warning, and how it ended."""
-    handler = _LogFile(workdir / "log.txt", encoding="utf-8", errors="replace")
+    try:
+        handler = _LogFile(workdir / "log.txt", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{workdir / 'log.txt'}: cannot be written ({error.strerror}); remove it") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = (logging.getLogger(), LOG)
     LOG.setLevel(logging.INFO)

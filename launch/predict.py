@@ -28,7 +28,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for predictions.jsonl and
 def main():
     config = launch_config.read_job(CONFIG)
     model = pipeline.load_either(config, EXECUTION.value)
-    dataset = pipeline.open_data(config, model)
+    dataset = pipeline.open_data(config, model, labelled=False)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected images such as folder:DIR or npz:FILE")
     logits, _ = collect_logits(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
@@ -40,8 +40,8 @@ def main():
         lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False))
     with local_folder(WORKDIR.value) as workdir:
         print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
-        text = "".join(line + "\n" for line in lines)
-        print(f"  labels: {files.write_bytes(workdir / 'predictions.jsonl', text.encode())}")
+        text = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")  # as JSON escapes surrogates
+        print(f"  labels: {files.write_bytes(workdir / 'predictions.jsonl', text)}")
 
 
 if __name__ == "__main__":

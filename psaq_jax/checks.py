@@ -15,9 +15,11 @@ def check_least(field: str, value, least) -> None:
         raise InputError(f"{field} is {value!r}, expected at least {least}")
 
 
-def check_whole(field: str, value, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{field} is {value!r}, expected a whole number of at least {least}")
+def check_whole(field: str, value, least: int, most: int | None = None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        expected = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{field} is {value!r}, expected a whole number {expected}")
 
 
 def check_weight(field: str, value) -> None:

@@ -43,30 +43,27 @@ def evaluate(
       InputError: no labels, a label that the model lacks, classes in another order, no image can be read.
     """
     dataset = _opened(dataset)
-    if not dataset.labelled:
-        raise InputError(
-            "data set: found images without labels, expected labels to evaluate on; add them or predict"
-        )
+    check_labelled(dataset, getattr(model_or_q, "classes", None))
     shared = _Shared(dataset)
     sums = np.zeros(4)
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
         _check_labels(labels, logits.shape[-1], shared.first + int(sums[3]))
         sums += [*(values.sum() for values in _scores(logits, labels)), len(labels)]
     *sums, examples = shared.all_rows(sums[None]).sum(axis=0)
-    if not examples:
-        raise InputError(
-            f"data set: found no sound image among {len(dataset)}, expected at least one; see the log"
-        )
+    _check_sound(int(examples), dataset)
     return _metrics(sums, int(examples))
 
 
 def collect_logits(
     model_or_q, dataset, batch_size: int = 250, progress: Progress | None = None, workers: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The logits float32 [n, classes] and labels int32 [n] (UNLABELLED: none); arguments as `evaluate`."""
+    """The logits float32 [n, classes] and labels int32 [n] (UNLABELLED: none); arguments and errors as `evaluate`, but
+    that labels may be missing or wrong.
+    """
     shared = _Shared(_opened(dataset))
     parts = list(_logits(model_or_q, shared, batch_size, progress, workers))
     logits, labels = (shared.all_rows(np.concatenate(column)) for column in zip(*parts, strict=True))
+    _check_sound(len(labels), shared.dataset)
     return logits, labels
 
 
@@ -129,7 +126,7 @@ class _Part:
 
     def __init__(self, source, part: range):
         self.source, self.part = source, part
-        self.class_names, self.labelled = source.class_names, source.labelled
+        self.class_names, self.labelled, self.labels = source.class_names, source.labelled, None
 
     def __len__(self):
         return len(self.part)
@@ -139,6 +136,31 @@ class _Part:
 
     def describe(self, index):
         return self.source.describe(self.part[index])
+
+
+def check_classes(dataset: Dataset, labels: tuple[str, ...]) -> None:
+    """Raises InputError where a class of the data set, by its name a model's label, has another number there."""
+    for number, name in enumerate(dataset.class_names or ()):
+        if name in labels and labels[number : number + 1] != (name,):
+            raise InputError(
+                f"data set: found class {name!r} as number {number}, the model has it as {labels.index(name)}; "
+                "give a class_index file in the model's order"
+            )
+
+
+def check_labelled(dataset: Dataset, classes: int | None) -> None:
+    """Raises InputError where there are no labels, or, as far as they are known without reading images, where one is
+    beyond the model's classes.
+    """
+    if not dataset.labelled:
+        raise InputError("data set: found images without labels, expected labels to evaluate on; add them or predict")
+    if classes and dataset.labels is not None:
+        _check_labels(dataset.labels, classes, 0)
+
+
+def _check_sound(count: int, dataset: Dataset) -> None:
+    if not count:
+        raise InputError(f"data set: found no sound image among {len(dataset)}, expected at least one; see the log")
 
 
 def _opened(dataset) -> Dataset:
@@ -154,12 +176,7 @@ def _opened(dataset) -> Dataset:
 
 def _logits(model, shared: _Shared, batch_size, progress, workers) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     dataset = shared.own
-    names, labels = dataset.class_names, tuple(getattr(model, "labels", None) or ())
-    if names and labels and names != labels and sorted(names) == sorted(labels):
-        raise InputError(
-            f"data set: found the model's classes in another order ({names[0]}, ...), expected {labels[0]}, "
-            "...; give a class_index file in the model's order"
-        )
+    check_classes(dataset, tuple(getattr(model, "labels", None) or ()))
     size = _batch_size(batch_size, len(shared.dataset))  # as one process has it: rounding depends on the batch
     done = 0
     for part in _forward(model, dataset.batches(model.preprocessing, size, workers)):
@@ -179,14 +196,18 @@ def _forward(model, batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pixels = batch.pixels if sharding is None else jax.device_put(batch.pixels, sharding)
         started = model(pixels), batch
         if running:
-            yield _counted(*running)
+            yield _counted(model, *running)
         running = started
     if running:
-        yield _counted(*running)
+        yield _counted(model, *running)
 
 
-def _counted(logits, batch: Batch):
-    return np.asarray(logits, np.float32)[batch.mask], batch.labels[batch.mask]
+def _counted(model, logits, batch: Batch):
+    logits = np.asarray(logits, np.float32)[batch.mask]
+    if not np.isfinite(logits).all():
+        name = getattr(model, "source", "") or type(model).__name__
+        raise InputError(f"model {name}: found logits that are not finite; its weights or preprocessing are damaged")
+    return logits, batch.labels[batch.mask]
 
 
 def _batch_size(wanted: int, examples: int) -> int:

@@ -15,7 +15,14 @@ import psaq_jax
 from psaq_jax.config import AverageBits, JobConfig, parse_bits
 from psaq_jax.data import Dataset, load_dataset
 from psaq_jax.errors import InputError
-from psaq_jax.evaluation import agreement, collect_logits, metrics, predict_logits
+from psaq_jax.evaluation import (
+    agreement,
+    check_classes,
+    check_labelled,
+    collect_logits,
+    metrics,
+    predict_logits,
+)
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import mixed_precision
@@ -72,16 +79,26 @@ class Examples(NamedTuple):
         return predict_logits(model, self.pixels, batch_size), None
 
 
-def open_data(config: JobConfig, model: Model) -> Dataset | None:
+def load_data(config: JobConfig) -> Dataset | None:
     """The data set of the job, or None where it has none."""
     if not config.data:
         return None
-    dataset = load_dataset(config.data, config.data_errors, config.class_index or None, config.labels_file or None)
+    return load_dataset(config.data, config.data_errors, config.class_index or None, config.labels_file or None)
+
+
+def open_data(config: JobConfig, model: Model | QuantizedModel, labelled: bool = True) -> Dataset | None:
+    """The same, once it fits the model; `labelled`: and has labels that do, as far as that is known before reading."""
+    dataset = load_data(config)
+    if dataset is None:
+        return None
     if dataset.class_names and len(dataset.class_names) > model.classes:
         raise InputError(
             f"data {config.data!r} has {len(dataset.class_names)} classes, the model has {model.classes}; "
             "give the data set that the model was trained for"
         )
+    check_classes(dataset, model.labels)
+    if labelled:
+        check_labelled(dataset, model.classes)
     return dataset
 
 
@@ -139,8 +156,6 @@ def run_name(run: dict) -> str:
 def score(q: QuantizedModel, examples: Examples, float_logits, batch_size: int, progress: Progress | None = None):
     """{"top1", "top5", "loss", "agreement"}; the first three are None without labels."""
     logits, labels = examples.logits(q, batch_size, progress)
-    if not np.isfinite(logits).all():
-        raise InputError(f"model {q.source}: the quantized model's logits are not finite; its weights are damaged")
     measured = metrics(logits, labels)._asdict() if labels is not None else dict.fromkeys(("top1", "top5", "loss"))
     measured.pop("examples", None)
     return measured | {"agreement": agreement(logits, float_logits)}

@@ -57,6 +57,7 @@ def run_sweep(
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
     settings["quantization"] = {"options": dataclasses.asdict(config.quantization.options)}
     results = []
+    pipeline.load_data(config)  # nothing is written where it cannot be opened
     with open_workdir(workdir, settings):
         for source in config.models:
             results.append({"model": source, "float": None, "runs": []})

@@ -1,9 +1,7 @@
 """The synthesis of a job: in its folder, resumable, with images to spare where there is no data set."""
 
-import contextlib
 import dataclasses
 import pathlib
-import signal
 from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ import numpy as np
 
 from psaq_jax.config import JobConfig
 from psaq_jax.models.model import Model
-from psaq_jax.synthesis.checkpointing import Checkpoints
+from psaq_jax.synthesis.checkpointing import open_checkpoints
 from psaq_jax.synthesis.driver import Part, Progress, SynthesisResult, synthesize, synthesize_parts
 
 
@@ -25,7 +23,7 @@ def synthesize_for_job(
 ) -> tuple[SynthesisResult, np.ndarray]:
     """Synthesizes the job's images, or goes on from FOLDER/checkpoints, where what is finished stays.
 
-    SIGTERM ends the process with its state on the disk; afterwards it does what it did before.
+    SIGTERM and Ctrl-C end the process with its state on the disk; afterwards they do what they did before.
 
     Args:
       every_seconds: between checkpoints.
@@ -38,7 +36,7 @@ def synthesize_for_job(
     spare = config.synthesis.group_size * (not config.data if hold_out is None else hold_out)
     settings = dataclasses.replace(config.synthesis, num_images=count + spare)
     passes = model.with_dtype(jnp.dtype(config.dtype))
-    with _checkpoints(folder, every_seconds) as checkpoints:
+    with open_checkpoints(folder / "checkpoints", every_seconds) as checkpoints:
         result = synthesize(passes, settings, config.seed, progress, checkpoints=checkpoints)
     return result._replace(images=result.images[:count], labels=result.labels[:count]), result.images[count:]
 
@@ -57,22 +55,9 @@ def parts_for_job(
       safe: the number of the first group that is not safe elsewhere; what comes before is not kept in FOLDER.
     """
     passes = model.with_dtype(jnp.dtype(config.dtype))
-    with _checkpoints(folder, every_seconds) as checkpoints:
+    with open_checkpoints(folder / "checkpoints", every_seconds) as checkpoints:
         for part in synthesize_parts(
             passes, config.synthesis, config.seed, progress, checkpoints=checkpoints, first=safe()
         ):
             yield part
             checkpoints.drop(safe())
-
-
-@contextlib.contextmanager
-def _checkpoints(folder: pathlib.Path, every_seconds: float) -> Iterator[Checkpoints]:
-    before = signal.getsignal(signal.SIGTERM)
-    checkpoints = Checkpoints(folder / "checkpoints", every_seconds)
-    checkpoints.save_on_sigterm()
-    try:
-        yield checkpoints
-        checkpoints.leave_if_stopping()
-        checkpoints.close()
-    finally:
-        signal.signal(signal.SIGTERM, before)

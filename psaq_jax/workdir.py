@@ -48,6 +48,8 @@ def local_folder(path) -> Iterator[pathlib.Path]:
 
     Of several processes only the first has the real folder; the others get one that is thrown away.
     """
+    if not str(path):
+        raise InputError("--workdir is empty, expected a folder")
     if not distributed.is_first():
         with tempfile.TemporaryDirectory(prefix="psaq_jax-") as folder:
             yield pathlib.Path(folder)
@@ -63,7 +65,7 @@ def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:
         return
     try:
         before = json.loads(file.read_bytes())
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         raise InputError(f"{workdir}: config.json is no readable JSON; remove it or choose another --workdir") from None
     changes = list(_differences("", before, config))
     if changes:

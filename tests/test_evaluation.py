@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psaq_jax import load_model, pipeline
+from psaq_jax.config import JobConfig
 from psaq_jax.data import ArraySource, Dataset
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits, evaluate, metrics, predict_logits
@@ -131,8 +133,10 @@ def test_bfloat16_logits_become_float32():
 
 def test_skipped_images_are_not_counted():
     class Broken(ArraySource):
+        broken = (1, 4)
+
         def __getitem__(self, index):
-            if index in (1, 4):
+            if index in self.broken:
                 raise InputError("broken")
             return super().__getitem__(index)
 
@@ -142,6 +146,10 @@ def test_skipped_images_are_not_counted():
     assert (found.top1, found.examples) == (75.0, 4)
     with pytest.raises(InputError, match="arrays, image 1: broken"):
         evaluate(Table(table), Dataset(Broken(numbered(6), np.zeros(6, int))))
+    Broken.broken = range(6)
+    for find in (evaluate, collect_logits):
+        with pytest.raises(InputError, match="found no sound image among 6"):
+            find(Table(table), dataset, 4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 250])
@@ -159,11 +167,35 @@ def test_unlabelled_images_cannot_be_evaluated_but_predicted():
     assert logits.shape == (3, 7) and labels.tolist() == [-1] * 3
 
 
+def test_logits_that_are_not_finite_are_no_result():
+    broken = Table(np.full((6, 6), np.nan))
+    for find in (evaluate, collect_logits):
+        with pytest.raises(InputError, match="model Table: found logits that are not finite"):
+            find(broken, images_and_labels(6))
+    with pytest.raises(InputError, match="not finite"):
+        predict_logits(broken, np.zeros((3, 4, 4, 3)))
+
+
+def test_labels_are_checked_before_a_job_begins(tmp_path):
+    """Those that are known without reading an image; a prediction needs none."""
+    images, labels = numbered(6), np.array([0, 1, 2, 3, 10, 8])
+    np.savez(tmp_path / "wrong.npz", images=images, labels=labels)
+    np.savez(tmp_path / "none.npz", images=images)
+    model = load_model("bundled:fashion_mnist_vit")
+    for name, message in (("wrong", "found label 10 at image 4, expected 0 to 9"), ("none", "without labels")):
+        config = JobConfig(model=model.source, data=f"npz:{tmp_path / name}.npz")
+        with pytest.raises(InputError, match=message):
+            pipeline.open_data(config, model)
+        assert len(pipeline.open_data(config, model, labelled=False)) == 6
+
+
 def test_the_same_classes_in_another_order_are_refused():
     source = ArraySource(numbered(2), np.array([0, 1]))
     source.class_names = ("cat", "dog")
-    with pytest.raises(InputError, match="another order .*class_index"):
+    with pytest.raises(InputError, match="class 'cat' as number 0, the model has it as 1; give a class_index"):
         evaluate(Linear(2, labels=("dog", "cat")), Dataset(source))
+    with pytest.raises(InputError, match="class 'dog' as number 1, the model has it as 2; give a class_index"):
+        evaluate(Linear(3, labels=("cat", "cow", "dog")), Dataset(source))  # some of the model's classes
     for labels in (("cat", "dog"), ("tench", "goldfish"), None):
         assert evaluate(Linear(2, labels=labels), Dataset(source)).examples == 2
 

@@ -105,6 +105,13 @@ def test_a_sweep_may_grow_but_not_change(done, data, monkeypatch):
     assert len(after["runs"]) == 2 * 2 * 3
 
 
+def test_data_that_is_not_there_leaves_nothing_behind(tmp_path):
+    """Its folder would belong to the wrong path for ever."""
+    with pytest.raises(InputError, match="typo.npz: no such file"):
+        run_sweep(config("npz:typo.npz"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_data_is_needed(tmp_path):
     (results,) = run_sweep(config("", seeds=(3,), calibration=("synthesized", "noise", "real")), tmp_path)
     assert results["float"] is None and {r["calibration"] for r in results["runs"]} == {"synthesized", "noise"}

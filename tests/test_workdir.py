@@ -45,6 +45,19 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path):
         assert list((tmp_path / "quantized").iterdir()) == []
 
 
+def test_a_config_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "directory" / "config.json").mkdir(parents=True)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "config.json").write_text("[" * 100_000)
+    for name in ("directory", "deep"):
+        with pytest.raises(InputError, match="config.json is no readable JSON"):
+            with open_workdir(tmp_path / name, CONFIG):
+                pass
+    with pytest.raises(InputError, match="--workdir is empty"):
+        with open_workdir("", CONFIG):
+            pass
+
+
 def test_a_file_in_its_place_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

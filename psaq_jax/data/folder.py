@@ -3,6 +3,9 @@
 import json
 import os
 import pathlib
+import re
+
+import numpy as np
 
 from psaq_jax.data.decoding import decode
 from psaq_jax.data.pipeline import UNLABELLED
@@ -21,6 +24,7 @@ class FolderSource:
 
     def __init__(self, files, class_names, labelled: bool = True):
         self.files, self.class_names, self.labelled = files, class_names, labelled
+        self.labels = np.array([label for _, label in files]) if labelled else None
 
     def __len__(self):
         return len(self.files)
@@ -84,7 +88,7 @@ def _class_names(path: str) -> list[tuple[str, str]]:
     """[(folder name, class name)] in the order of the labels."""
     try:
         content = json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); give a list of folder names") from None
     try:
         if isinstance(content, dict):
@@ -106,7 +110,7 @@ def _class_names(path: str) -> list[tuple[str, str]]:
 
 def _flat(directory: pathlib.Path, labels_file: str, class_names) -> FolderSource:
     try:
-        lines = [line.split() for line in pathlib.Path(labels_file).read_text().splitlines() if line.strip()]
+        lines = [line.rsplit(maxsplit=1) for line in pathlib.Path(labels_file).read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{labels_file}: cannot be read ({error}); give a text file of labels") from None
     images = _images(directory)
@@ -119,7 +123,7 @@ def _flat(directory: pathlib.Path, labels_file: str, class_names) -> FolderSourc
     for number, line in enumerate(lines, 1):
         label = line[-1]
         limit = len(class_names) if class_names else 2**31
-        if len(line) > 2 or not (label.isascii() and label.isdigit()) or int(label) >= limit:
+        if not re.fullmatch("[0-9]{1,10}", label) or int(label) >= limit:
             expected = f'"label" or "name label", a class number from 0 to {limit - 1}'
             raise InputError(
                 f"{labels_file}, line {number}: found {' '.join(line)!r}, expected {expected}; correct it"

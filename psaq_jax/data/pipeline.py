@@ -20,6 +20,7 @@ class Source(Protocol):
 
     class_names: tuple[str, ...] | None
     labelled: bool
+    labels: np.ndarray | None  # of all images, where they are known without reading one
 
     def __len__(self) -> int: ...
 
@@ -50,6 +51,7 @@ class Dataset:
     Attributes:
       class_names: the names of the labels 0, 1, ..., or None.
       labelled: whether the images have labels.
+      labels: int [n] where they are known without reading an image; else None.
       train: the training split of the same source, or None where it has none.
       skipped: the messages of the broken images that were skipped so far, each once, in order.
     """
@@ -60,7 +62,7 @@ class Dataset:
         if not len(source):
             raise InputError("data set: found 0 images, expected at least one; check the spec and the split")
         self.source, self.train, self.errors = source, train, errors
-        self.class_names, self.labelled = source.class_names, source.labelled
+        self.class_names, self.labelled, self.labels = source.class_names, source.labelled, source.labels
         self.skipped: list[str] = []
 
     def __len__(self) -> int:

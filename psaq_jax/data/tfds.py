@@ -16,7 +16,7 @@ class TfdsSource:
         classification data set of images.
     """
 
-    labelled = True
+    labelled, labels = True, None
 
     def __init__(self, directory, split: str):
         self.directory, self.split = str(directory), split

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +15,7 @@ from psaq_jax.pipeline import Bars, quantized_models, run_name
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
-from psaq_jax.synthesis.checkpointing import Checkpoints
+from psaq_jax.synthesis.checkpointing import open_checkpoints
 
 SUMMARY = "summary.json"
 
@@ -63,21 +62,13 @@ def distill_in_folder(
 ) -> DistillationResult:  # fmt: skip
     """Distils with the job's dtype, synthesis and seed, or goes on from FOLDER.
 
-    SIGTERM ends the process with its state on the disk.
+    SIGTERM and Ctrl-C end the process with its state on the disk.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    checkpoints = Checkpoints(folder, every_seconds)
-    checkpoints.save_on_sigterm()
-    try:
+    with open_checkpoints(folder, every_seconds) as checkpoints:
         passes = model.with_dtype(config.dtype)
-        result = distill(
+        return distill(
             passes, start, images, distillation, config.synthesis, config.seed, progress, checkpoints=checkpoints
         )
-        checkpoints.leave_if_stopping()
-        checkpoints.close()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return result
 
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:

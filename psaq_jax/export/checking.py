@@ -30,8 +30,10 @@ def check(run, model: Model | QuantizedModel, path) -> dict:
     pixels = np.asarray(jax.random.normal(jax.random.key(0), (sum(BATCHES), *model.image_shape)))
     parts, expected = np.split(pixels, np.cumsum(BATCHES)[:-1]), np.asarray(model(pixels))
     found = np.concatenate([np.asarray(run(part)) for part in parts])
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        raise InputError(f"{path}: its logits are {found.shape}, expected {expected.shape}, all finite; not exported")
+    if found.shape != expected.shape:
+        raise InputError(f"{path}: its logits are {found.shape}, expected {expected.shape}; not exported")
+    if not np.isfinite(found).all():
+        raise InputError(f"{path}: its logits are not all finite; not exported: check the model with launch.evaluate")
     difference, tolerance = np.abs(found - expected), step(model, expected)
     if difference.mean() > tolerance:
         raise InputError(

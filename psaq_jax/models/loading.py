@@ -76,15 +76,18 @@ def _checked_size(image_size) -> tuple[int, int]:
 
 def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessing:
     if "architecture" in config:
-        cfg = config.get("pretrained_cfg", config)
+        path, cfg = directory / "config.json", config.get("pretrained_cfg", config)
         if not isinstance(cfg, Mapping):
-            raise InputError(
-                f"{directory}: config.json has pretrained_cfg = {str(cfg)[:80]!r}, expected an object"
-            )
-        return Preprocessing.from_timm(cfg)
-    path = directory / "preprocessor_config.json"
-    preprocessor = read_json(path, "it holds the preprocessing") if path.exists() else None
-    return Preprocessing.from_huggingface(config, preprocessor)
+            raise InputError(f"{path} has pretrained_cfg = {str(cfg)[:80]!r}, expected an object")
+        make = functools.partial(Preprocessing.from_timm, cfg)
+    else:
+        path = directory / "preprocessor_config.json"
+        preprocessor = read_json(path, "it holds the preprocessing") if path.exists() else None
+        make = functools.partial(Preprocessing.from_huggingface, config, preprocessor)
+    try:
+        return make()
+    except InputError as error:
+        raise InputError(f"{path if path.exists() else directory}: {error}") from None
 
 
 def load_params(directory: pathlib.Path, architecture: Architecture, source: str) -> dict:

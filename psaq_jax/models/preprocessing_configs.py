@@ -28,6 +28,7 @@ TIMM_DEFAULTS = {
     "pretrained_cfg.mean": IMAGENET_MEAN, "pretrained_cfg.std": IMAGENET_STD,
 }  # fmt: skip
 CROPS = ("center", "squash")
+LEAST_STD = 1e-6  # so that pixels stay finite in float32
 SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 
 # Evaluation of a family whose checkpoint has no preprocessor file: (crop fraction, mean, std), bicubic.
@@ -71,7 +72,7 @@ def from_huggingface(config: Mapping, preprocessor: Mapping | None) -> dict:
         "image_size": image_size, "resize": resize, "resize_size": before,
         "interpolation": resample_name(fields["resample"]), "rescale_factor": rescale,
         "mean": triple(fields, "image_mean", None) if normalize else (0.0,) * 3,
-        "std": triple(fields, "image_std", 0) if normalize else (1.0,) * 3,
+        "std": triple(fields, "image_std", LEAST_STD) if normalize else (1.0,) * 3,
     }  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def from_timm(cfg: Mapping) -> dict:
     return geometry | {
         "interpolation": one_of(fields, "pretrained_cfg.interpolation", RESAMPLE),
         "mean": triple(fields, "pretrained_cfg.mean", None),
-        "std": triple(fields, "pretrained_cfg.std", 0),
+        "std": triple(fields, "pretrained_cfg.std", LEAST_STD),
     }
 
 
@@ -172,18 +173,17 @@ def positive(fields, name, default) -> float:
     return float(value)
 
 
-def triple(fields, name, above) -> tuple[float, float, float]:
+def triple(fields, name, least) -> tuple[float, float, float]:
     value = fields[name]
     value = (value,) * 3 if isinstance(value, int | float) else value
     if (
         not isinstance(value, list | tuple)
         or len(value) != 3
         or not all(isinstance(v, int | float) and abs(v) < float("inf") for v in value)
-        or (above is not None and not all(v > above for v in value))
+        or (least is not None and min(value) < least)
     ):
-        raise bad(
-            name, fields[name], f"three {'positive ' if above is not None else ''}numbers", "correct it"
-        )
+        expected = "three numbers" if least is None else f"three numbers of at least {least}"
+        raise bad(name, fields[name], expected, "correct it")
     return tuple(map(float, value))
 
 

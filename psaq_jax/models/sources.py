@@ -28,6 +28,8 @@ def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:
             raise InputError(f"model {source!r} is not bundled; bundled are {', '.join(bundled)}")
         return bundled[source]
     if os.path.isdir(source):
+        if revision:
+            raise InputError(f"revision is {revision!r}, model {source!r} is a directory; only hub ids have revisions")
         return pathlib.Path(source)
     if os.path.exists(source):
         raise InputError(f"model {source!r} is a file, expected a directory with config.json and {WEIGHTS}")

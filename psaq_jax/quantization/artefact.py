@@ -22,6 +22,7 @@ from psaq_jax import files
 from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.models.preprocessing_configs import LEAST_STD
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.packing import Refuse, shown
@@ -165,8 +166,8 @@ def _read_preprocessing(path: pathlib.Path, image_size: tuple[int, int]) -> Prep
     if found.image_size != image_size or min(sides) < 1 or max(sides) > LARGEST_SIDE:
         sizes = shown((found.image_size, found.resize_size))
         raise refuse(f"image_size and resize_size are {sizes}, expected {image_size} and 1 to {LARGEST_SIDE}")
-    if min(found.std) <= 0 or found.rescale_factor <= 0:
-        raise refuse("std or rescale_factor is not positive")
+    if min(found.std) < LEAST_STD or found.rescale_factor <= 0:
+        raise refuse(f"std is {found.std}, expected at least {LEAST_STD}, or rescale_factor is not positive")
     if found.crop_fraction is not None and not 0.01 <= found.crop_fraction <= 1:
         raise refuse(f"crop_fraction is {found.crop_fraction}, expected a fraction up to 1")
     return found

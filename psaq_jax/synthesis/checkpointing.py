@@ -37,7 +37,7 @@ class Checkpoints:
 
     def __init__(self, directory, every_seconds: float = 60.0):
         self.directory, self.every_seconds = pathlib.Path(directory).absolute(), every_seconds
-        self._last, self._stopping = time.monotonic(), False
+        self._last, self._signal = time.monotonic(), 0
         try:
             self._manager = self._open() if distributed.is_first() else None
         except OSError as error:
@@ -80,8 +80,8 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.StandardRestore())
 
     def meet(self, unfinished: bool, progress: Callable[[], WaveProgress]) -> None:
-        """Between two chunks: saves if it is time or SIGTERM came to any process, and then leaves."""
-        stopping, due = distributed.any_of(self._stopping, unfinished and self.due())
+        """Between two chunks: saves if it is time or any process is to stop, and then leaves."""
+        stopping, due = distributed.any_of(self.stopping(), unfinished and self.due())
         if stopping or due:
             self.save(progress())
         if stopping:
@@ -122,28 +122,28 @@ class Checkpoints:
                 "free some space and start the same command again"
             ) from None
 
-    def save_on_sigterm(self) -> None:
-        """Preemption sends SIGTERM: from now on it makes the synthesis save at the end of its chunk and leave."""
-
-        def note(*_):
-            self._stopping = True
-
-        signal.signal(signal.SIGTERM, note)
+    def stop(self, number: int, frame=None) -> None:
+        """Handles a signal: the job saves at the end of its chunk and leaves. A second Ctrl-C ends it at once."""
+        self._signal = number
+        if number == signal.SIGINT:
+            print("\nstopping at the end of this chunk; Ctrl-C again stops at once", file=sys.stderr)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stopping(self) -> bool:
-        """Whether SIGTERM came."""
-        return self._stopping
+        """Whether a signal came."""
+        return bool(self._signal)
 
     def leave_if_stopping(self) -> None:
-        """If SIGTERM came to any process, ends all, their checkpoint on the disk (exit code 143, as shells say it)."""
-        if distributed.any_of(self._stopping)[0]:
+        """If a signal came to any process, ends all, their checkpoint on the disk (143 or 130, as shells say it)."""
+        if distributed.any_of(self.stopping())[0]:
             self._leave()
 
     def _leave(self) -> None:
         self.close()
+        number = signal.Signals(self._signal or signal.SIGTERM)
         if distributed.is_first():
-            print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+            print(f"stopped by {number.name}; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + number)
 
     def finish(self, part: dict[str, np.ndarray]) -> None:
         """Keeps finished groups: part["first"] and those after it."""
@@ -177,6 +177,23 @@ class Checkpoints:
             with self._one_line():
                 self._manager.wait_until_finished()
             self._manager.close()
+
+
+@contextlib.contextmanager
+def open_checkpoints(directory, every_seconds: float = 60.0) -> Iterator[Checkpoints]:
+    """Checkpoints of one job. SIGTERM, which preemption sends, and Ctrl-C end it with its state on the disk, unless
+    they are ignored as under nohup; after the block they do what they did before.
+    """
+    checkpoints = Checkpoints(directory, every_seconds)
+    heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, checkpoints.stop) for number in heard}
+    try:
+        yield checkpoints
+        checkpoints.leave_if_stopping()
+        checkpoints.close()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,9 @@ from psaq_jax.errors import InputError
 from psaq_jax.synthesis.entropy import BANDWIDTH
 
 RECIPES = ("paper", "default")
+# Far beyond use, and within what counts of iterations and of groups, and random numbers, hold.
+MOST = {"num_images": 10**9, "group_size": 10**6, "iterations": 10**6, "rounds": 10**3}
+LARGEST_JITTER, LARGEST_RATE, LARGEST_VARIATION = 10**4, 10**3, 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +46,8 @@ class SynthesisConfig:
     def __post_init__(self):
         object.__setattr__(self, "jitter", tuple(self.jitter))
         object.__setattr__(self, "total_variation", tuple(self.total_variation))
-        for name in ("num_images", "group_size", "iterations", "rounds"):
-            check_whole(f"synthesis.{name}", getattr(self, name), 1)
+        for name, most in MOST.items():
+            check_whole(f"synthesis.{name}", getattr(self, name), 1, most)
         if self.num_images % self.group_size:
             raise InputError(
                 f"synthesis.num_images is {self.num_images}, which groups of synthesis.group_size = {self.group_size} "
@@ -53,17 +56,18 @@ class SynthesisConfig:
             )
         for name in ("total_variation_weight", "cross_entropy_weight"):
             check_weight(f"synthesis.{name}", getattr(self, name))
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"synthesis.learning_rate is {self.learning_rate!r}, expected a positive number")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= LARGEST_RATE:
+            expected = f"a positive number up to {LARGEST_RATE}"
+            raise InputError(f"synthesis.learning_rate is {self.learning_rate!r}, expected {expected}")
         if not 1e-3 <= self.bandwidth <= 1:
             raise InputError(f"synthesis.bandwidth is {self.bandwidth!r}, expected 0.001 to 1 (the paper's is 0.01)")
-        if len(self.jitter) != self.rounds or not all(0 <= x < float("inf") for x in self.jitter):
-            raise InputError(
-                f"synthesis.jitter is {self.jitter!r}, expected {self.rounds} numbers of at least 0, one a round"
-            )
+        if len(self.jitter) != self.rounds or not all(0 <= x <= LARGEST_JITTER for x in self.jitter):
+            expected = f"{self.rounds} numbers from 0 to {LARGEST_JITTER}, one a round"
+            raise InputError(f"synthesis.jitter is {self.jitter!r}, expected {expected}")
         ends = self.total_variation
-        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < float("inf"):
-            raise InputError(f"synthesis.total_variation is {self.total_variation!r}, expected (least, greatest)")
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= LARGEST_VARIATION:
+            expected = f"(least, greatest), 0 to {LARGEST_VARIATION}"
+            raise InputError(f"synthesis.total_variation is {self.total_variation!r}, expected {expected}")
         check_choice("synthesis.recipe", self.recipe, RECIPES)
 
     @property

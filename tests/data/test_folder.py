@@ -70,6 +70,7 @@ def test_class_index_gives_the_numbers(tree, tmp_path_factory, content, names):
         "twice": ('["emu", "emu"]', "different folder names"),
         "numbers": ("[1, 2]", "JSON list"),
         "empty": ("[]", "JSON list"),
+        "deep": ("[" * 100_000, "cannot be read as JSON"),
     }.values(),
 )
 def test_bad_class_index(tree, tmp_path_factory, content, expected):
@@ -101,6 +102,12 @@ def test_flat_folder_with_labels(flat, tmp_path, text, labels):
     assert dataset.class_names is None
 
 
+def test_names_in_a_labels_file_may_hold_spaces(tmp_path):
+    save(tmp_path / "flat" / "a b.png", 0)
+    (tmp_path / "labels.txt").write_text("a b.png 3\n")
+    assert read(load_dataset(f"folder:{tmp_path / 'flat'}", labels_file=str(tmp_path / "labels.txt"))) == ([0], [3])
+
+
 @pytest.mark.parametrize(
     "text, expected",
     {
@@ -108,7 +115,8 @@ def test_flat_folder_with_labels(flat, tmp_path, text, labels):
         "none": ("", "found 0 labels"),
         "not a number": ("1\ncat\n2\n", "line 2: found 'cat'"),
         "negative": ("1\n-1\n2\n", "line 2: found '-1'"),
-        "three words": ("1\na b 2\n2\n", "line 2: found 'a b 2'"),
+        "no label behind a name": ("1\na 2 b\n2\n", "line 2: found 'a 2 b'"),
+        "a long number": (f"1\n{'9' * 5000}\n2\n", "line 2: found '999"),
         "another name": ("a.png 1\nILSVRC_02.png 1\nILSVRC_03.png 1\n", "no label for ILSVRC_01.png"),
     }.values(),
 )

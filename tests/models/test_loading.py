@@ -1,5 +1,6 @@
 """`load_model`: where checkpoints are, their formats, and image sizes."""
 
+import json
 import pathlib
 
 import huggingface_hub
@@ -91,6 +92,19 @@ def test_a_hub_id_works_offline_from_the_cache(hub):
     model = psaq_jax.load_model("someone/tiny-vit")
     assert same_params(model, psaq_jax.load_model(GOLDEN / "checkpoints/hf_vit"))
     assert model.source == "someone/tiny-vit"
+
+
+def test_a_directory_has_no_revisions():
+    with pytest.raises(psaq_jax.InputError, match="revision is 'main', model .* is a directory"):
+        psaq_jax.load_model(GOLDEN / "checkpoints" / "hf_vit", revision="main")
+
+
+def test_a_bad_preprocessor_is_named_with_its_file(vit):
+    path = vit / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_std": [0.5, 0.5, 1e-300]}))
+    with pytest.raises(psaq_jax.InputError) as error:
+        psaq_jax.load_model(vit)
+    assert str(error.value).startswith(f"{path}: image_std: found [0.5, 0.5, 1e-300], expected three numbers of at")
 
 
 @pytest.mark.parametrize("revision", ["other", "b" * 40])

@@ -110,6 +110,7 @@ PREPROCESSORS = {
     "size": ("image_size", [9, 9], "image_size"),
     "huge resize": ("resize_size", [2**20, 2**20], "resize_size"),
     "std zero": ("std", [0, 1, 1], "std"),
+    "std zero in float32": ("std", [1e-300, 1, 1], "std"),
     "mean NaN": ("mean", [float("nan"), 1, 1], "mean"),
     "filter": ("interpolation", "x\ny" * 500, "interpolation"),
     "resize": ("resize", "stretch", "resize"),

@@ -79,8 +79,17 @@ def command(workdir):
     ]  # fmt: skip
 
 
+@pytest.fixture
+def interruptible():
+    """Processes hear Ctrl-C as in a terminal: a shell's background jobs, which tests may be, leave it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_killed_processes_end_with_the_same_bits(tmp_path):
-    """Ten SIGKILLs and a SIGTERM at random moments, some while a checkpoint is being written."""
+    """Nine SIGKILLs, a SIGTERM and a Ctrl-C at random moments, some while a checkpoint is being written."""
     settings = jobs.settings(tmp_path / "cache")
     subprocess.run(command(tmp_path / "whole"), check=True, timeout=600, **settings)
     rng, kills = random.Random(0), 0
@@ -94,8 +103,12 @@ def test_killed_processes_end_with_the_same_bits(tmp_path):
         if process.poll() is not None:
             process.communicate()
             break  # it finished before its turn came
-        process.send_signal(signal.SIGTERM if kills == 5 else signal.SIGKILL)
-        process.communicate(timeout=600)
+        sent = {5: signal.SIGTERM, 7: signal.SIGINT}.get(kills, signal.SIGKILL)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=600)
+        if sent != signal.SIGKILL:
+            assert process.returncode == 128 + sent and f"stopped by {sent.name}; the same command goes on" in errors
+        assert "Traceback" not in errors
         kills += 1
     assert kills >= 10
     subprocess.run(command(tmp_path / "killed"), check=True, timeout=600, **settings)

@@ -15,7 +15,7 @@ DIR/profile with `xprof`.
 from absl import flags
 
 from launch import config as launch_config
-from psaq_jax import benchmark, files
+from psaq_jax import benchmark, files, text_tables
 from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
@@ -63,10 +63,7 @@ def measure_cases(config, workdir):
         profile = workdir / "profile" if PROFILE.value and i == len(cases) - 1 else None
         results.append(benchmark.measure(name, config.batch_size, config.dtype, config.repeats, profile=profile))
         files.write_json(workdir / "benchmark.json", results)
-    table = [COLUMNS, *map(row, results)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(text_tables.plain(COLUMNS, map(row, results), left=len(COLUMNS)))
     print(f"  results: {workdir / 'benchmark.json'} on {results[0]['device']}")
 
 

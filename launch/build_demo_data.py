@@ -15,7 +15,7 @@ from absl import flags
 
 from launch import config as launch_config
 from psaq_jax.data import array_records
-from psaq_jax.data.bundled import FASHION_MNIST
+from psaq_jax.data.bundled import FASHION_MNIST, FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_idx
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
@@ -23,18 +23,6 @@ OUTPUT = flags.DEFINE_string("output", str(FASHION_MNIST), "Folder to write the 
 TRAIN = flags.DEFINE_integer("train_images", 4096, "How many training images to keep.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice of training images.", 0)
 NAME = "fashion_mnist"
-LABELS = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 
 
 def write_split(directory, split, prefix, kinds, keep):
@@ -51,7 +39,7 @@ def write_split(directory, split, prefix, kinds, keep):
 
 def main():
     directory = pathlib.Path(OUTPUT.value)
-    kinds = array_records.features((28, 28, 1), LABELS)
+    kinds = array_records.features((28, 28, 1), FASHION_MNIST_LABELS)
     shards = {
         "train": write_split(directory, "train", "train", kinds, TRAIN.value),
         "test": write_split(directory, "test", "t10k", kinds, 10_000),

@@ -19,6 +19,7 @@ from flax import serialization
 
 from launch import config as launch_config
 from psaq_jax import training
+from psaq_jax.data.bundled import FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_idx
 from psaq_jax.errors import InputError
 from psaq_jax.files import write_bytes
@@ -31,18 +32,6 @@ EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training ima
 BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
 RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.", 0.0)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
-LABELS = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
 
 
@@ -92,7 +81,7 @@ def main():
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
         write_bytes(saved, serialization.to_bytes(state))
-    save_huggingface_vit(output, module, state.average, LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
+    save_huggingface_vit(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
 
 
 if __name__ == "__main__":

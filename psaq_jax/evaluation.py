@@ -3,7 +3,7 @@
 With several processes, all call these functions alike: each takes its share of the images, all get the whole result.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,8 +14,7 @@ from psaq_jax import distributed
 from psaq_jax.data import UNLABELLED, ArraySource, Batch, Dataset, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import check_floats
-
-Progress = Callable[[int, int], None]  # (images done, images in all), called after every batch
+from psaq_jax.progress import Progress
 
 
 class Metrics(NamedTuple):

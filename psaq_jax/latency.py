@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from psaq_jax.checks import check_least
 from psaq_jax.config import AverageBits, parse_bits
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
+from psaq_jax.progress import Progress
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.integer import integer_model
@@ -22,7 +23,6 @@ from psaq_jax.quantization.integer_plan import coverage
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params, quantize
 from psaq_jax.text_tables import plain
 
-Progress = Callable[[int, int], None]
 COLUMNS = ("model", "batch", "execution", "ms/batch (min..max)", "images/s", "x float32", "weights MB", "peak MB", "")
 
 

@@ -4,7 +4,7 @@ import pathlib
 import platform
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from psaq_jax.evaluation import (
 )
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model
+from psaq_jax.progress import Bars, Progress
 from psaq_jax.quantization import mixed_precision
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.calibration import calibrate
@@ -34,8 +35,6 @@ from psaq_jax.quantization.transform import QuantizedModel, quantize
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.driver import SynthesisResult
 
-Progress = Callable[[int, int], None]
-Bars = Callable[[str], Progress | None]  # title -> what is called with (done, all)
 HARD = "hard:"  # before a source: a hard copy of that model
 
 

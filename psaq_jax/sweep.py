@@ -28,7 +28,7 @@ from psaq_jax.config import DISTILL
 from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import metrics
-from psaq_jax.pipeline import Bars
+from psaq_jax.progress import Bars
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis_job import synthesize_for_job

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from psaq_jax import files, text_tables
 from psaq_jax.report.settings import Setting, Spread, settings
-from psaq_jax.report.tables import one_line
+from psaq_jax.text_tables import one_line
 
 SECONDS = ("synthesis_seconds", "quantization_seconds")
 FIGURES = ("top1", "lost", "top5", "loss", "agreement", *SECONDS)

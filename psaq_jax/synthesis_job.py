@@ -9,8 +9,9 @@ import numpy as np
 
 from psaq_jax.config import JobConfig
 from psaq_jax.models.model import Model
+from psaq_jax.progress import Progress
 from psaq_jax.synthesis.checkpointing import open_checkpoints
-from psaq_jax.synthesis.driver import Part, Progress, SynthesisResult, synthesize, synthesize_parts
+from psaq_jax.synthesis.driver import Part, SynthesisResult, synthesize, synthesize_parts
 
 
 def synthesize_for_job(

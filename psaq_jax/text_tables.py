@@ -12,7 +12,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
 
 def plain(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """The same as aligned lines, without one at the end; control characters become "?"."""
-    table = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in (header, *rows)]
+    table = [list(map(one_line, row)) for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     sides = [str.ljust] * left + [str.rjust] * (len(header) - left)
     lines = [[side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in table]
@@ -25,6 +25,10 @@ def figure(value: float | None, decimals: int = 2) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
+def one_line(text) -> str:
+    """Text of a checkpoint or file name, fit for a console: control characters become "?"."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
 def _escaped(cell: str) -> str:
-    text = "".join(c if c.isprintable() else "?" for c in cell)
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return one_line(cell).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

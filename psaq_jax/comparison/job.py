@@ -11,8 +11,8 @@ from psaq_jax.comparison.live import BY_RELEASE, BY_US, compare_live
 from psaq_jax.comparison.published import CompareConfig
 from psaq_jax.comparison.release import check_clone, open_release, source_hash
 from psaq_jax.errors import InputError
+from psaq_jax.progress import Bars
 from psaq_jax.report.writing import write_images
-from psaq_jax.sweep import Bars
 from psaq_jax.workdir import open_workdir
 
 

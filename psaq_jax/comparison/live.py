@@ -26,9 +26,9 @@ from psaq_jax.config import parse_bits
 from psaq_jax.data import Dataset
 from psaq_jax.evaluation import agreement, metrics
 from psaq_jax.models.model import Model
+from psaq_jax.progress import Bars
 from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.transform import quantize
-from psaq_jax.sweep import Bars
 from psaq_jax.synthesis_job import synthesize_for_job
 
 BY_RELEASE = "synthesized by the release"

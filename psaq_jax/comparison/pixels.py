@@ -1,7 +1,6 @@
 """The evaluation images of both sides, in files: the same pixels to the last bit."""
 
 import pathlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +10,8 @@ from psaq_jax.data import Dataset
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import predict_logits
 from psaq_jax.models.model import Model
+from psaq_jax.progress import Progress
 
-Progress = Callable[[int, int], None]
 EVERY_BYTE = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
 
 

@@ -9,7 +9,7 @@ import os
 import pathlib
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +21,12 @@ from psaq_jax.models import names
 from psaq_jax.models.model import Model
 from psaq_jax.models.swin import NORM_EPS, SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.progress import Progress
 
 ADAPTER = pathlib.Path(__file__).parent / "release_adapter"
 PARTS = ("test_quant.py", "generate_data.py", "utils/build_model.py", "models/vit_quant.py", "models/swin_quant.py")
 URL = "github zkkli/PSAQ-ViT"
 PROBE_SECONDS = 600  # importing torch from a cold disk is slow
-Progress = Callable[[int, int], None]
 
 
 class Release(NamedTuple):

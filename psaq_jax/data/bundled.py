@@ -7,6 +7,9 @@ from psaq_jax.errors import InputError
 
 FASHION_MNIST = pathlib.Path(__file__).parents[1] / "assets" / "fashion_mnist"
 SPLITS = ("train", "test")
+FASHION_MNIST_LABELS = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 
 
 def bundled_source(name: str, split: str) -> TfdsSource:

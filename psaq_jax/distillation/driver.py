@@ -2,7 +2,6 @@
 
 import pathlib
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,13 +15,13 @@ from psaq_jax.distillation.history import History
 from psaq_jax.distillation.student import finish
 from psaq_jax.distillation.turns import Arena, Competition
 from psaq_jax.models.model import Model
+from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
 
 LOOK = 25  # ticks between two looks for NaN
-Progress = Callable[[int, int], None]
 
 
 class DistillationResult(NamedTuple):

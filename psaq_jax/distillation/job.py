@@ -9,9 +9,10 @@ import numpy as np
 from psaq_jax import files
 from psaq_jax.config import DISTILL, JobConfig
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
-from psaq_jax.distillation.driver import DistillationResult, Progress, distill
+from psaq_jax.distillation.driver import DistillationResult, distill
 from psaq_jax.models.model import Model
-from psaq_jax.pipeline import Bars, quantized_models, run_name
+from psaq_jax.pipeline import quantized_models, run_name
+from psaq_jax.progress import Bars, Progress
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images

@@ -11,6 +11,7 @@ from flax import traverse_util
 from psaq_jax.quantization.record import Record
 from psaq_jax.quantization.representation import average_bits
 from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.text_tables import one_line
 
 TEMPLATE = """\
 ---
@@ -88,5 +89,5 @@ def _weights(q: QuantizedModel, bits: Mapping[str, int]) -> str:
 
 def _escaped(value) -> str:
     """Text as one line that Markdown and HTML show as it is."""
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
+    text = one_line(" ".join(str(value).split()))
     return re.sub(r"([\\`*_{}\[\]()#+.!|~:@$^=-])", r"\\\1", html.escape(text, quote=False))

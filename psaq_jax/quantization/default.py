@@ -7,7 +7,6 @@ Nothing here needs labels or real images. Every ingredient is a function of its 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.models.model import Model
+from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, folding, quantizers, statistics, streaming
 from psaq_jax.quantization.channel_folding import HEADS, HIDDEN, Bits, Parts, fold, inspect
 from psaq_jax.quantization.gptq import codes_of, coordinate_descent, gptq, searched_scale
@@ -26,8 +26,6 @@ from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
 from psaq_jax.quantization.segments import Link, chain
 from psaq_jax.quantization.two_sided import two_sided
 from psaq_jax.quantization.views import close_ups, with_plain_grounds
-
-Progress = Callable[[int, int], None]
 
 CONSUMERS = {
     "norm1_output": "attention/qkv", "attention/value": "attention/projection", "norm2_output": "mlp/dense1",

@@ -8,7 +8,7 @@ whose second-order estimate is measured here instead), and the best bits are a m
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
+from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
@@ -26,7 +27,6 @@ IMAGES = 128  # on which costs are measured, at most
 BATCH = 32
 STATES = 2**16  # of the knapsack: where layers' sizes have no common divisor that is large enough, they are rounded up
 
-Progress = Callable[[int, int], None]
 
 
 def choose_bits(

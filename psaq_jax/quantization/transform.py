@@ -15,9 +15,10 @@ from flax import traverse_util
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, check_images, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, exact, quantizers
 from psaq_jax.quantization.calibration import check_pixels
-from psaq_jax.quantization.default import Progress, default_params_and_sites
+from psaq_jax.quantization.default import default_params_and_sites
 from psaq_jax.quantization.recipes import DefaultRecipe, site_filter
 from psaq_jax.quantization.representation import (
     QuantizedKernel,

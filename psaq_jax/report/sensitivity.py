@@ -5,7 +5,6 @@ kernel, so all measurements and all bit-widths share one compilation.
 """
 
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,12 +14,13 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.errors import InputError
+from psaq_jax.evaluation import agreement
 from psaq_jax.models.model import Model, exact_products
+from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import calibrate, check_pixels
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params, quantize
 from psaq_jax.sites import apply_with_tap
 
-Progress = Callable[[int, int], None]
 HIGHEST_SQNR = 140.0  # dB; about float32's own resolution, and what identical logits get
 BLOCK = re.compile(r"^(.*?block_\d+)/")
 
@@ -93,11 +93,6 @@ def sqnr_db(reference: np.ndarray, logits: np.ndarray) -> float:
     if error <= signal * 10 ** (-HIGHEST_SQNR / 10):
         return HIGHEST_SQNR
     return float(10 * np.log10(max(signal, np.finfo(np.float64).tiny) / error))
-
-
-def agreement(reference: np.ndarray, logits: np.ndarray) -> float:
-    """Percent of rows with the same top-1."""
-    return float(100 * np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))
 
 
 def kernel_paths(model: Model) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """One honest sentence about the figures: what they show, and what not."""
 
 from psaq_jax.report.settings import Setting, Spread, settings
-from psaq_jax.report.tables import one_line
+from psaq_jax.text_tables import one_line
 
 # The paper's ablation: calibrated on Gaussian noise, DeiT loses tens of points; less is no collapse.
 COLLAPSE = 10.0  # points of top-1 (or of agreement below 100)

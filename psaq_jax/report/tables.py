@@ -1,6 +1,8 @@
 """Results as text: the table at the end of the console output, and the same in Markdown."""
 
+from psaq_jax import text_tables
 from psaq_jax.report.settings import Setting, settings
+from psaq_jax.text_tables import one_line
 
 BOLD, DIM, GREEN, YELLOW, RED, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[31m", "\033[0m"
 
@@ -20,20 +22,13 @@ def results_table(results: dict, color: bool = False) -> str:
       Lines joined by newlines, without one at the end; characters that move the cursor are replaced.
     """
     header, rows = _cells(results)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    left = header.index("calibration") + 1
-
-    def line(row):
-        justified = zip(row, widths, [str.ljust] * left + [str.rjust] * (len(row) - left), strict=True)
-        return "  ".join(justify(cell, width) for cell, width, justify in justified).rstrip()
-
-    rule = "  ".join("-" * w for w in widths)
-    lines = [title(results), "", line(header), rule, *map(line, rows)]
+    head, rule, *rest = text_tables.plain(header, rows, header.index("calibration") + 1).split("\n")
+    lines = [title(results), "", head, rule, *rest]
     if color:
         shades = [BOLD] * bool(results.get("float")) + [_shade(s) for s in settings(results)]
         lines = [
-            f"{BOLD}{lines[0]}{PLAIN}", "", f"{DIM}{lines[2]}{PLAIN}", f"{DIM}{rule}{PLAIN}",
-            *(f"{shade}{text}{PLAIN}" for shade, text in zip(shades, lines[4:], strict=True)),
+            f"{BOLD}{lines[0]}{PLAIN}", "", f"{DIM}{head}{PLAIN}", f"{DIM}{rule}{PLAIN}",
+            *(f"{shade}{text}{PLAIN}" for shade, text in zip(shades, rest, strict=True)),
         ]  # fmt: skip
     return "\n".join(lines)
 
@@ -41,10 +36,7 @@ def results_table(results: dict, color: bool = False) -> str:
 def markdown_table(results: dict) -> str:
     """The rows of `results_table` as a Markdown table, for a README or a model card; cells are escaped."""
     header, rows = _cells(results)
-    left = header.index("calibration") + 1
-    rule = ["---" if i < left else "---:" for i in range(len(header))]
-    lines = [header, rule, *([_markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return text_tables.markdown(header, rows, header.index("calibration") + 1)
 
 
 def title(results: dict) -> str:
@@ -60,15 +52,6 @@ def title(results: dict) -> str:
     if len(seeds) > 1:
         parts.append(f"{len(seeds)} seeds, mean ± standard deviation")
     return " · ".join(parts)
-
-
-def one_line(text) -> str:
-    """Text of a checkpoint or file name, fit for a console: control characters become "?"."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
-
-
-def _markdown(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _cells(results) -> tuple[list[str], list[list[str]]]:

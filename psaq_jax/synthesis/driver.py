@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,13 +14,13 @@ from psaq_jax import distributed
 from psaq_jax.checks import check_seed
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model
+from psaq_jax.progress import Progress
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, scan_chunk
 
 LONGEST_CHUNK = 25
 PIXELS = ("images", "count", "mu", "nu")  # what a group's steps change
-Progress = Callable[[int, int], None]
 # Groups from number "first" on: {"images": [groups, b, h, w, 3], "labels": [groups, b], term: [groups, iterations],
 # "seconds": wall time of their loop, over all processes that had a part in it}.
 Part = dict[str, np.ndarray]

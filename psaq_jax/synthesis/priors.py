@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psaq_jax.models.preprocessing_configs import IMAGENET_MEAN, IMAGENET_STD
+
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows down, columns right: each direction once
 
 
@@ -81,10 +83,6 @@ def _jitter_backward(moves, cotangent):
 
 
 jitter.defvjp(_jitter_forward, _jitter_backward)
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def clip(images: jax.Array, mean=IMAGENET_MEAN, std=IMAGENET_STD, white=1.0) -> jax.Array:

@@ -51,7 +51,10 @@ def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pa
 def remove_unfinished(folder: pathlib.Path) -> None:
     """Removes what killed processes left in a folder and all below it. None may be at work there."""
     for path in list(folder.rglob(f"{UNFINISHED}*")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def check_space(folder: str | os.PathLike, size: int) -> None:

@@ -30,7 +30,7 @@ from psaq_jax.quantization.segments import Segment
 STRETCH = 0.1  # of AdaRound's sigmoid beyond 0 and 1
 ROUNDING_WEIGHT = 0.1  # of the pull towards whole numbers, relative to the initial error
 WARM_UP = 0.2  # part of the steps without that pull
-RATES = {"rounding": 3e-2, "scales": 3e-3, "floats": 1e-3}  # of Adam; scales are learned as logarithms
+RATES = {"rounding": 3e-2, "scales": 3e-3, "floats": 1e-3}  # of Adam; scales are logarithms, floats go by `units`
 
 
 class Rounded(NamedTuple):
@@ -114,12 +114,13 @@ def learn(segment: Segment, problem: Problem, learned: dict, images: Images, opt
     some = jax.device_put(images.rows(slice(size)), shares)
     problem, learned, state = jax.device_put((problem, learned, make_optimizer(steps).init(learned)), everywhere)
     power = jnp.maximum(mean_error(segment, problem, learned, some.x, some.target), 1e-20)
+    sizes = units(segment, problem, learned, some.x)
     generator = np.random.default_rng(options.seed)
     for i in range(steps):
         rows = np.sort(generator.choice(len(images.x), size, replace=False))
         key = jax.random.fold_in(jax.random.key(options.seed), i)
         some, progress = jax.device_put(images.rows(rows), shares), np.float32(i / steps)
-        learned, state = step(segment, problem, learned, state, some, power, key, progress, steps)
+        learned, state = step(segment, problem, learned, state, sizes, some, power, key, progress, steps)
     return jax.device_get(learned)
 
 
@@ -194,11 +195,38 @@ def kernel_codes(problem: Problem, learned: dict, layer: str, rounded_up: Callab
     return jnp.clip(floor + rounded_up(learned["rounding"][layer]), -bound, bound - 1)
 
 
+def soft_params(problem: Problem, learned: dict) -> dict[str, jax.Array]:
+    """{path: value} of the block with soft rounding."""
+    kernels = {
+        f"{layer}/kernel": kernel_codes(problem, learned, layer, up) * problem.kernel_scales[layer]
+        for layer in problem.floors
+    }
+    return learned["floats"] | kernels
+
+
+@functools.partial(jax.jit, static_argnames="segment")
+def units(segment: Segment, problem: Problem, learned: dict, x) -> dict[str, jax.Array]:
+    """{path of a float: how far Adam's step of one moves it}: models that are the same function learn alike, however
+    small their LayerScales or their residual stream.
+
+    A bias goes by the root mean square of what it is added to, all else by its own; where that is zero, by one.
+    """
+    flat, inputs, sizes = soft_params(problem, learned), {}, {}
+    segment(traverse_util.unflatten_dict(flat, sep="/"), x, watch=inputs.__setitem__)
+    for path, value in learned["floats"].items():
+        module, _, name = path.rpartition("/")
+        if name == "bias" and module in inputs:
+            value = jnp.matmul(inputs[module], flat[f"{module}/kernel"], precision="highest")
+        elif name == "bias":
+            value = flat.get(f"{module}/scale", value)  # of a LayerNorm, whose other factor has the size of one
+        size = jnp.sqrt(jnp.mean(jnp.square(value)))
+        sizes[path] = jnp.where(size > 0, size, 1.0)
+    return sizes
+
+
 def run(segment: Segment, problem: Problem, learned: dict, x, key=None):
     """The block with soft rounding; with a key, half of the activations' elements stay unquantized (QDrop)."""
-    flat = dict(learned["floats"])
-    for layer in problem.floors:
-        flat[f"{layer}/kernel"] = kernel_codes(problem, learned, layer, up) * problem.kernel_scales[layer]
+    flat = soft_params(problem, learned)
     number = [0]
 
     def tap(name, y):
@@ -219,8 +247,8 @@ def mean_error(segment, problem, learned, x, target):
 
 
 @functools.partial(jax.jit, static_argnames=("segment", "steps"), donate_argnames=("learned", "state"))
-def step(segment, problem, learned, state, images: Images, power, key, progress, steps: int):
-    """One step of Adam: (learned, state). `power` is what the error starts from, `progress` runs from 0 to 1."""
+def step(segment, problem, learned, state, sizes, images: Images, power, key, progress, steps: int):
+    """One step of Adam: (learned, state). `sizes`: `units`; `power`: what the error starts from; `progress`: 0 to 1."""
     key_input, key_sites = jax.random.split(key)
     mixed = jnp.where(jax.random.bernoulli(key_input, 0.5, images.x.shape), images.x, images.x_float)
     weights = sum(floor.size for floor in problem.floors.values())
@@ -232,6 +260,7 @@ def step(segment, problem, learned, state, images: Images, power, key, progress,
         return error + (progress > WARM_UP) * ROUNDING_WEIGHT * softness / weights
 
     updates, state = make_optimizer(steps).update(jax.grad(loss)(learned), state, learned)
+    updates["floats"] = {path: sizes[path] * update for path, update in updates["floats"].items()}
     return optax.apply_updates(learned, updates), state
 
 

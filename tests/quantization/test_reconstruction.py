@@ -1,8 +1,10 @@
 """Block reconstruction: it starts at GPTQ's rounding, lowers the blocks' error and leaves whole codes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import psaq_jax
 from psaq_jax.quantization import reconstruction
@@ -78,7 +80,25 @@ def test_brings_the_logits_nearer_to_float(model, plain):
     assert not np.array_equal(layer.codes, plain.params["block_0"]["mlp"]["dense1"]["kernel"].codes)
 
 
-def test_brings_every_block_nearer_to_float_with_the_same_codes(model, monkeypatch):
+def with_layer_scale(model, scale):
+    """The same function with LayerScales of that size, as DINOv2's may be, behind larger outputs."""
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    for block in range(model.module.depth):
+        for number, layer in ((1, "attention/projection"), (2, "mlp/dense2")):
+            flat[f"block_{block}/layer_scale{number}"] = jnp.full(model.module.width, scale)
+            for name in ("kernel", "bias"):
+                flat[f"block_{block}/{layer}/{name}"] /= scale
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    return model.replace(params=params, module=model.module.clone(layer_scale=True))
+
+
+@pytest.mark.parametrize("layer_scale", [None, 1e-4])
+def test_brings_every_block_nearer_to_float_with_the_same_codes(model, monkeypatch, layer_scale):
+    """However small LayerScales are: steps go by each parameter's own size."""
+    if layer_scale:
+        scaled = with_layer_scale(model, layer_scale)
+        np.testing.assert_allclose(scaled(TEST), model(TEST), atol=1e-5)
+        model = scaled
     learn, errors = reconstruction.learn, []
 
     def watched(segment, problem, learned, images, options):
@@ -136,7 +156,7 @@ ranges, found, step = psaq_jax.calibrate(model, images, recipe="default"), {}, r
 
 
 def noted(segment, *args):
-    assert len(args[3].x.sharding.device_set) == jax.device_count() == int(sys.argv[1])
+    assert len(args[4].x.sharding.device_set) == jax.device_count() == int(sys.argv[1])
     *arrays, steps = args
     one = step(segment, *jax.device_put(jax.device_get(arrays), jax.devices()[0]), steps)
     every = step(segment, *args)

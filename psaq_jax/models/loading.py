@@ -160,5 +160,5 @@ def resize(module, params: dict, size: tuple[int, int], source: str):
     if size[0] < module.patch_size[0] or size[1] < module.patch_size[1]:
         raise InputError(f"{source}: image_size={size} is smaller than one patch {module.patch_size}")
     resized = module.clone(image_size=size)
-    table = interpolate(params["position_embedding"], module.grid, resized.grid)
+    table = interpolate(params["position_embedding"], module.grid, resized.grid, antialias=module.registers > 0)
     return resized, params | {"position_embedding": table}

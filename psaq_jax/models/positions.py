@@ -1,8 +1,28 @@
-"""Position embeddings at another resolution, as in transformers: torch's bicubic, align_corners=False."""
+"""Position embeddings at another resolution, as in transformers: torch's bicubic, align_corners=False.
+
+DINOv2 with registers asks for antialiasing, the other families don't.
+"""
 
 import numpy as np
 
-CUBIC = -0.75  # torch's coefficient; Pillow's and the antialiased variant use -0.5
+CUBIC, ANTIALIASED = -0.75, -0.5  # torch's coefficients; Pillow has the second
+
+
+def cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """The bicubic kernel of coefficient `a` at distances from 0."""
+    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+    far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+
+
+def antialiased_matrix(before: int, after: int) -> np.ndarray:
+    """[after, before] float64: bicubic resampling of a row of samples, the kernel as wide as the new samples lie
+    apart; beyond the borders nothing counts.
+    """
+    width = max(before / after, 1.0)
+    centres = (np.arange(after) + 0.5) * before / after - 0.5
+    matrix = cubic(np.abs(np.arange(before) - centres[:, None]) / width, ANTIALIASED)
+    return matrix / matrix.sum(axis=1, keepdims=True)
 
 
 def bicubic_matrix(before: int, after: int) -> np.ndarray:
@@ -11,18 +31,14 @@ def bicubic_matrix(before: int, after: int) -> np.ndarray:
     centres = (np.arange(after) + 0.5) * before / after - 0.5
     first = np.floor(centres).astype(int)
     for tap in range(-1, 3):
-        distance = np.abs(centres - (first + tap))
-        near = (CUBIC + 2) * distance**3 - (CUBIC + 3) * distance**2 + 1
-        far = CUBIC * (distance**3 - 5 * distance**2 + 8 * distance - 4)
-        np.add.at(
-            matrix,
-            (np.arange(after), np.clip(first + tap, 0, before - 1)),
-            np.where(distance <= 1, near, far),
-        )
+        at = np.arange(after), np.clip(first + tap, 0, before - 1)
+        np.add.at(matrix, at, cubic(np.abs(centres - (first + tap)), CUBIC))
     return matrix
 
 
-def interpolate(table: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
+def interpolate(
+    table: np.ndarray, before: tuple[int, int], after: tuple[int, int], antialias: bool = False
+) -> np.ndarray:
     """Position embeddings [special + rows·columns, c] from one patch grid to another, special tokens as is.
 
     Args:
@@ -32,6 +48,7 @@ def interpolate(table: np.ndarray, before: tuple[int, int], after: tuple[int, in
         return table
     special = len(table) - before[0] * before[1]
     grid = np.asarray(table[special:], np.float64).reshape(*before, -1)
-    rows, columns = bicubic_matrix(before[0], after[0]), bicubic_matrix(before[1], after[1])
+    resample = antialiased_matrix if antialias else bicubic_matrix
+    rows, columns = resample(before[0], after[0]), resample(before[1], after[1])
     grid = np.einsum("ir,jc,rcw->ijw", rows, columns, grid)
     return np.concatenate([table[:special], grid.reshape(after[0] * after[1], -1).astype(table.dtype)])

@@ -157,11 +157,12 @@ class Preprocessing:
             image = image.resize((width, height), FILTERS[self.interpolation])
         array = np.asarray(image)
         array = array[..., None] if array.ndim == 2 else array
-        return pictures.to_three_channels(center_crop(array[None], self.image_size))[0]
+        return pictures.to_three_channels(center_crop(array[None], self.image_size, self.crop_fraction is not None))[0]
 
 
-def center_crop(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [n, H, W, c] -> [n, h, w, c], the odd pixel at the bottom and right, as transformers crops.
+def center_crop(images: np.ndarray, size: tuple[int, int], as_timm: bool = False) -> np.ndarray:
+    """uint8 [n, H, W, c] -> [n, h, w, c], the odd pixel at the bottom and right, as transformers crops; or, as
+    torchvision's CenterCrop and so timm does, where halves are rounded to even.
 
     Raises:
       InputError: the images are smaller than the crop.
@@ -172,7 +173,8 @@ def center_crop(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             f"images: found {height}x{width} pixels, expected at least {size[0]}x{size[1]} to crop from; "
             "give larger images or switch do_resize on in the preprocessor"
         )
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    halve = (lambda n: round(n / 2)) if as_timm else (lambda n: n // 2)
+    top, left = halve(height - size[0]), halve(width - size[1])
     return images[:, top : top + size[0], left : left + size[1]]
 
 

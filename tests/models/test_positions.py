@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import psaq_jax
 from psaq_jax.models.positions import bicubic_matrix, interpolate
+from tests.golden_files import GOLDEN
 
 
 def test_rows_sum_to_one():
@@ -20,6 +23,24 @@ def test_doubling_uses_torchs_coefficients():
     # up to 1: (a+2)d^3 - (a+3)d^2 + 1, beyond: a(d^3 - 5d^2 + 8d - 4).
     expected = [-0.03515625, 0.26171875, 0.87890625, -0.10546875]
     np.testing.assert_allclose(bicubic_matrix(8, 16)[4, :4], expected)
+
+
+@pytest.mark.parametrize("before, after", [((7, 7), (4, 4)), ((37, 37), (16, 16)), ((4, 6), (8, 3)), ((5, 5), (9, 9))])
+def test_antialiased_as_pillow_does_it(before, after):
+    """Pillow's bicubic is torch's with antialias=True: the same coefficient, support and borders."""
+    grid = np.random.default_rng(0).normal(size=before).astype(np.float32)
+    expected = np.asarray(Image.fromarray(grid).resize(after[::-1], Image.Resampling.BICUBIC))
+    found = interpolate(grid.reshape(-1, 1), before, after, antialias=True).reshape(after)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_dinov2_with_registers_alone_is_antialiased():
+    for name, antialiased in (("hf_dinov2_registers", True), ("hf_dinov2_swiglu", False)):
+        own, small = (psaq_jax.load_model(GOLDEN / "checkpoints" / name, size) for size in (None, 32))
+        table, grids = own.params["position_embedding"], (own.module.grid, small.module.grid)
+        expected = interpolate(np.asarray(table), *grids, antialias=antialiased)
+        np.testing.assert_array_equal(small.params["position_embedding"], expected)
+        assert grids[0] != grids[1]
 
 
 @pytest.mark.parametrize("special", [1, 2])

@@ -15,7 +15,7 @@ from tests.models.preprocessors import BIT, CONFIG, VIT, picture
 SIZES = {"wide": (30, 77), "tall": (81, 43), "square": (64, 64), "small": (9, 13), "exact": (32, 32)}
 
 
-def short_side_then_crop(image, short, crop, resample):
+def short_side_then_crop(image, short, crop, resample, halve=lambda n: n // 2):
     """torchvision's Resize(short) and CenterCrop(crop) on a PIL image, spelled out."""
     height, width = image.shape[:2]
     if width <= height:
@@ -23,7 +23,7 @@ def short_side_then_crop(image, short, crop, resample):
     else:
         size = (int(short * width / height), short)
     resized = np.asarray(Image.fromarray(image).resize(size, resample))
-    top, left = (resized.shape[0] - crop) // 2, (resized.shape[1] - crop) // 2
+    top, left = halve(resized.shape[0] - crop), halve(resized.shape[1] - crop)
     return resized[top : top + crop, left : left + crop]
 
 
@@ -48,7 +48,9 @@ def test_timm_crop_equals_pillow(name, crop_pct):
         {"input_size": [3, 32, 32], "crop_pct": crop_pct, "interpolation": "bicubic"}
     )
     image = picture(*SIZES[name])
-    expected = short_side_then_crop(image, int(np.floor(32 / crop_pct)), 32, Image.Resampling.BICUBIC)
+    short = int(np.floor(32 / crop_pct))
+    # torchvision's CenterCrop, which timm uses: int(round((height - crop) / 2.0))
+    expected = short_side_then_crop(image, short, 32, Image.Resampling.BICUBIC, lambda n: int(round(n / 2.0)))
     np.testing.assert_array_equal(preprocessing.fit(image)[0], expected)
 
 

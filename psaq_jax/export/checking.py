@@ -1,5 +1,6 @@
 """What both formats share: the trial of an exported file before it is called exported, and its description."""
 
+import dataclasses
 import hashlib
 import pathlib
 from importlib import metadata
@@ -68,6 +69,7 @@ def write_description(path: pathlib.Path, model, written: list[pathlib.Path], ch
         "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in written},
         "input": {"name": "pixels", "dtype": "float32", "shape": ["batch", *model.image_shape]},
         "output": {"name": "logits", "dtype": "float32", "shape": ["batch", model.classes]},
+        "preprocessing": dataclasses.asdict(preprocessing),  # (x·rescale_factor − mean) / std, as `Preprocessing` says
         "normalisation": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
         "labels": list(model.labels),
         "quantization": quantized or None,

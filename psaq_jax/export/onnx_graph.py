@@ -11,6 +11,7 @@ from psaq_jax.extras import require
 from psaq_jax.quantization.packing import pack
 
 OPSET, IR_VERSION = 21, 10
+MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")  # which ONNX Runtime moves DequantizeLinear past
 LARGEST_FILE = 2**31 - 1  # bytes of a protobuf message
 
 
@@ -20,6 +21,7 @@ class Graph:
     def __init__(self):
         self.onnx = require("onnx", "onnx")
         self.nodes, self.initializers = [], []
+        self._makers = {}  # {output: node}
         self._counts = collections.Counter(["pixels", "logits"])
 
     def constant(self, name: str, array) -> str:
@@ -44,8 +46,16 @@ class Graph:
     def add(self, operator: str, *inputs: str, name: str = "", **attributes) -> str:
         """A node with one output; returns the output's name."""
         output = self._unique(name or operator.lower())
-        self.nodes.append(self.onnx.helper.make_node(operator, list(inputs), [output], name=output, **attributes))
+        self._makers[output] = self.onnx.helper.make_node(operator, list(inputs), [output], name=output, **attributes)
+        self.nodes.append(self._makers[output])
         return output
+
+    def is_dequantized(self, value: str) -> bool:
+        """Whether a value comes from a DequantizeLinear, if by way of operators that only move numbers about."""
+        node = self._makers.get(value)
+        while node is not None and node.op_type in MOVES:
+            node = self._makers.get(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear"
 
     def model(self, input_shape: tuple, output: str, output_shape: tuple, metadata: dict[str, str]) -> bytes:
         """The serialized model, with the input "pixels" and the output "logits"; strings are symbolic sides."""

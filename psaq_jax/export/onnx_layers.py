@@ -109,14 +109,19 @@ class Layers:
         return self.graph.add("LayerNormalization", x, *factors, axis=-1, epsilon=epsilon, name=path)
 
     def dense(self, path: str, x: str) -> str:
-        y = self.graph.add("MatMul", x, self.kernel(f"{path}/kernel"), name=f"{path}/product")
+        kernel = self.kernel(f"{path}/kernel", self.graph.is_dequantized(x))
+        y = self.graph.add("MatMul", x, kernel, name=f"{path}/product")
         bias = self.params.get(f"{path}/bias")
         if bias is None:
             return y
         return self.graph.add("Add", y, self.graph.constant(f"{path}/bias", np.asarray(bias, np.float32)), name=path)
 
-    def kernel(self, path: str) -> str:
-        """[i, o] float32: an initializer, or codes of 4 bits, or of 8 around 128, dequantized per output channel."""
+    def kernel(self, path: str, beside_codes: bool) -> str:
+        """[i, o] float32: an initializer, or codes of 4 bits, or of 8 around 128, times a scale per output channel.
+
+        `beside_codes`: whether the product's other factor is dequantized. Where it is not, the same is written without
+        DequantizeLinear: ONNX Runtime would make a MatMulNBits of that, which rounds the other factor to 8 bits itself.
+        """
         kernel, graph = self.params[path], self.graph
         if not isinstance(kernel, QuantizedKernel):
             return graph.constant(path, np.asarray(kernel, np.float32))
@@ -127,7 +132,11 @@ class Layers:
         else:
             stored = graph.constant(f"{path}/codes", (codes.astype(np.int16) + MIDDLE).astype(np.uint8))
             inputs.append(graph.constant(f"{path}/zero_point", np.full(scale.shape, MIDDLE, np.uint8)))
-        return graph.add("DequantizeLinear", stored, *inputs, name=path, axis=1)
+        if beside_codes:
+            return graph.add("DequantizeLinear", stored, *inputs, name=path, axis=1)
+        numbers = [graph.add("Cast", x, to=graph.onnx.TensorProto.FLOAT) for x in (stored, *inputs[1:])]
+        whole = graph.add("Sub", *numbers) if inputs[1:] else numbers[0]
+        return graph.add("Mul", whole, inputs[0], name=path)
 
     def site(self, name: str, x: str) -> str:
         """x rounded to the grid of a site, or as it is where the site isn't quantized."""

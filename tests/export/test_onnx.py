@@ -57,6 +57,17 @@ def test_quantized(tmp_path, name, bits):
     assert np.mean(steps <= 1.01) >= (0.8 if name in SWINS else 0.9) and steps.mean() <= 1
 
 
+@pytest.mark.parametrize("weight_bits", [8, 4])
+@pytest.mark.parametrize("name", ["vit", "swin_timm"])
+def test_kernels_beside_floats_keep_the_floats(tmp_path, name, weight_bits):
+    """ONNX Runtime rounds the other factor to 8 bits where it sees a DequantizeLinear beside a float."""
+    model, pixels = random_model(MODULES[name]), random_pixels(MODULES[name], 8)
+    q = quantize(model, {}, weight_bits, None)
+    path, _ = export_onnx(q, tmp_path)
+    np.testing.assert_allclose(run(path, pixels), q(pixels), rtol=1e-4, atol=1e-5)
+    assert {kind for kind, _ in initializers(path).values()} >= {"UINT8" if weight_bits == 8 else "INT4"}
+
+
 @pytest.mark.parametrize("softmax", ["uniform", "logarithmic"])
 def test_recipe_default(tmp_path, softmax):
     q, pixels = random_quantized(VIT, 4, 8, "default"), random_pixels(VIT, 32)
@@ -94,8 +105,12 @@ def test_the_graph(tmp_path):
     assert operators.count("QuantizeLinear") == uniform - 1  # the position table is stored as codes
     assert operators.count("DequantizeLinear") == uniform + 2 + 4 * VIT.depth
     properties = {p.key: json.loads(p.value) for p in model.metadata_props}
-    assert properties == {"labels": list("abcde"), "normalisation": {"mean": [0.4] * 3, "std": [0.2] * 3}}
-    assert json.loads(description.read_text())["quantization"]["weight_bits"] == 4
+    preprocessing = json.loads(json.dumps(dataclasses.asdict(q.preprocessing)))
+    normalisation = {"mean": [0.4] * 3, "std": [0.2] * 3}
+    expected = {"labels": list("abcde"), "normalisation": normalisation, "preprocessing": preprocessing}
+    assert properties == expected
+    described = json.loads(description.read_text())
+    assert described["quantization"]["weight_bits"] == 4 and described["preprocessing"] == preprocessing
 
 
 def test_the_bundled_model(tmp_path):

@@ -48,6 +48,8 @@ def main():
     )
     (images, labels), (test_images, test_labels) = load("train"), load("t10k")
     epoch_steps = len(images) // BATCH.value
+    if not epoch_steps:
+        raise InputError(f"--batch_size is {BATCH.value}, there are {len(images)} images; expected no more than that")
     optimizer = training.make_optimizer(RATE.value, EPOCHS.value * epoch_steps, 2 * epoch_steps, 0.05)
     step = training.make_train_step(
         module, optimizer, seed=SEED.value, margin=2, label_smoothing=0.1, average_decay=0.999
@@ -56,7 +58,10 @@ def main():
     state = training.initial_state(module, optimizer, images[:1], SEED.value)
 
     output = pathlib.Path(OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output={output}: is no folder to write to ({error.strerror}); choose another") from None
     log, saved = output / "training_log.jsonl", output / "training_state.msgpack"
     if saved.exists():
         try:
@@ -78,8 +83,8 @@ def main():
             "seconds": round(time.time() - started, 1),
         }
         print(json.dumps(row), flush=True)
-        with log.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        rows = log.read_text().splitlines()[:epoch] if log.exists() else []  # without one that a killed run wrote
+        write_bytes(log, "".join(f"{line}\n" for line in (*rows, json.dumps(row))).encode())
         write_bytes(saved, serialization.to_bytes(state))
     save_huggingface_vit(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
 

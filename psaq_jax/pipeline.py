@@ -96,6 +96,13 @@ def open_data(config: JobConfig, model: Model | QuantizedModel, labelled: bool =
             "give the data set that the model was trained for"
         )
     check_classes(dataset, model.labels)
+    names = dataset.class_names or ()
+    if config.data.startswith("folder:") and not config.class_index and 0 < len(names) < model.classes:
+        if not set(names) <= set(model.labels):
+            raise InputError(
+                f"data {config.data!r} has {len(names)} class folders, the model has {model.classes} classes; which of "
+                "them these are their names don't tell: give config.class_index"
+            )
     if labelled:
         check_labelled(dataset, model.classes)
     return dataset
@@ -112,7 +119,7 @@ def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None,
             sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape)))
         elif dataset is not None:
             pool = dataset.train or dataset
-            sets[name] = pool.sample(model.preprocessing, min(count, len(pool)), config.seed)
+            sets[name] = pool.sample(model.preprocessing, min(count, len(pool)), config.seed, fewer=True)
     return sets
 
 

@@ -98,9 +98,11 @@ class Dataset:
             padding = (0, batch_size - len(mask))
             yield Batch(pixels, np.pad(labels, padding), np.pad(mask, padding))
 
-    def sample(self, preprocess: Preprocessing, n: int, seed: int) -> np.ndarray:
+    def sample(self, preprocess: Preprocessing, n: int, seed: int, fewer: bool = False) -> np.ndarray:
         """`n` random images without replacement, the same for the same seed: normalised pixels [n, h, w, 3].
 
+        Args:
+          fewer: take what there is where broken images leave fewer than `n`.
         Raises:
           InputError: fewer than `n` images, or a broken one (errors="skip": another takes its place).
         """
@@ -112,6 +114,8 @@ class Dataset:
         while missing := n - sum(map(len, kept)):
             images, _, mask, broken = _load(self.source, preprocess, list(itertools.islice(order, missing)))
             self._report(broken)
+            if not len(mask) and fewer and sum(map(len, kept)):
+                break
             if not len(mask):
                 raise InputError(f"sample: found {n - missing} sound images, expected {n}; ask for fewer")
             kept.append(images[mask])

@@ -93,11 +93,12 @@ def prepared_directory(name: str) -> pathlib.Path:
 def _builder(directory: str):
     try:
         import tensorflow_datasets as tfds
+        from google.protobuf import json_format
     except ImportError:
         raise InputError('tfds: tensorflow-datasets is not installed; pip install "psaq_jax[data]"') from None
     try:
         builder = tfds.builder_from_directory(directory)
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise InputError(
             f"{directory}: cannot be read ({_one_line(error)}); prepare the data set again"
         ) from None

@@ -25,7 +25,7 @@ from psaq_jax.quantization.transform import kernel_sizes
 BITS = tuple(range(2, 9))
 IMAGES = 128  # on which costs are measured, at most
 BATCH = 32
-STATES = 2**16  # of the knapsack: where layers' sizes have no common divisor that is large enough, they are rounded up
+STATES = 2**18  # of the knapsack: where layers' sizes have no common divisor that is large enough, they are rounded up
 
 
 
@@ -102,7 +102,9 @@ def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: 
     for layer, choice in zip(reversed(costs), reversed(choices), strict=True):
         found[layer] = BITS[choice[left]]
         left -= -(-sizes[layer] * (found[layer] - BITS[0]) // unit)
-    return dict(reversed(found.items()))
+    uniform = dict.fromkeys(costs, min(int(budget), BITS[-1]))  # rounding up sizes may leave it out
+    both = dict(reversed(found.items())), uniform
+    return min(both, key=lambda bits: sum(costs[layer][b - BITS[0]] for layer, b in bits.items()))
 
 
 def _log_probabilities(model: Model, pixels) -> np.ndarray:

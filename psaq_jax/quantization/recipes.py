@@ -120,13 +120,13 @@ class DefaultRecipe:
             raise InputError(
                 f"quantization.options.folding_strength is {self.folding_strength!r}, expected 0 to 1, or None"
             )
-        if not 0 < self.damping < float("inf"):
-            raise InputError(f"quantization.options.damping is {self.damping!r}, expected a positive number")
+        if not 0.01 <= self.damping < float("inf"):  # with less, float32 can't invert second moments of few images
+            raise InputError(f"quantization.options.damping is {self.damping!r}, expected a number of at least 0.01")
         if not self.coverage or not all(0 < x < float("inf") for pair in self.coverage for x in pair):
             pairs = "pairs of positive numbers, (factor, weight)"
             raise InputError(f"quantization.options.coverage is {self.coverage!r}, expected {pairs}")
         for name, least in (("reconstruction_steps", 1), ("reconstruction_batch", 1), ("seed", 0)):
-            check_whole(f"quantization.options.{name}", getattr(self, name), least)
+            check_whole(f"quantization.options.{name}", getattr(self, name), least, 2**31 - 1)
 
     def bits(self, name: str, bits: int) -> int:
         """The bits of a site or layer of that name where the others have `bits`."""

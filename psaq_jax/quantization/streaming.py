@@ -170,17 +170,22 @@ def tensor_histograms(
 def _add_probabilities(total, p, value, weight):
     cost = jnp.sum(jnp.square(value.astype(jnp.float32)), -1)[:, :, None]
     rows = row_weights(weight, p[..., 0].size).reshape(*p.shape[:3], 1)
-    cost = jnp.broadcast_to(cost * rows, p.shape).reshape(-1, 1)
-    octaves = -jnp.log2(jnp.maximum(p.astype(jnp.float32), 2.0**-clipping.OCTAVES)).reshape(-1, 1)
-    top = jnp.full(1, float(clipping.OCTAVES))
-    return total + statistics.histogram(octaves, cost, jnp.zeros(1), top, TENSOR_BINS)[0]
+    octaves = -jnp.log2(jnp.maximum(p.astype(jnp.float32), 2.0**-clipping.OCTAVES))
+    return total + _counts(octaves, jnp.broadcast_to(cost * rows, p.shape), 0.0, float(clipping.OCTAVES))
 
 
 @functools.partial(jax.jit, static_argnames="heads")
 def _add_tensor(total, y, weight, low, high, cost, heads):
-    y = channels_last(y, heads)
-    weight = jnp.broadcast_to(row_weights(weight, len(y))[:, None] * cost, y.shape).reshape(-1, 1)
-    return total + statistics.histogram(y.reshape(-1, 1), weight, low[None], high[None], TENSOR_BINS)[0]
+    images, y = len(y), channels_last(y, heads)
+    weight = row_weights(weight, len(y))[:, None] * cost
+    return total + _counts(y.reshape(images, -1), jnp.broadcast_to(weight, y.shape).reshape(images, -1), low, high)
+
+
+def _counts(x, weight, low, high) -> jax.Array:
+    """Weighted histogram of x [b, ...] over one range: [k]. By images first, as float32 counts no further than 2^24."""
+    low, high = (jnp.full(len(x), end, jnp.float32) for end in (low, high))
+    values, weights = (array.reshape(len(x), -1).T for array in (x, weight))
+    return statistics.histogram(values, weights, low, high, TENSOR_BINS).sum(0)
 
 
 class LayerMoments(NamedTuple):

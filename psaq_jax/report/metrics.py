@@ -1,6 +1,7 @@
 """Scalars and images for TensorBoard, written by tensorboardX."""
 
 import os
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,6 +36,8 @@ def write_metrics(
     writer_class = require("tensorboardX", "log").SummaryWriter
     pictures = {kind: check_images(x)[:SHOWN] for kind, x in (images or {}).items() if x is not None}
     try:
+        for earlier in pathlib.Path(directory).glob("events.*"):
+            earlier.unlink()  # TensorBoard would show every curve twice
         # The context manager closes the file, and with it the writer's thread, whatever happens.
         with writer_class(str(directory)) as writer:
             for term, values in (history or {}).items():

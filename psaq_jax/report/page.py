@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from psaq_jax.config import DISTILL
 from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import pictures, sections
@@ -80,7 +81,9 @@ def _answer(results, model, sizes) -> dict:
     """The figures of every setting, the sentence about them, and sizes before and after."""
     computed = sizes is None and model is not None
     if computed:
-        sizes = sections.weight_sizes(model.params, [s.bits for s in settings(results)])
+        found = settings(results)
+        ends_at_8 = any(s.recipe.startswith(("default", DISTILL)) for s in found)  # the largest of the recipes'
+        sizes = sections.weight_sizes(model.params, [s.bits for s in found], ends_at_8)
     return {
         "results": results,
         "answer": sections.answer(results),

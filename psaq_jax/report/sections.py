@@ -10,6 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.quantization.integer_plan import MatrixProduct
+from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.report.sensitivity import Sensitivity, block_of
 from psaq_jax.report.settings import settings
 
@@ -75,20 +76,25 @@ def answer(results: dict) -> dict:
     }
 
 
-def weight_sizes(params: dict, bits: Sequence[str]) -> dict[str, int]:
+def weight_sizes(params: dict, bits: Sequence[str], ends_at_8: bool = False) -> dict[str, int]:
     """Bytes of all parameters in float32 and for each pair of bits such as "w4a8": computed, not measured.
 
     Kernels take their bits (4 and less packed) and a float32 scale for each output channel, all else float32.
+
+    Args:
+      ends_at_8: the first and last layers' kernels have 8 bits.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    kernels = [v for path, v in flat.items() if path.rpartition("/")[2] == "kernel"]
-    whole, inside = sum(v.size for v in flat.values()), sum(k.size for k in kernels)
+    kernels = {path: v for path, v in flat.items() if path.rpartition("/")[2] == "kernel"}
+    whole, inside = sum(v.size for v in flat.values()), sum(k.size for k in kernels.values())
+    ends = DefaultRecipe(first_last_8bit=ends_at_8)
+    at_8 = sum(k.size for path, k in kernels.items() if ends.bits(path.removesuffix("/kernel"), 2) == 8)
     sizes = {"float32": 4 * whole}
     for name in dict.fromkeys(bits):
         match = re.match(r"(?:w|auto:)([\d.]+)a", name)
         if match:
-            rest = 4 * (whole - inside + sum(k.shape[-1] for k in kernels))
-            sizes[name] = math.ceil(inside * float(match[1]) / 8) + rest
+            rest = 4 * (whole - inside + sum(k.shape[-1] for k in kernels.values()))
+            sizes[name] = at_8 + math.ceil((inside - at_8) * float(match[1]) / 8) + rest
     return sizes
 
 

@@ -128,7 +128,7 @@ def _plan(sites: tuple[str, ...], kernels: tuple[str, ...]) -> list[_Measurement
     none = frozenset()
     plan = [_Measurement("activations", name, frozenset([name]), none) for name in sites]
     plan += [_Measurement("weights", name, none, frozenset([name])) for name in kernels]
-    for block in dict.fromkeys(filter(None, map(block_of, sites))):
+    for block in dict.fromkeys(filter(None, map(block_of, (*sites, *kernels)))):
         inside = (frozenset(name for name in names if block_of(name) == block) for names in (sites, kernels))
         plan.append(_Measurement("block", block, *inside))
     return [*plan, _Measurement("all", "", frozenset(sites), frozenset(kernels))]

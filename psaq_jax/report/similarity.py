@@ -88,9 +88,17 @@ def position(model: Model, layer: str) -> str:
     return f"{short_name(layer)} (layer {names.index(layer) + 1} of {len(names)})"
 
 
-def mosaic(similarity: np.ndarray) -> np.ndarray:
-    """[w, p, p] -> one matrix: windows side by side, as near to a square as their number allows."""
+def mosaic(similarity: np.ndarray, most: int = 512) -> np.ndarray:
+    """[w, p, p] -> one matrix: windows side by side, as near to a square as their number allows. What has more than
+    about `most` rows is shown as means of squares.
+    """
     w, p, _ = similarity.shape
+    step = -(-p * int(w**0.5) // most)
+    if step > 1:
+        at = np.arange(0, p, step)
+        sums = np.add.reduceat(np.add.reduceat(similarity, at, axis=1), at, axis=2)
+        counts = np.diff(np.append(at, p))
+        similarity, p = sums / (counts[:, None] * counts), len(at)
     rows = max(n for n in range(1, int(w**0.5) + 1) if w % n == 0)
     return similarity.reshape(rows, w // rows, p, p).transpose(0, 2, 1, 3).reshape(rows * p, -1)
 

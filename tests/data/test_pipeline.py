@@ -73,6 +73,19 @@ def test_sample_draws_without_replacement_and_repeats():
     )
 
 
+def test_sample_takes_what_is_sound_where_fewer_will_do():
+    class Broken(ArraySource):
+        def __getitem__(self, index):
+            if index == 2:
+                raise InputError("broken")
+            return super().__getitem__(index)
+
+    dataset = Dataset(Broken(numbered(6).source.images), errors="skip")
+    assert len(dataset.sample(PREPROCESSING, 6, 0, fewer=True)) == 5
+    with pytest.raises(InputError, match="found 5 sound images, expected 6"):
+        dataset.sample(PREPROCESSING, 6, 0)
+
+
 @pytest.mark.parametrize("n", [0, 31])
 def test_sample_refuses_more_than_there_is(n):
     with pytest.raises(InputError, match="found 30 images"):

@@ -116,9 +116,10 @@ def test_malformed_names(data_dir, rest):
         load_dataset(f"tfds:{rest}")
 
 
-def test_damaged_metadata(data_dir):
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+def test_damaged_metadata(data_dir, name):
     prepare(data_dir / "toy" / "1.0.0", {"test": [1]})
-    (data_dir / "toy" / "1.0.0" / "features.json").write_text("{")
+    (data_dir / "toy" / "1.0.0" / name).write_text("{")
     with pytest.raises(InputError, match=r"1\.0\.0: cannot be read") as error:
         load_dataset("tfds:toy:test")
     assert "\n" not in str(error.value)

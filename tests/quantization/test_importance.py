@@ -104,3 +104,10 @@ def test_all_count_alike_where_no_logit_moves(model):
     constant = model.replace(params={**model.params, "head": jax.tree.map(jnp.zeros_like, model.params["head"])})
     for rows in token_importance(constant, IMAGES).values():
         np.testing.assert_array_equal(rows, 1)
+
+
+def test_histograms_count_beyond_float32s_whole_numbers():
+    """Image by image: added up in one, a count of 2^24 grows no further."""
+    y, high = jnp.full((3, 2**12, 2**11), 0.5), jnp.float32(1)
+    found = streaming._add_tensor(jnp.zeros(streaming.TENSOR_BINS), y, jnp.ones(3), -high, high, jnp.ones(2**11), False)
+    assert float(found.sum()) == float(found.max()) == 3 * 2**23

@@ -47,6 +47,17 @@ def test_sizes_without_a_common_divisor_are_rounded_up(monkeypatch):
     assert 3.5 < average(found, sizes) <= 4
 
 
+@pytest.mark.parametrize("budget", [2, 3, 4, 8])
+def test_uniform_bits_are_never_cheaper(monkeypatch, budget):
+    """Rounded up sizes may leave them out, though they meet the budget exactly."""
+    monkeypatch.setattr(mixed_precision, "STATES", 200)
+    sizes = dict(zip(random_costs(0, 6), (1009, 2003, 3001, 4001, 5003, 7001), strict=True))
+    costs = {name: size * 4.0 ** -np.arange(2, 9) for name, size in sizes.items()}
+    found = allocate(costs, sizes, budget)
+    assert average(found, sizes) <= budget
+    assert sum(costs[n][b - 2] for n, b in found.items()) <= sum(cost[budget - 2] for cost in costs.values())
+
+
 def test_costs_are_divergences_of_the_probabilities():
     model, pixels = random_model(), random_pixels(count=40)
     costs = kernel_costs(model, pixels, ["head"])["head"]  # 32 of the 40: a whole batch

@@ -8,6 +8,7 @@ import pytest
 
 from psaq_jax.report import Sensitivity, render_page, sections
 from psaq_jax.report.charts import line_chart, ticks
+from psaq_jax.report.similarity import mosaic
 from tests.report.samples import history, image_sets, results
 
 EVIL = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>"
@@ -162,6 +163,20 @@ def test_computed_sizes():
     assert sections.weight_sizes(params, ["w4a8", "w8a8", "w4a8", "float"]) == {
         "float32": 4 * 44, "w4a8": 20 + 4 * 8, "w8a8": 40 + 4 * 8,
     }  # fmt: skip
+
+
+def test_computed_sizes_know_of_first_and_last_layers_at_8_bits():
+    params = {name: {"kernel": np.zeros((10, 4))} for name in ("patch_embedding", "inner", "head")}
+    assert sections.weight_sizes(params, ["w4a8"], ends_at_8=True)["w4a8"] == 40 + 20 + 40 + 4 * 12
+
+
+def test_large_similarity_maps_are_shown_smaller():
+    similarities = np.random.default_rng(0).normal(size=(1, 1369, 1369)).astype(np.float32)
+    found = mosaic(similarities)
+    assert found.shape == (457, 457)
+    np.testing.assert_allclose(found[1, 2], similarities[0, 3:6, 6:9].mean(), rtol=1e-4)
+    np.testing.assert_allclose(found[-1, 0], similarities[0, 1368:, :3].mean(), rtol=1e-4)
+    assert mosaic(np.zeros((64, 49, 49))).shape == (392, 392)
 
 
 def test_ranges_are_placed_in_one_bar():

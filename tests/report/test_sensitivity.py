@@ -36,6 +36,12 @@ def test_every_site_kernel_and_block_in_running_order(vit, ranges, found):
     assert found[-1].kind == "all"
 
 
+def test_blocks_are_there_where_activations_are_floats(vit, pixels):
+    found = measure_sensitivity(vit, psaq_jax.quantize(vit, {}, 4, None), pixels)
+    assert [s.name for s in found if s.kind == "block"] == [f"block_{i}" for i in range(vit.module.depth)]
+    assert not [s for s in found if s.kind == "activations"]
+
+
 def test_everything_at_once_is_the_quantized_model(vit, ranges, pixels, found):
     logits = np.asarray(psaq_jax.quantize(vit, ranges, 4, 4)(pixels))
     # One rounding that falls the other way, in another compilation, moves the error: 4 bits make that rare.

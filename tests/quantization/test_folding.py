@@ -31,10 +31,11 @@ def pixels(model, count=3):
 
 def folded_model(model, images, activation_bits, options):
     """The float model with its per-channel ranges folded in: the same function, and what is quantized afterwards."""
-    params, x, bits = model.params, images, Bits({}, activation_bits)
+    params, x = model.params, images
     for link in chain(model.module, model.params, model.image_shape):
         own = link.parameters(params)
-        folded = fold(link.segment, inspect(link.segment, own, x), own, x, bits, options)
+        parts = inspect(link.segment, own, x)
+        folded = fold(link.segment, parts, own, x, Bits(dict.fromkeys(parts.layers, 8), activation_bits), options)
         x = streaming.propagate(link.segment, folded, {}, x)
         flat = traverse_util.flatten_dict(folded, sep="/")
         params = folding.changed(params, {link.full_name(name): value for name, value in flat.items()})

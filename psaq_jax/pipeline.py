@@ -119,7 +119,7 @@ def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None,
             sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape)))
         elif dataset is not None:
             pool = dataset.train or dataset
-            sets[name] = pool.sample(model.preprocessing, min(count, len(pool)), config.seed, fewer=True)
+            sets[name] = pool.sample(model.preprocessing, count, config.seed, fewer=True)
     return sets
 
 

@@ -102,10 +102,11 @@ class Dataset:
         """`n` random images without replacement, the same for the same seed: normalised pixels [n, h, w, 3].
 
         Args:
-          fewer: take what there is where broken images leave fewer than `n`.
+          fewer: take what there is, at least one, where that is fewer than `n`.
         Raises:
           InputError: fewer than `n` images, or a broken one (errors="skip": another takes its place).
         """
+        n = min(n, len(self)) if fewer else n
         if not 1 <= n <= len(self):
             raise InputError(
                 f"sample: found {len(self)} images, expected at least the {n} asked for; ask for fewer"
@@ -114,9 +115,9 @@ class Dataset:
         while missing := n - sum(map(len, kept)):
             images, _, mask, broken = _load(self.source, preprocess, list(itertools.islice(order, missing)))
             self._report(broken)
-            if not len(mask) and fewer and sum(map(len, kept)):
-                break
             if not len(mask):
+                if fewer and missing < n:
+                    break
                 raise InputError(f"sample: found {n - missing} sound images, expected {n}; ask for fewer")
             kept.append(images[mask])
         return preprocess.normalize(np.concatenate(kept))

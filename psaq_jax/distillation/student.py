@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.quantization.quantizers import divide
-from psaq_jax.quantization.reconstruction import scaled
+from psaq_jax.quantization.reconstruction import scaled, size
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sites import apply_with_tap
@@ -93,11 +93,6 @@ def units(grids: Grids, learned: Learned) -> Learned:
     """How far Adam's step of one moves each parameter: a kernel by its channel's largest code, a scale by itself, the
     others by their leaf's root mean square. Copies of a model whose channels are scaled learn as the original does.
     """
-
-    def size(x):
-        square = jnp.mean(jnp.square(x))
-        return jnp.where(square > 0, jnp.sqrt(square), 1.0)
-
     return Learned(
         kernels={path: grid.scale * grid.bound for path, grid in grids.kernels.items()},
         kernel_scales=dict.fromkeys(learned.kernel_scales, jnp.float32(1)),

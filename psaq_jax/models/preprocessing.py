@@ -173,8 +173,8 @@ def center_crop(images: np.ndarray, size: tuple[int, int], as_timm: bool = False
             f"images: found {height}x{width} pixels, expected at least {size[0]}x{size[1]} to crop from; "
             "give larger images or switch do_resize on in the preprocessor"
         )
-    halve = (lambda n: round(n / 2)) if as_timm else (lambda n: n // 2)
-    top, left = halve(height - size[0]), halve(width - size[1])
+    surplus = height - size[0], width - size[1]
+    top, left = (round(n / 2) if as_timm else n // 2 for n in surplus)
     return images[:, top : top + size[0], left : left + size[1]]
 
 

@@ -219,9 +219,14 @@ def units(segment: Segment, problem: Problem, learned: dict, x) -> dict[str, jax
             value = jnp.matmul(inputs[module], flat[f"{module}/kernel"], precision="highest")
         elif name == "bias":
             value = flat.get(f"{module}/scale", value)  # of a LayerNorm, whose other factor has the size of one
-        size = jnp.sqrt(jnp.mean(jnp.square(value)))
-        sizes[path] = jnp.where(size > 0, size, 1.0)
+        sizes[path] = size(value)
     return sizes
+
+
+def size(x) -> jax.Array:
+    """The root mean square; one where that is zero."""
+    square = jnp.mean(jnp.square(x))
+    return jnp.where(square > 0, jnp.sqrt(square), 1.0)
 
 
 def run(segment: Segment, problem: Problem, learned: dict, x, key=None):

@@ -68,6 +68,6 @@ def get_config(table: str = "recipes") -> ml_collections.ConfigDict:
         c.image_size = 112
         c.seeds = (0, 1)
         c.batch_size = 50
-        c.synthesis.iterations = 400
+        c.synthesis.iterations = 200
         c.distillation.batch_size = 8
     return c

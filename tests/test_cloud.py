@@ -41,7 +41,7 @@ def test_tasks_run_what_there_is(path):
     settings = importlib.import_module(module).get_config().to_dict()
     from_mapping(JobConfig, settings | dict(x.removeprefix("--config.").split("=", 1) for x in overrides))
     assert "--workdir=$WORKDIR" in task["run"] and (ROOT / task["setup"].split()[1]).exists()
-    assert task["resources"]["use_spot"] and task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert task["resources"]["use_spot"] and task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 143]
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """The sweeps in `configs/`: that they are whole, and that the tables have what they are named after."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -21,6 +22,18 @@ def test_the_configs_are_sweeps(path):
     found = importlib.import_module(name).get_config()
     assert len(from_mapping(SweepConfig, found.to_dict()).seeds) >= 3
     assert f"--config={path.relative_to(ROOT)}" in importlib.import_module(name).__doc__
+
+
+def test_every_field_of_a_sweep_is_in_its_config():
+    """`model` and `seed` stand for one of `models` and `seeds`."""
+    values = importlib.import_module("configs.sweeps.demo").get_config().to_dict()
+    assert set(values) == {field.name for field in dataclasses.fields(SweepConfig)} - {"model", "seed"}
+
+
+@pytest.mark.parametrize("name", ["deit_tiny", "deit_small", "deit_base"])
+def test_models_are_evaluated_as_those_beside_them_were(name):
+    ours, papers = (importlib.import_module(f"configs.{kind}.{name}").get_config() for kind in ("imagenet", "paper"))
+    assert ours.crop_fraction == papers.crop_fraction and ours.models == (papers.model,)
 
 
 def test_the_ablation_takes_every_ingredient_away_once():

@@ -17,10 +17,15 @@ import ml_collections
 from configs.sweeps import imagenet as all_models
 
 
-def imagenet(model: str) -> ml_collections.ConfigDict:
-    """The sweep of one model: a hub id or directory."""
+def imagenet(model: str, crop_fraction: float = 0.0) -> ml_collections.ConfigDict:
+    """The sweep of one model: a hub id or directory.
+
+    Args:
+      crop_fraction: of the published figures, where it isn't the checkpoint's own (configs/paper/common.py).
+    """
     c = all_models.get_config()
     c.models = (model,)
+    c.crop_fraction = crop_fraction
     c.synthesis.recipe = "default"
     c.quantization.bits = ("w8a8", "w6a6", "w4a8", "w4a4", "w3a3")
     c.calibration = ("synthesized",)  # also: "noise", "real"

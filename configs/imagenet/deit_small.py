@@ -15,4 +15,4 @@ from configs.imagenet.common import imagenet
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return imagenet("timm/deit_small_patch16_224.fb_in1k")
+    return imagenet("timm/deit_small_patch16_224.fb_in1k", crop_fraction=0.875)

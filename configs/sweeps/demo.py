@@ -21,6 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.image_size = 0  # pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own
     c.revision = ""  # branch, tag or commit of a hub id
     c.data = "bundled:fashion_mnist"  # of all models; "" for none: agreement replaces accuracy
+    c.data_workers = 0  # processes that decode images; 0: none
+    c.data_errors = "stop"  # at a broken image, or "skip" it
+    c.class_index = ""  # of folder: data, a file with the classes in the model's order
+    c.labels_file = ""  # of folder: data without folders per class
+    c.crop_fraction = 0.0  # evaluation: short side to size / crop_fraction, centre crop; 0: the checkpoint's own
     c.seeds = (0, 1, 2)  # of noise, labels, jitter and the choice of real images
     c.batch_size = 250  # images a pass of the evaluation
     c.dtype = "float32"  # of the synthesis' passes: float32 or bfloat16

@@ -17,7 +17,9 @@ if [ $# -lt 2 ] || [[ "$2" != *://* ]]; then
 fi
 target=$1 workdir=$2 job=${JOB:-synthesize}
 shift 2
-if [ $# = 0 ]; then set -- --config=configs/default.py --config.model=timm/deit_base_patch16_224.fb_in1k --config.data=; fi
+if [ $# = 0 ]; then
+    set -- --config=configs/default.py --config.model=timm/deit_base_patch16_224.fb_in1k --config.data= --config.dtype=bfloat16
+fi
 flags=$(printf '%q ' "$@")  # a shell reads them again on the machine
 if [ "$target" = gke ]; then
     : "${CLUSTER:?name the GKE cluster: CLUSTER=...}" "${ZONE:?ZONE=...}" "${PROJECT:?PROJECT=...}"

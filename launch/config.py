@@ -104,7 +104,7 @@ def _with_others(main):
         raise
     except BaseException:
         traceback.print_exc()
-        os._exit(1)
+        distributed.fail(1)
     distributed.finish()
 
 
@@ -115,7 +115,7 @@ def _fail(error) -> None:
 def _end(line: str, code: int) -> None:
     print(line, file=sys.stderr, flush=True)
     if distributed.is_started():
-        os._exit(code)  # an ordinary exit waits for the others
+        distributed.fail(code)  # an ordinary exit waits for the others
     sys.exit(code)
 
 

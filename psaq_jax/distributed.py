@@ -48,7 +48,7 @@ def start(mode: str = "auto", address: str | None = None, number: int | None = N
     too_late = threading.Timer(PATIENCE, _give_up)  # JAX would abort with a trace of its stack
     too_late.start()
     try:
-        jax.distributed.initialize(address, number, own, initialization_timeout=PATIENCE + 60)
+        jax.distributed.initialize(address, number, own, own_devices(), initialization_timeout=PATIENCE + 60)
     except (ValueError, RuntimeError, OSError) as error:
         raise InputError(
             f"the processes cannot find each other ({error}); give {', '.join(given)}, or --distributed=off"
@@ -77,6 +77,15 @@ def in_cluster() -> bool:
     return several or len(workers) > 1 or "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
+def own_devices() -> range | None:
+    """All GPUs that Slurm or Open MPI gave a process which has its machine to itself: JAX would take one a process."""
+    one_a_machine = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" or (
+        os.environ.get("SLURM_STEP_NUM_TASKS", "") == os.environ.get("SLURM_STEP_NUM_NODES")
+    )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return range(len(visible.split(","))) if one_a_machine and visible else None
+
+
 def finish() -> None:
     """Waits until every process is done, and parts from them."""
     global _connection
@@ -84,6 +93,13 @@ def finish() -> None:
         _connection.finish()
         _connection = None
         jax.distributed.shutdown()
+
+
+def fail(code: int) -> None:
+    """Ends this process at once, and tells the others with what code, so that they don't say to try again."""
+    if _connection:
+        _connection.fail(code)
+    os._exit(code)
 
 
 def is_started() -> bool:

@@ -2,7 +2,8 @@
 
 A collective operation waits for ever where a process has died; an operating system closes the connections of a process
 that dies, and probes those to a machine that does. So every process hears of it, says so in one line, and ends with
-exit code 75 ("try again", sysexits.h): the same command goes on from the last checkpoint.
+exit code 75 ("try again", sysexits.h): the same command goes on from the last checkpoint. A process that ends for good,
+as with bad input, says so before, and all end with its exit code.
 """
 
 import contextlib
@@ -76,18 +77,21 @@ class Connection:
         if not self.index:
             self._tell(DONE)
 
+    def fail(self, code: int) -> None:
+        """Tells the others that this process ends with that code, for a reason that will be there again."""
+        self._tell(f"{self.index} {code}\n")
+
     def _watch(self, other: int, connection: socket.socket) -> None:
         said = _line(connection)
         if said == DONE:
             self._done[other].set()
             return
-        lost = said.strip() or str(other)  # process 0 tells the others whom it lost
-        self._tell(f"{lost}\n")
-        print(
-            f"error: process {lost} of this run ended early (its own log says why); the same command on all machines "
-            "goes on from the last checkpoint", file=sys.stderr, flush=True,
-        )  # fmt: skip
-        os._exit(LOST)
+        lost, code = map(int, said.split() or (other, LOST))  # process 0 tells the others who and how
+        self._tell(f"{lost} {code}\n")
+        advice = "; the same command on all machines goes on from the last checkpoint" * (code == LOST)
+        text = f"error: process {lost} of this run ended early (its own log says why){advice}"
+        print(text, file=sys.stderr, flush=True)
+        os._exit(code)
 
     def _tell(self, line: str) -> None:
         for connection in self.sockets.values():

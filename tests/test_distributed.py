@@ -62,6 +62,29 @@ def test_two_processes_give_what_one_gives(tmp_path):
     assert one["float"]["examples"] == two["float"]["examples"] == 11
 
 
+def test_what_one_process_refuses_ends_all_as_refused(tmp_path):
+    """75 would make a cloud start the same command again and again."""
+    (tmp_path / "run").write_text("no folder")
+    running = start(2, tmp_path / "run", *SMALL, script="synthesize")
+    errors = [process.communicate(timeout=600)[1].strip() for process in running]
+    assert [process.returncode for process in running] == [2, 2], errors
+    assert "cannot be written (File exists)" in errors[0]
+    assert errors[1].endswith("error: process 0 of this run ended early (its own log says why)")
+
+
+def test_a_process_alone_on_its_machine_gets_all_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert distributed.own_devices() is None  # JAX's own choice: all where there is no cluster
+    for tasks, wanted in (("2", range(4)), ("8", None)):
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+        monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+        assert distributed.own_devices() == wanted
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    for processes, wanted in (("1", range(4)), ("4", None)):
+        monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", processes)
+        assert distributed.own_devices() == wanted
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_the_other_process_ends_with_one_line(tmp_path, killed):
     endless = ("--config.synthesis.iterations=100000", "--checkpoint_seconds=0")

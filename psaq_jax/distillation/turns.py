@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.loop import adam, generator_config, generator_step, rates, student_step, weights
 from psaq_jax.distillation.student import Grids, Learned, start, units
 from psaq_jax.models.model import Model
+from psaq_jax.quantization.reconstruction import shardings
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import GroupState, initial_group
 
 FIRST_GROUP = 2**20  # the turns' groups have numbers, and so noise, that no group of the synthesis has
+STUDENT = FIRST_GROUP - 1  # and this is the number of the student's own noise
 
 
 class Competition(NamedTuple):
@@ -48,9 +50,7 @@ def enter(
     model: Model, q: QuantizedModel, config: DistillationConfig, synthesis: SynthesisConfig, seed: int, devices
 ) -> tuple[Arena, Competition]:
     """The state before tick 0, on the most of the devices that divide the batch."""
-    count = max(n for n in range(1, len(devices) + 1) if config.batch_size % n == 0)
-    mesh = Mesh(np.asarray(devices[:count]), ("data",))
-    shares, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    shares, everywhere = shardings(config.batch_size, devices)
     grids, learned = start(model, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
     teacher, (grids, steps, learned, moments) = jax.device_put((model, student), everywhere)
@@ -79,7 +79,7 @@ def generate(arena: Arena, state: Competition, turn: int, i: int) -> tuple[Compe
 def learn(arena: Arena, state: Competition, pool: list[np.ndarray], turn: int, i: int) -> tuple[Competition, dict]:
     """Step `i` of the student in a turn, on images of the pool: those of the start, then one array a turn."""
     step = turn * arena.config.student_steps + i
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(arena.seed), FIRST_GROUP), step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(arena.seed), STUDENT), step)
     images = jax.device_put(draw(pool, arena.config, (arena.seed, step)), arena.shares)
     learned, moments, terms = student_step(
         arena.teacher, arena.grids, arena.rates, weights(arena.config, step), state.learned, state.moments, images, key

@@ -100,7 +100,7 @@ class Preprocessing:
         """The first half of a call: resize and crop, uint8 [n, h, w, 3]. Takes what a call takes."""
         images = pictures.as_list_or_stack(images)
         if isinstance(images, np.ndarray) and self._keeps(images.shape[1:3]):
-            return pictures.to_three_channels(center_crop(images, self.image_size))
+            return pictures.to_three_channels(self._cropped(images))
         return np.stack([self._fit_one(image) for image in images]) if len(images) else self._empty()
 
     def normalize(self, images: np.ndarray) -> np.ndarray:
@@ -118,12 +118,12 @@ class Preprocessing:
 
     @property
     def lower(self) -> np.ndarray:
-        """Black in normalised space: float32 [3], (0 − mean) / std."""
+        """Black in normalised space: float32 [3], −mean / std."""
         return _table(self.mean, self.std, self.rescale_factor)[:, 0].copy()
 
     @property
     def upper(self) -> np.ndarray:
-        """White in normalised space: float32 [3], (1 − mean) / std."""
+        """White in normalised space: float32 [3], (255·rescale_factor − mean) / std."""
         return _table(self.mean, self.std, self.rescale_factor)[:, 255].copy()
 
     def _empty(self):
@@ -157,7 +157,10 @@ class Preprocessing:
             image = image.resize((width, height), FILTERS[self.interpolation])
         array = np.asarray(image)
         array = array[..., None] if array.ndim == 2 else array
-        return pictures.to_three_channels(center_crop(array[None], self.image_size, self.crop_fraction is not None))[0]
+        return pictures.to_three_channels(self._cropped(array[None]))[0]
+
+    def _cropped(self, images) -> np.ndarray:
+        return center_crop(images, self.image_size, as_timm=self.crop_fraction is not None)
 
 
 def center_crop(images: np.ndarray, size: tuple[int, int], as_timm: bool = False) -> np.ndarray:

@@ -1,15 +1,15 @@
 """Calibration: the ranges of a model's sites on calibration images."""
 
 import functools
-import itertools
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from psaq_jax import distributed
+from psaq_jax.checks import check_whole
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, check_images
+from psaq_jax.models.model import Model, check_float_model, check_images, exact_products
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.sites import Ranges, observe
 
@@ -26,8 +26,10 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
     Returns:
       {site name: (minimum, maximum)}, float32 scalars, in the order in which the sites run.
     Raises:
-      InputError: no images, images of another shape, or pixels that are not finite.
+      InputError: no float model, no images, images of another shape, or pixels that are not finite.
     """
+    check_float_model(model, "calibrate")
+    check_whole("batch_size", batch_size, 1)
     pixels = check_pixels(model, pixels)
     batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
     # Repeated images change no minimum, and compile nothing anew.
@@ -62,7 +64,8 @@ def _observe_wave(model: Model, batches, recipe: str, mesh: Mesh):
 
     def one_device(model, batches):
         # A list of pairs: jit returns dictionaries sorted by name, and the order of the sites matters.
-        ranges = observe(model.module, model.params, batches[0], site_filter(model.module, recipe))
+        with exact_products(model.module.dtype):
+            ranges = observe(model.module, model.params, batches[0], site_filter(model.module, recipe))
         return [(_Name(name), tuple(x[None] for x in value)) for name, value in ranges.items()]
 
     data = PartitionSpec("data")
@@ -73,12 +76,3 @@ def _observe_wave(model: Model, batches, recipe: str, mesh: Mesh):
 @jax.tree_util.register_static
 class _Name(str):
     """A string that passes through jit."""
-
-
-def widest(ranges_of_sets) -> Ranges:
-    """The union of several calibrations of the same sites."""
-    merged: Ranges = {}
-    for name, (low, high) in itertools.chain.from_iterable(r.items() for r in ranges_of_sets):
-        before = merged.get(name, (low, high))
-        merged[name] = (min(before[0], low), max(before[1], high))
-    return merged

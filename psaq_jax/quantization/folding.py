@@ -115,9 +115,8 @@ def balance(low, high, kernel, strength) -> jnp.ndarray:
     reach = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), EPSILON)
     weights = jnp.max(jnp.abs(kernel).reshape(-1, reach.shape[0], kernel.shape[-1]), axis=(0, 2))
     weights = jnp.maximum(weights, EPSILON)
-    # A channel that is never excited, or never used, stays as it is.
-    idle = (reach <= EPSILON) | (weights <= EPSILON)
-    return jnp.where(idle, 1.0, reach**strength / weights ** (1 - strength))
+    # A channel that is never excited stays as it is. One that no weight takes vanishes: it must not widen the range.
+    return jnp.where(reach <= EPSILON, 1.0, reach**strength / weights ** (1 - strength))
 
 
 def searched_balance(low, high, square, kernel, weight_bits, activation_bits) -> jnp.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, check_float_model
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.quantizers import fake_quantize_weights
@@ -60,11 +60,12 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
     alone has 2, 3, ... 8 bits, on average over images. Kernels are rounded to nearest, whatever the recipe.
 
     Args:
-      pixels: calibration images [n, height, width, 3] normalised; the first 128 are used.
+      pixels: calibration images [n, height, width, 3] normalised; at most the first 128, in whole batches of 32.
       progress: called with (layers done, in all).
     Raises:
-      InputError: images of another shape.
+      InputError: no float model, images of another shape.
     """
+    check_float_model(model, "kernel_costs")
     pixels = check_pixels(model, pixels)[:IMAGES]
     pixels = pixels[: max(len(pixels) // BATCH * BATCH, min(len(pixels), BATCH))]  # batches of one size
     flat, reference, costs = traverse_util.flatten_dict(model.params, sep="/"), _log_probabilities(model, pixels), {}
@@ -81,7 +82,8 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
 
 
 def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: float) -> dict[str, int]:
-    """{layer: bits} of the least total cost whose average, weighted by size, is at most `budget`.
+    """{layer: bits} of the least total cost whose average, weighted by size, is at most `budget`; of equal costs the
+    same bits for all.
 
     Args:
       costs: {layer: [7], at 2 to 8 bits}; sizes: {layer: weights}; budget: at least 2.
@@ -103,7 +105,7 @@ def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: 
         found[layer] = BITS[choice[left]]
         left -= -(-sizes[layer] * (found[layer] - BITS[0]) // unit)
     uniform = dict.fromkeys(costs, min(int(budget), BITS[-1]))  # rounding up sizes may leave it out
-    both = dict(reversed(found.items())), uniform
+    both = uniform, dict(reversed(found.items()))
     return min(both, key=lambda bits: sum(costs[layer][b - BITS[0]] for layer, b in bits.items()))
 
 

@@ -8,10 +8,8 @@ al., ICML 2020). Against the float block's output (BRECQ, Li et al., ICLR 2021),
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,8 +19,8 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psaq_jax import files
 from psaq_jax.quantization import quantizers
+from psaq_jax.quantization.finished import finished
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer, UniformQuantizer
 from psaq_jax.quantization.segments import Segment
@@ -65,12 +63,8 @@ def reconstruct(
     """
     problem, learned = start(params, layers, layer_bits, sites, options)
     images = Images(x, x_float, target)
-    path = None if folder is None else folder / f"{digest(f'{segment} {options}', (problem, learned, images))}.npz"
-    found = path and read_leaves(path, learned)
-    if not found:
-        found = learn(segment, problem, learned, images, options)
-        if path:
-            files.write(path, lambda file: np.savez(file, *jax.tree.leaves(found)))
+    settings, inputs = f"{segment} {options}", (problem, learned, images)
+    found = finished(folder, settings, inputs, learned, lambda: learn(segment, problem, learned, images, options))
     return finish(problem, found)
 
 
@@ -85,32 +79,10 @@ class Images(NamedTuple):
         return Images(*(array[rows] for array in self))
 
 
-def digest(settings: str, arrays) -> str:
-    """SHA-256 of a text and of every bit of a tree."""
-    found = hashlib.sha256(settings.encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        leaf = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        found.update(leaf)
-    return found.hexdigest()
-
-
-def read_leaves(path: pathlib.Path, like):
-    """The tree that was written there, of the structure of `like`; None where there is none that can be read."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            leaves = [archive[name] for name in archive]
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return None
-    expected, structure = jax.tree.flatten(like)
-    fits = [(x.shape, x.dtype) for x in leaves] == [(x.shape, x.dtype) for x in expected]
-    return jax.tree.unflatten(structure, leaves) if fits else None
-
-
 def learn(segment: Segment, problem: Problem, learned: dict, images: Images, options: DefaultRecipe) -> dict:
     """What the steps make of `learned`, on the host."""
     steps, size = options.reconstruction_steps, min(options.reconstruction_batch, len(images.x))
-    shares, everywhere = shardings(size)
+    shares, everywhere = shardings(size, jax.local_devices())
     some = jax.device_put(images.rows(slice(size)), shares)
     problem, learned, state = jax.device_put((problem, learned, make_optimizer(steps).init(learned)), everywhere)
     power = jnp.maximum(mean_error(segment, problem, learned, some.x, some.target), 1e-20)
@@ -124,9 +96,8 @@ def learn(segment: Segment, problem: Problem, learned: dict, images: Images, opt
     return jax.device_get(learned)
 
 
-def shardings(size: int) -> tuple[NamedSharding, NamedSharding]:
-    """(a batch of that size over the most local devices that divide it, everything on each of these)."""
-    devices = jax.local_devices()
+def shardings(size: int, devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
+    """(a batch of that size over the most of the devices that divide it, everything on each of these)."""
     count = max(n for n in range(1, len(devices) + 1) if size % n == 0)
     mesh = Mesh(np.asarray(devices[:count]), ("data",))
     return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -173,7 +144,7 @@ def up(rounding: jax.Array) -> jax.Array:
 
 
 def straight_through(quantizer: SiteQuantizer, x: jax.Array) -> jax.Array:
-    """The quantizer with gradients: rounding passes them on, clipping stops them; scales get LSQ's."""
+    """The quantizer with gradients: rounding passes them on; uniform grids' clipping stops them, scales get LSQ's."""
     if not isinstance(quantizer, UniformQuantizer):
         return x + jax.lax.stop_gradient(quantizer(x) - x)
     levels = 2.0**quantizer.bits - 1

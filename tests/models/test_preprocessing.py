@@ -54,6 +54,13 @@ def test_timm_crop_equals_pillow(name, crop_pct):
     np.testing.assert_array_equal(preprocessing.fit(image)[0], expected)
 
 
+@pytest.mark.parametrize("side", [31, 32, 33, 35])
+def test_a_stack_is_cropped_as_a_list_is(side):
+    preprocessing = Preprocessing.from_timm({"input_size": [3, 28, 28], "crop_pct": 28 / side})
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(preprocessing.fit(images), preprocessing.fit(list(images)))
+
+
 def test_timm_squash_ignores_the_aspect():
     preprocessing = Preprocessing.from_timm({"input_size": [3, 32, 24], "crop_pct": 0.8, "crop_mode": "squash"})
     image = picture(50, 90)

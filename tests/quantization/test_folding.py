@@ -77,6 +77,16 @@ def test_balance_follows_the_scale_of_a_channel(strength):
         np.testing.assert_allclose(np.maximum(-low, high) / balance, 1, rtol=1e-5)
 
 
+def test_a_channel_that_no_weight_takes_does_not_widen_the_range():
+    """However large it is: pruned models have such channels."""
+    low, high = np.full(6, -1.0), np.full(6, 1.0)
+    low[2], high[2], kernel = -1e4, 1e4, np.random.default_rng(0).normal(size=(6, 4))
+    kernel[2] = 0
+    for strength in folding.STRENGTHS:
+        reach = np.asarray(high / folding.balance(low, high, kernel, strength))
+        assert reach[2] <= np.delete(reach, 2).max() * 1.0001
+
+
 @pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     "name",

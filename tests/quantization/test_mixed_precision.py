@@ -58,6 +58,11 @@ def test_uniform_bits_are_never_cheaper(monkeypatch, budget):
     assert sum(costs[n][b - 2] for n, b in found.items()) <= sum(cost[budget - 2] for cost in costs.values())
 
 
+def test_where_nothing_costs_anything_all_get_the_same():
+    """A model of one logit: its probability is always 1."""
+    assert set(allocate({name: np.zeros(7) for name in "abc"}, dict.fromkeys("abc", 10), 6.5).values()) == {6}
+
+
 def test_costs_are_divergences_of_the_probabilities():
     model, pixels = random_model(), random_pixels(count=40)
     costs = kernel_costs(model, pixels, ["head"])["head"]  # 32 of the 40: a whole batch

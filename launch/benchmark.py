@@ -16,7 +16,7 @@ from absl import flags
 
 from launch import config as launch_config
 from psaq_jax import benchmark, files, text_tables
-from psaq_jax.workdir import local_folder
+from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json.", required=True)
@@ -52,7 +52,7 @@ def ratio(r, name: str) -> str:
 
 def main():
     config = launch_config.read_job(CONFIG, benchmark.BenchmarkConfig, "configs/benchmark.py")
-    with local_folder(WORKDIR.value) as workdir:
+    with results_folder(WORKDIR.value) as workdir:
         measure_cases(config, workdir)
 
 

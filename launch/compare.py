@@ -46,8 +46,9 @@ def compare(config, workdir, command):
         # JAX would take most of a GPU's memory before the release starts; it reads this when it first sees the GPU.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         text, page = compare_with_release(
-            config, workdir, CLONE.value, PYTHON.value, ITERATIONS.value, DEVICE.value, command, launch_config.bar
-        )
+            config, workdir, CLONE.value, PYTHON.value, ITERATIONS.value, DEVICE.value, command, launch_config.bar,
+            launch_config.CHECKPOINT_SECONDS.value,
+        )  # fmt: skip
     else:
         text, page = with_published(config, workdir, command)
     print(text)
@@ -56,7 +57,8 @@ def compare(config, workdir, command):
 
 def with_published(config, workdir, command):
     row = published.published_row(config)
-    results = sweep.run_sweep(config, workdir, launch_config.bar, lambda so_far: sweep_tables.write(workdir, so_far))[0]
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar
+    results = sweep.run_sweep(config, workdir, bar, lambda so_far: sweep_tables.write(workdir, so_far), seconds)[0]
     text = published.page(row, results, command, describe_machine())
     return published.plain(row, results), write_bytes(workdir / "comparison.md", text.encode())
 

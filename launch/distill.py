@@ -7,7 +7,6 @@ images alone. Writes DIR/results.json, images/ and quantized/NAME/, and prints o
 Killed at any moment, the same command goes on from its last checkpoint.
 """
 
-import dataclasses
 
 from absl import flags
 
@@ -29,7 +28,7 @@ def main():
     config = launch_config.read_job(CONFIG, DistillationJob)
     model = pipeline.load_float(config)
     dataset = pipeline.open_data(config, model)
-    identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
+    identity = config.identity(model)
     with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
         distill(config, model, dataset, workdir)
 

@@ -13,7 +13,7 @@ from launch import config as launch_config
 from psaq_jax import files, pipeline
 from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.quantization.transform import QuantizedModel
-from psaq_jax.workdir import local_folder
+from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a saved quantized model.")
@@ -26,6 +26,11 @@ def main():
     dataset = pipeline.open_data(config, model)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected a data set spec such as folder:DIR or npz:FILE")
+    with results_folder(WORKDIR.value) as workdir:
+        evaluate(config, model, dataset, workdir)
+
+
+def evaluate(config, model, dataset, workdir):
     metrics = psaq_jax.evaluate(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
     kind = "quantized" if isinstance(model, QuantizedModel) else "float"
     results = {"model": config.model, **pipeline.describe_machine(), kind: metrics._asdict()}
@@ -33,8 +38,7 @@ def main():
         results["execution"] = EXECUTION.value
     if dataset.skipped:
         results["skipped"] = dataset.skipped
-    with local_folder(WORKDIR.value) as workdir:
-        path = files.write_json(workdir / "results.json", results)
+    path = files.write_json(workdir / "results.json", results)
     print(f"top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  on {metrics.examples} images")
     print(f"  results: {path}")
 

@@ -13,7 +13,7 @@ from absl import flags
 from launch import config as launch_config
 from psaq_jax import files, latency, pipeline
 from psaq_jax.config import parse_bits
-from psaq_jax.workdir import local_folder
+from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for latency.json.", required=True)
@@ -22,14 +22,18 @@ CASES = flags.DEFINE_list("cases", [], "Cases to time, in place of the config's.
 
 def main():
     config = launch_config.read_job(CONFIG, latency.LatencyConfig, "configs/latency.py")
+    with results_folder(WORKDIR.value) as workdir:
+        measure(config, workdir)
+
+
+def measure(config, workdir):
     rows, products = [], {}
     for name in CASES.value or config.cases:
         models = latency.executions(name, *parse_bits(config.bits))
         products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
         rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))
     results = {**pipeline.describe_machine(), "rows": rows, "products": products}
-    with local_folder(WORKDIR.value) as workdir:
-        path = files.write_json(workdir / "latency.json", results)
+    path = files.write_json(workdir / "latency.json", results)
     print(latency.table(rows))
     print(f"  results: {path} on {results['device']}")
 

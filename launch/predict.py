@@ -18,7 +18,7 @@ from launch import config as launch_config
 from psaq_jax import files, pipeline
 from psaq_jax.evaluation import collect_logits
 from psaq_jax.quantization.artefact import EXECUTIONS
-from psaq_jax.workdir import local_folder
+from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a saved quantized model.")
@@ -31,6 +31,11 @@ def main():
     dataset = pipeline.open_data(config, model, labelled=False)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected images such as folder:DIR or npz:FILE")
+    with results_folder(WORKDIR.value) as workdir:
+        predict(config, model, dataset, workdir)
+
+
+def predict(config, model, dataset, workdir):
     logits, _ = collect_logits(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
     probabilities = np.asarray(jax.nn.softmax(logits))
     lines = []
@@ -38,10 +43,9 @@ def main():
         best = np.argsort(-row, kind="stable")[:5]
         top5 = [{"label": model.labels[i], "probability": round(float(row[i]), 6)} for i in best]
         lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False))
-    with local_folder(WORKDIR.value) as workdir:
-        print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
-        text = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")  # as JSON escapes surrogates
-        print(f"  labels: {files.write_bytes(workdir / 'predictions.jsonl', text)}")
+    print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
+    text = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")  # as JSON escapes surrogates
+    print(f"  labels: {files.write_bytes(workdir / 'predictions.jsonl', text)}")
 
 
 if __name__ == "__main__":

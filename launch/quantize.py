@@ -2,12 +2,13 @@
 
     python -m launch.quantize --config=configs/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-Writes DIR/results.json, config.json, images/, quantized/NAME/, report.html, metrics/ and log.txt (README.md says what
-is what).
-Killed at any moment, the same command goes on from its last checkpoint.
+Writes DIR/results.json, config.json, images/, quantized/NAME/ with their figures in runs/NAME.json, report.html,
+metrics/ and log.txt. Killed at any moment, the same command goes on: synthesis and reconstruction from their last
+checkpoints, and behind the models that it has saved.
 """
 
 import dataclasses
+import json
 import pathlib
 import shlex
 import sys
@@ -16,8 +17,9 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from psaq_jax import files, pipeline, report
+from psaq_jax import distributed, files, pipeline, report
 from psaq_jax.evaluation import metrics
+from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
 from psaq_jax.synthesis_job import synthesize_for_job
@@ -31,7 +33,7 @@ def main():
     config = launch_config.read_job(CONFIG)
     model = pipeline.load_float(config)
     dataset = pipeline.open_data(config, model)
-    identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
+    identity = config.identity(model)
     with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
         quantize(config, model, dataset, workdir)
 
@@ -53,14 +55,19 @@ def quantize(config, model, dataset, workdir):
         "runs": [],
         "synthesis": pipeline.synthesis_summary(config.synthesis, result),
     }
-    for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar):
+    done = finished_runs(workdir)
+    for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar, done):
         name = pipeline.run_name(run)
+        if q is None:
+            results["runs"].append(run | done[name])
+            continue
         spent("calibration and quantization")
         scores = pipeline.score(q, examples, float_logits, config.batch_size, launch_config.bar(name))
         results["runs"].append(run | scores)
         launch_config.LOG.info("%s: %s", name, scores)
         spent("evaluation of quantized models")
         psaq_jax.save_quantized(q, workdir / "quantized" / name, figures=scores)
+        files.write_json(workdir / "runs" / f"{name}.json", scores)
         spent("saving")
     results |= {"seconds": spent.seconds, "peak_memory_bytes": pipeline.peak_memory_bytes()}
     files.write_json(workdir / "results.json", results)
@@ -73,6 +80,14 @@ def quantize(config, model, dataset, workdir):
     print(report.summary_line(results))
     for title, path in written.items():
         print(f"  {title}: {path}")
+
+
+def finished_runs(workdir) -> dict[str, dict]:
+    """{name: figures} of the runs whose models process 0 has saved: a job that was killed goes on behind them."""
+    found = {path.stem: path.read_text() for path in sorted((workdir / "runs").glob("*.json"))}
+    texts = [f"{name} {text}" for name, text in found.items() if is_artefact(workdir / "quantized" / name)]
+    lines = (text.partition(" ") for text in distributed.gather_texts(texts))
+    return {name: json.loads(figures) for name, _, figures in lines}
 
 
 def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:

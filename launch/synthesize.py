@@ -32,7 +32,7 @@ WHOLE = 2**30  # bytes
 def main():
     config = launch_config.read_job(CONFIG)
     model = pipeline.load_float(config)
-    identity = dataclasses.asdict(config) | {"model_fingerprint": model.fingerprint()}
+    identity = config.identity(model)
     identity |= {"exact_pixels": True} if EXACT.value else {}  # shards of one data set hold the same
     with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
         synthesize(config, model, workdir)

@@ -27,6 +27,6 @@ def check_weight(field: str, value) -> None:
         raise InputError(f"{field} is {value!r}, expected a number of at least 0")
 
 
-def check_seed(seed) -> None:
+def check_seed(seed, field: str = "seed") -> None:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
-        raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2147483647")
+        raise InputError(f"{field} is {seed!r}, expected a whole number from 0 to 2147483647")

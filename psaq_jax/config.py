@@ -111,6 +111,12 @@ class JobConfig:
             check_least(name, getattr(self, name), least)
         check_seed(self.seed)
 
+    def identity(self, model) -> dict[str, Any]:
+        """What a run's folder belongs to: every setting but the number of processes, and the model's weights."""
+        settings = dataclasses.asdict(self)
+        del settings["data_workers"]
+        return settings | {"model_fingerprint": model.fingerprint()}
+
 
 def parse_bits(setting: str) -> tuple[int | AverageBits, int | None]:
     """ "w4a8" -> (4, 8): bits of the weights and of the activations; "w4a32" -> (4, None): activations are floats;

@@ -4,7 +4,8 @@ import pathlib
 import platform
 import resource
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
 from importlib import metadata
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 import psaq_jax
+from psaq_jax import distributed
 from psaq_jax.config import AverageBits, JobConfig, parse_bits
 from psaq_jax.data import Dataset, load_dataset
 from psaq_jax.errors import InputError
@@ -29,6 +31,7 @@ from psaq_jax.progress import Bars, Progress
 from psaq_jax.quantization import mixed_precision
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.quantization.calibration import calibrate
+from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.quantization.transform import QuantizedModel, quantize
@@ -125,21 +128,27 @@ def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None,
 
 def quantized_models(
     config: JobConfig, model: Model, sets: dict[str, np.ndarray], workdir: pathlib.Path | None = None,
-    bars: Bars = lambda title: None,
-) -> Iterator[tuple[dict, QuantizedModel]]:  # fmt: skip
+    bars: Bars = lambda title: None, done: Collection[str] = (),
+) -> Iterator[tuple[dict, QuantizedModel | None]]:  # fmt: skip
     """Yields (run fields, QuantizedModel) for every recipe, calibration set and bit-width.
 
     Args:
       workdir: keeps what a reconstruction under way has finished.
       bars: progress bars by title.
+      done: names of runs (`run_name`) that need no model any more; None stands for it.
     """
     folder = workdir and workdir / "reconstruction"
     for name in config.quantization.recipes:
         recipe, options = read_recipe(name, config.quantization.options)
         for calibration, pixels in sets.items():
-            ranges, costs = calibrate(model, pixels, recipe=recipe), None
+            ranges = costs = None
             for bits in config.quantization.bits:
                 run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
+                if run_name(run) in done:
+                    yield run, None
+                    continue
+                if ranges is None and recipe == "paper":
+                    ranges = calibrate(model, pixels)
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
                     if costs is None:
@@ -149,9 +158,22 @@ def quantized_models(
                     weights = mixed_precision.choose_bits(model, costs, weights, options)
                 images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")
-                yield run, quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
+                q = quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
+                yield run, first_process_s(q)
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def first_process_s(q: QuantizedModel) -> QuantizedModel:
+    """Process 0's model in every process: where sums have no fixed order, as on GPUs, searches may end apart."""
+    if distributed.count() == 1:
+        return q
+    files_of_first = {name: np.frombuffer(content, np.uint8) for name, content in contents(q, {}).items()}
+    files_of_first = distributed.from_first(files_of_first)
+    with tempfile.TemporaryDirectory(prefix="psaq_jax-") as folder:
+        for name, content in files_of_first.items():
+            (pathlib.Path(folder) / name).write_bytes(content.tobytes())
+        return load_quantized(folder)
 
 
 def run_name(run: dict) -> str:
@@ -160,8 +182,12 @@ def run_name(run: dict) -> str:
 
 
 def score(q: QuantizedModel, examples: Examples, float_logits, batch_size: int, progress: Progress | None = None):
-    """{"top1", "top5", "loss", "agreement"}; the first three are None without labels."""
-    logits, labels = examples.logits(q, batch_size, progress)
+    """`figures` of a quantized model."""
+    return figures(*examples.logits(q, batch_size, progress), float_logits)
+
+
+def figures(logits, labels, float_logits) -> dict[str, float | None]:
+    """{"top1", "top5", "loss", "agreement"}; the first three are None where `labels` is."""
     measured = metrics(logits, labels)._asdict() if labels is not None else dict.fromkeys(("top1", "top5", "loss"))
     measured.pop("examples", None)
     return measured | {"agreement": agreement(logits, float_logits)}

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from psaq_jax.checks import check_seed
 from psaq_jax.config import DISTILL, JobConfig, QuantizationConfig
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
@@ -48,8 +49,7 @@ class SweepConfig(JobConfig):
             if not isinstance(name, str) or not name:
                 raise InputError(f"models has {name!r}, expected sources such as 'bundled:fashion_mnist_vit'")
         for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-                raise InputError(f"seeds has {seed!r}, expected whole numbers from 0 to 2147483647")
+            check_seed(seed, "one of seeds")
         if self.crop_fraction and not 0.1 <= self.crop_fraction <= 1:
             raise InputError(f"crop_fraction is {self.crop_fraction!r}, expected 0.1 to 1, or 0: the checkpoint's own")
 

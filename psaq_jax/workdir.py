@@ -60,6 +60,25 @@ def local_folder(path) -> Iterator[pathlib.Path]:
         yield pathlib.Path(path)
 
 
+@contextlib.contextmanager
+def results_folder(path) -> Iterator[pathlib.Path]:
+    """`local_folder` of a job that writes at its end: tried before the work, and no folder of another kind of job.
+
+    Raises:
+      InputError: a folder with a config.json, or no right to write.
+    """
+    with local_folder(path) as folder:
+        if (folder / "config.json").exists():
+            raise InputError(f"--workdir={path}: has the config.json of another job or model; choose another folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
+        yield folder
+
+
 def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:
     if not file.exists():
         return

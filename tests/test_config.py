@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import psaq_jax
 from configs import default, demo
 from psaq_jax import config
 from psaq_jax.errors import InputError
@@ -27,6 +28,13 @@ def test_the_default_config_is_our_recipe_alone():
 def test_every_field_of_a_job_is_in_the_demo_s_config():
     values = demo.get_config().to_dict()
     assert set(values) == {field.name for field in dataclasses.fields(config.JobConfig)}
+
+
+def test_a_run_is_the_same_with_other_processes_and_another_with_another_seed():
+    model = psaq_jax.load_model("bundled:fashion_mnist_vit")
+    job = config.from_mapping(config.JobConfig, demo.get_config().to_dict())
+    assert dataclasses.replace(job, data_workers=4).identity(model) == job.identity(model)
+    assert dataclasses.replace(job, seed=4).identity(model) != job.identity(model)
 
 
 @pytest.mark.parametrize(

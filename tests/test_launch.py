@@ -1,6 +1,7 @@
 """The jobs as users start them: what they write, and one line with exit code 2 for bad input."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -51,6 +52,27 @@ def test_the_main_job_runs_at_another_image_size(tmp_path, data):
     elsewhere = ("--config.image_size=32", f"--workdir={tmp_path / 'other'}")
     other = launch("evaluate", f"--config.model={artefact}", *elsewhere)
     assert other.returncode == 2 and "image_size is 32" in other.stderr and "48x48 alone" in other.stderr
+
+
+def test_a_killed_main_job_goes_on_behind_the_models_it_has_saved(finished, data, tmp_path):
+    """As if killed after the first of six: that one stays, the others come again, and all figures are the same."""
+    workdir, done = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    first, *others = [path.stem for path in (tmp_path / "run" / "runs").iterdir()]
+    for name in others:
+        (tmp_path / "run" / "runs" / f"{name}.json").unlink()
+        shutil.rmtree(tmp_path / "run" / "quantized" / name)
+    (tmp_path / "run" / "results.json").unlink()
+    kept = (tmp_path / "run" / "quantized" / first / "model.safetensors").stat().st_mtime_ns
+    given = (f"--config.model={TINY}", f"--config.data=npz:{data}", "--config.quantization.recipe=paper")
+    again = launch("quantize", *given, f"--workdir={tmp_path / 'run'}", *SMALL)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "quantized" / first / "model.safetensors").stat().st_mtime_ns == kept
+    before, after = (json.loads((path / "results.json").read_text()) for path in (workdir, tmp_path / "run"))
+    assert after["runs"] == before["runs"] and len(after["runs"]) == 1 + len(others) == 6
+    for name in others:
+        model = pathlib.Path("quantized", name, "model.safetensors")
+        assert (tmp_path / "run" / model).read_bytes() == (workdir / model).read_bytes()
 
 
 def test_the_main_job_writes_what_it_says(finished):

@@ -5,6 +5,11 @@ import pytest
 
 import psaq_jax
 from psaq_jax import InputError
+from psaq_jax.distillation.driver import distill
+from psaq_jax.evaluation import Metrics
+from psaq_jax.export.stablehlo import export_stablehlo
+from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.report.similarity import similarities
 from tests.golden_files import GOLDEN
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
@@ -27,6 +32,34 @@ MISUSES = {
     "channels first": (lambda model, ranges, q: model(IMAGES.transpose(0, 3, 1, 2)), "are [2, 3, 32, 32], expected"),
     "no images": (lambda model, ranges, q: psaq_jax.calibrate(model, IMAGES[:0]), "are [0, 32, 32, 3], expected one"),
     "no ranges": (lambda model, ranges, q: psaq_jax.quantize(model, None), "ranges are NoneType, expected what cal"),
+    "ranges that are none": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": (0.0, 1.0, 2.0)}),
+        "the range of site input is (0.0, 1.0, 2.0), expected finite minimum <= maximum",
+    ),
+    "options for the paper": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges, options=DefaultRecipe()), 'the recipe is "paper"'
+    ),
+    "options of a dictionary": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges, options={"gptq": False}), "options are dict, expected"
+    ),
+    "a config of a dictionary": (
+        lambda model, ranges, q: psaq_jax.synthesize(model, {"iterations": 3}), "config is dict, expected a Synthesis"
+    ),
+    "no batch": (lambda model, ranges, q: psaq_jax.calibrate(model, IMAGES, batch_size=0), "batch_size is 0, expected"),
+    "calibrated twice": (lambda model, ranges, q: psaq_jax.calibrate(q, IMAGES), "a float model, found QuantizedModel"),
+    "two float models": (lambda model, ranges, q: distill(model, model, IMAGES), "a quantized model too, found Model"),
+    "two architectures": (
+        lambda model, ranges, q: distill(model.replace(module=model.module.clone(heads=1)), q, IMAGES),
+        "distill: the quantized model has another architecture",
+    ),
+    "a raw pixel's similarities": (lambda model, ranges, q: similarities(model, RAW[0]), "images are uint8, ex"),
+    "figures": (
+        lambda model, ranges, q: psaq_jax.save_quantized(q, "no", Metrics(1.0, 2.0, 3.0, 4)), "figures are Metrics, exp"
+    ),
+    "a platform": (lambda model, ranges, q: export_stablehlo(model, "no", platforms="cpu"), "platforms is 'cpu', ex"),
+    "a float model as an artefact": (
+        lambda model, ranges, q: psaq_jax.load_quantized(model.source), "this is no quantized model; load_model reads"
+    ),
     "quantized twice": (lambda model, ranges, q: psaq_jax.quantize(q, ranges), "a float model, found QuantizedModel"),
     "of a quantized one": (lambda model, ranges, q: psaq_jax.synthesize(q), "a float model, found QuantizedModel"),
     "no seed": (lambda model, ranges, q: psaq_jax.synthesize(model, seed=-1), "seed is -1, expected a whole number"),

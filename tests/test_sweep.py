@@ -144,7 +144,7 @@ def test_tables_hold_mean_and_deviation_over_seeds(done, tmp_path):
         ({"model": ""}, "models has '', expected sources"),
         ({"models": 3}, r"config.models is 3, expected tuple\[str, ...\]"),
         ({"seeds": 0.5}, r"config.seeds is 0.5, expected tuple\[int, ...\]"),
-        ({"seeds": (0, -1)}, "seeds has -1, expected whole numbers"),
+        ({"seeds": (0, -1)}, "one of seeds is -1, expected a whole number"),
         ({"seeds": ("0",)}, r"config.seeds is \('0',\), expected tuple\[int, ...\]"),
         ({"crop_fraction": 8.75}, "crop_fraction is 8.75, expected 0.1 to 1"),
         ({"distillation": {"cycles": 0}}, "distillation.cycles is 0"),

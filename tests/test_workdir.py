@@ -8,7 +8,7 @@ import pytest
 
 from psaq_jax import files
 from psaq_jax.errors import InputError
-from psaq_jax.workdir import open_workdir
+from psaq_jax.workdir import open_workdir, results_folder
 from tests import jobs
 
 CONFIG = {"model": "m", "synthesis": {"iterations": 10, "jitter": (1.0, 2.0)}}
@@ -63,3 +63,15 @@ def test_a_file_in_its_place_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         with open_workdir(tmp_path / "file", CONFIG):
             pass
+
+
+def test_results_go_into_no_other_job_s_folder(tmp_path):
+    """A job's results.json would be overwritten; and what cannot be written is known before the work."""
+    with open_workdir(tmp_path / "run", CONFIG):
+        pass
+    (tmp_path / "file").write_text("")
+    for name, message in (("run", "has the config.json of another job"), ("file", "cannot be written")):
+        with pytest.raises(InputError, match=message), results_folder(tmp_path / name):
+            pytest.fail("the work began")
+    with results_folder(tmp_path / "new") as folder:
+        assert list(folder.iterdir()) == []

@@ -1,6 +1,5 @@
 """The live comparison as a job: everything checked first, then both sides, then the page."""
 
-import dataclasses
 import os
 import pathlib
 
@@ -18,7 +17,7 @@ from psaq_jax.workdir import open_workdir
 
 def compare_with_release(
     config: CompareConfig, workdir: pathlib.Path, clone: str, python: str, iterations: int = 0, device: str = "auto",
-    command: str = "", bars: Bars = lambda title: None,
+    command: str = "", bars: Bars = lambda title: None, every_seconds: float = 60.0,
 ) -> tuple[str, pathlib.Path]:  # fmt: skip
     """Compares `config.model` at `config.seed`, and writes comparison.json, comparison.md and images/.
 
@@ -26,6 +25,7 @@ def compare_with_release(
       clone, python: of the release; see `open_release`.
       iterations: of the release's synthesis; 0: as many as ours.
       command: for the page.
+      every_seconds: between checkpoints of our synthesis.
     Returns:
       (the tables as text, the page's path)
     Raises:
@@ -37,13 +37,11 @@ def compare_with_release(
     root = check_clone(clone)
     model = config.preprocessed(case_model(config.model) if config.model in SHAPES else pipeline.load_float(config))
     dataset = pipeline.open_data(config, model)
-    identity = dataclasses.asdict(config) | {
-        "model_fingerprint": model.fingerprint(), "baseline_source": source_hash(root),
-        "baseline_iterations": iterations, "baseline_device": device,
-    }  # fmt: skip
+    baseline = {"baseline_source": source_hash(root), "baseline_iterations": iterations, "baseline_device": device}
+    identity = config.identity(model) | baseline
     with open_workdir(workdir, identity):
         release, versions = open_release(root, python, workdir / "release", device)
-        found, sets = compare_live(config, model, dataset, release, workdir, iterations, bars)
+        found, sets = compare_live(config, model, dataset, release, workdir, iterations, bars, every_seconds)
         machine = pipeline.describe_machine()
         found = {"model": config.model, "seed": config.seed} | machine | {"baseline": versions} | found
         files.write_json(workdir / "comparison.json", found)

@@ -24,7 +24,6 @@ from psaq_jax.comparison.release import Release, write_model
 from psaq_jax.comparison.release_adapter.process_memory import peak_process_memory
 from psaq_jax.config import parse_bits
 from psaq_jax.data import Dataset
-from psaq_jax.evaluation import agreement, metrics
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Bars
 from psaq_jax.quantization.calibration import calibrate
@@ -38,20 +37,21 @@ PARITY_IMAGES = 512
 
 def compare_live(
     config: CompareConfig, model: Model, dataset: Dataset | None, release: Release, workdir: pathlib.Path,
-    iterations: int, bars: Bars = lambda title: None,
+    iterations: int, bars: Bars = lambda title: None, every_seconds: float = 60.0,
 ) -> tuple[dict, dict[str, np.ndarray]]:  # fmt: skip
     """Runs both; see `page.py` for what is shown.
 
     Args:
       release: of `open_release`.
       iterations: of the release's synthesis; ours has those of the config.
+      every_seconds: between checkpoints of ours.
     Returns:
       ({"float", "rows", "synthesis"}, {calibration: normalised images [n, h, w, 3]})
     Raises:
       InputError: bad input of either side.
     """
     write_model(release, model)
-    images, held_out, ours = _our_synthesis(config, model, workdir, bars)
+    images, held_out, ours = _our_synthesis(config, model, workdir, bars, every_seconds)
     theirs, their_images = _their_synthesis(config, release, iterations, bars)
     sets = pipeline.calibration_images(config, model, dataset, images)
     sets = {BY_US: images, BY_RELEASE: their_images} | {k: v for k, v in sets.items() if k != "synthesized"}
@@ -86,10 +86,10 @@ class _Pace:
             self.bar(done, total)
 
 
-def _our_synthesis(config, model, workdir, bars):
+def _our_synthesis(config, model, workdir, bars, every_seconds):
     """(images, images held out, figures): the first run's figures stay, a resumed run would time less."""
     path, pace = workdir / "synthesis.json", _Pace(bars("psaq_jax synthesizes"))
-    result, held_out = synthesize_for_job(config, model, workdir, pace)
+    result, held_out = synthesize_for_job(config, model, workdir, pace, every_seconds)
     if not path.exists():
         on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         figures = pipeline.synthesis_summary(config.synthesis, result) | {
@@ -154,12 +154,7 @@ class _Compared:
     bars: Bars
 
     def scores(self, logits) -> dict:
-        """{"top1", "top5", "loss" (None without labels), "agreement"}."""
-        found = dict.fromkeys(("top1", "top5", "loss"))
-        if self.pixels.labels is not None:
-            found = metrics(logits, self.pixels.labels)._asdict()
-            found.pop("examples")
-        return found | {"agreement": agreement(logits, self.float_logits)}
+        return pipeline.figures(logits, self.pixels.labels, self.float_logits)
 
     def row(self, name: str, images, bits: str) -> dict:
         """One calibration set at one bit-width: figures of the release, of every recipe of ours, and the parity."""

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax import files
+from psaq_jax.checks import check_seed
 from psaq_jax.distillation import turns
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.history import History
 from psaq_jax.distillation.student import finish
 from psaq_jax.distillation.turns import Arena, Competition
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import check_pixels
-from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.quantization.transform import QuantizedModel, check_same_architecture
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
 
@@ -40,6 +41,7 @@ class DistillationResult(NamedTuple):
     seconds: float
 
 
+@in_float32
 def distill(
     model: Model,
     q: QuantizedModel,
@@ -69,9 +71,12 @@ def distill(
       devices: default: the most local devices that divide the batch. The images of a batch are shared out.
       checkpoints: where to keep the state, and to go on from; of these models, images, settings and seed alone.
     Raises:
-      InputError: images of another shape, or a loss that stopped being finite.
+      InputError: images of another shape, a student of another architecture, or a loss that stopped being finite.
     """
     config = config or DistillationConfig()
+    check_float_model(model, "distill")
+    check_same_architecture(model, q, "distill")
+    check_seed(seed)
     images = check_pixels(model, images)
     devices = tuple(devices or jax.local_devices())
     arena, state = turns.enter(model, q, config, synthesis or SynthesisConfig(recipe="default"), seed, devices)

@@ -45,6 +45,8 @@ def export_stablehlo(
         or no right to write.
     """
     check_choice("weights", weights, PLACES)
+    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
+        raise InputError(f"platforms is {platforms!r}, expected some of {PLATFORMS}")
     path = pathlib.Path(directory) / FILE
     tensors = stored_arrays(model) if weights == "beside" else {}
     content = stablehlo_bytes(model, weights, platforms)

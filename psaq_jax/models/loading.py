@@ -4,6 +4,7 @@ Weights are read through safetensors alone; nothing is ever unpickled and no cod
 """
 
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping
 
@@ -22,6 +23,8 @@ from psaq_jax.models.positions import interpolate
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.sources import find_checkpoint
 from psaq_jax.models.tensors import TensorReader, read_json, tensor_files
+
+LOG = logging.getLogger(__name__)
 
 
 def load_model(
@@ -85,9 +88,12 @@ def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessi
         preprocessor = read_json(path, "it holds the preprocessing") if path.exists() else None
         make = functools.partial(Preprocessing.from_huggingface, config, preprocessor)
     try:
-        return make()
+        found = make()
     except InputError as error:
         raise InputError(f"{path if path.exists() else directory}: {error}") from None
+    if not path.exists():
+        LOG.warning("%s has no preprocessor_config.json; assumed is what is usual: %s", directory, found)
+    return found
 
 
 def load_params(directory: pathlib.Path, architecture: Architecture, source: str) -> dict:

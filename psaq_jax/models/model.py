@@ -75,7 +75,7 @@ class Model:
             return self.module.apply({"params": self.params}, pixels)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the parameters: the same weights under any name."""
+        """SHA-256 over the parameters and the module: the same model under any name."""
         digest = hashlib.sha256(repr(self.module).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
@@ -120,6 +120,17 @@ def check_images(pixels, image_shape: tuple[int, int, int], what: str = "images"
 def exact_products(dtype):
     """Float32 models multiply in float32 on every device; the default on GPU and TPU rounds to fewer bits."""
     return jax.default_matmul_precision("highest" if jnp.dtype(dtype) == jnp.float32 else "default")
+
+
+def in_float32(function):
+    """The function outside jax's x64 mode, in which what is made on the way would be float64."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments, **named):
+        with jax.enable_x64(False):
+            return function(*arguments, **named)
+
+    return wrapped
 
 
 @jax.jit

@@ -36,6 +36,7 @@ from psaq_jax.quantization.record import (
     WEIGHTS,
     Record,
     check_file,
+    check_hash,
     check_keys,
     decoded_file,
     fields_of,
@@ -68,6 +69,9 @@ def save_quantized(
     """
     if not isinstance(q, QuantizedModel):
         raise InputError(f"save_quantized takes a quantized model, found {type(q).__name__}; quantize makes one")
+    if not isinstance(figures, Mapping | None):
+        expected = 'a dictionary such as {"top-1 (%)": 91.2}'
+        raise InputError(f"figures are {type(figures).__name__}, expected {expected}")
     directory = pathlib.Path(directory)
     target = pathlib.Path(os.path.realpath(directory))
     temporary = target.parent / f"{files.UNFINISHED}{secrets.token_hex(8)}"
@@ -126,6 +130,7 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
         for field in entry.keys() - {"name", "kind"}:
             if entry[field] != tensors[f"sites/{entry['name']}/{field}"].tolist():
                 raise of_config(f"quantization_config.sites: {field} of {entry['name']} is not {WEIGHTS}'s")
+    check_hash(directory)
     return QuantizedModel(
         params=params, sites=sites, module=module, labels=record.labels, preprocessing=preprocessing,
         source=record.source, weight_bits=weight_bits, activation_bits=record.activation_bits,

@@ -19,6 +19,7 @@ from psaq_jax.quantization.record import (
     CARD,
     CONFIG,
     FAMILIES,
+    HASH,
     METHOD,
     PREPROCESSOR,
     VERSION,
@@ -27,6 +28,7 @@ from psaq_jax.quantization.record import (
     encoded,
     fields_of,
     read_artefact_json,
+    record_hash,
     sha256,
 )
 from psaq_jax.quantization.transform import QuantizedModel
@@ -59,11 +61,12 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
         source=q.source, source_sha256=hashes, model_bytes=len(weights),
         model_sha256=hashlib.sha256(weights).hexdigest(), versions=_versions(),
     )  # fmt: skip
-    options = q.options and encoded(q.options)
+    fields, preprocessing = encoded(record) | {"options": q.options and encoded(q.options)}, encoded(q.preprocessing)
+    _json(fields), _json(preprocessing)  # which names what JSON cannot hold
     return {
         WEIGHTS: weights,
-        CONFIG: _json(config | {"quantization_config": encoded(record) | {"options": options}}),
-        PREPROCESSOR: _json(encoded(q.preprocessing)),
+        CONFIG: _json(config | {"quantization_config": fields | {HASH: record_hash(fields, preprocessing)}}),
+        PREPROCESSOR: _json(preprocessing),
         CARD: model_card(q, record, figures).encode(),
     }
 

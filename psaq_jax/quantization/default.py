@@ -104,8 +104,7 @@ def pixel_range(model: Model) -> tuple[float, float]:
     whatever the model's own, and what the quantizer cuts off would shift every mean that bias correction sees.
     """
     p = model.preprocessing
-    ends = np.array([(e * 255 * p.rescale_factor - np.array(p.mean)) / np.array(p.std) for e in (0, 1)])
-    return float(ends.min()), float(ends.max())
+    return float(p.lower.min()), float(p.upper.max())
 
 
 def choose_quantizers(

@@ -14,7 +14,7 @@ LEAST_SCALE = np.finfo(np.float32).eps
 
 
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, correctly rounded.
+    """a / b, correctly rounded on a CPU; on GPUs XLA's division may be off in its last bit.
 
     XLA turns a division by a broadcast into a product with the reciprocal, which is another number one time in ten,
     and the largest weight of every channel lies on an exact tie where that decides a whole code.
@@ -37,18 +37,22 @@ def weight_scale(w: jax.Array, bits) -> jax.Array:
 def quantize_weights(w: jax.Array, bits) -> tuple[jax.Array, jax.Array]:
     """Symmetric, per output channel: (codes int8 [..., channels], scale float32 [channels]).
 
-    w is codes·scale to within half a scale, one scale at the largest positive weight.
+    w is codes·scale to within half a scale, one scale at the largest positive weight. Bits: 2 to 8.
     """
+    codes, scale = _weight_codes(w, bits)
+    return codes.astype(jnp.int8), scale
+
+
+def _weight_codes(w, bits):
     scale = weight_scale(w, bits)
     bound = 2.0 ** (jnp.asarray(bits, jnp.float32) - 1)
-    codes = jnp.clip(jnp.round(divide(jnp.asarray(w, jnp.float32), scale)), -bound, bound - 1)
-    return codes.astype(jnp.int8), scale
+    return jnp.clip(jnp.round(divide(jnp.asarray(w, jnp.float32), scale)), -bound, bound - 1), scale
 
 
 @jax.jit
 def fake_quantize_weights(w: jax.Array, bits) -> jax.Array:
-    """Weights [..., output channels] rounded to their `bits`-bit grid, as float32 of the same shape."""
-    codes, scale = quantize_weights(w, bits)
+    """Weights [..., output channels] rounded to their `bits`-bit grid, as float32 of the same shape; any bits to 24."""
+    codes, scale = _weight_codes(w, bits)
     return codes * scale
 
 

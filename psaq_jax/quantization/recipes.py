@@ -84,7 +84,8 @@ class DefaultRecipe:
         With 4 they fit the calibration images, which helps where these are like what will be seen.
       learn_rounding: reconstruction also learns which weights are rounded up; for many images.
       reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
-      seed: of the views and the reconstruction.
+      seed: of all that is random in the recipe: views, reconstruction, and the combinations of the logits by which
+        token importance and the outputs' moments are estimated. No job's own seed moves it.
     """
 
     plain_grounds: bool = True
@@ -127,6 +128,10 @@ class DefaultRecipe:
             raise InputError(f"quantization.options.coverage is {self.coverage!r}, expected {pairs}")
         for name, least in (("reconstruction_steps", 1), ("reconstruction_batch", 1), ("seed", 0)):
             check_whole(f"quantization.options.{name}", getattr(self, name), least, 2**31 - 1)
+
+    def without_images(self) -> "DefaultRecipe":
+        """What is left of the ingredients where there are no images to choose anything on."""
+        return dataclasses.replace(self, **(WITHOUT | {"first_last_8bit": self.first_last_8bit}))
 
     def bits(self, name: str, bits: int) -> int:
         """The bits of a site or layer of that name where the others have `bits`."""

@@ -6,6 +6,7 @@ holds before anything of that size is built.
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 import types
 import typing
@@ -58,6 +59,24 @@ class Record:
     model_bytes: int  # of model.safetensors
     model_sha256: str
     versions: dict
+
+
+HASH = "sha256"  # in `quantization_config`: of the rest of it and of the preprocessing
+
+
+def record_hash(record: Mapping, preprocessing: Mapping) -> str:
+    """SHA-256 of `quantization_config` without its hash and of preprocessor_config.json, however they are laid out."""
+    rest = {name: value for name, value in record.items() if name != HASH}
+    return hashlib.sha256(json.dumps([rest, preprocessing], sort_keys=True).encode()).hexdigest()
+
+
+def check_hash(directory: pathlib.Path) -> None:
+    """Artefacts of before there was a hash have none."""
+    record, preprocessing = (read_artefact_json(directory / name) for name in (CONFIG, PREPROCESSOR))
+    record = record["quantization_config"]
+    if HASH in record and record[HASH] != record_hash(record, preprocessing):
+        refuse = refuse_for(directory / CONFIG)
+        raise refuse(f"quantization_config.{HASH} is not that of the rest of it and of {PREPROCESSOR}")
 
 
 def refuse_for(path: pathlib.Path) -> Refuse:
@@ -140,8 +159,12 @@ def check_keys(found: Mapping, expected, where: str, refuse: Refuse) -> None:
 
 def read_record(path: pathlib.Path, refuse: Refuse) -> Record:
     found = read_artefact_json(path).get("quantization_config")
-    if isinstance(found, dict) and isinstance(found.get("options"), dict):
-        found = found | {"options": ADDED | found["options"]}
+    if found is None:
+        raise InputError(f"{path}: has no quantization_config, so this is no quantized model; load_model reads others")
+    if isinstance(found, dict):
+        found = {name: value for name, value in found.items() if name != HASH}
+        if isinstance(found.get("options"), dict):
+            found |= {"options": ADDED | found["options"]}
     record = decoded_file(Record, path, found, "quantization_config")
     if (record.quant_method, record.format_version) != (METHOD, VERSION):
         found = shown((record.quant_method, record.format_version))

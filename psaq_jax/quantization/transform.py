@@ -1,5 +1,6 @@
 """`quantize`: a pure function of parameters, ranges and bits. What runs afterwards is *simulated* quantization."""
 
+import collections
 import dataclasses
 import functools
 import os
@@ -13,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, check_float_model, check_images, exact_products
+from psaq_jax.models.model import Model, check_float_model, check_images, exact_products, in_float32
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, exact, quantizers
@@ -63,6 +64,10 @@ class QuantizedModel:
     kernel_bits: tuple[tuple[str, int], ...]
     options: DefaultRecipe | None = None
 
+    def __post_init__(self):
+        if type(self.sites) is dict:  # which jax would sort by name
+            object.__setattr__(self, "sites", collections.OrderedDict(self.sites))
+
     def __call__(self, pixels) -> jax.Array:
         """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted.
 
@@ -94,9 +99,10 @@ class QuantizedModel:
         return self.module.classes
 
 
+@in_float32
 def quantize(
     model: Model,
-    ranges: Ranges,
+    ranges: Ranges | None,
     weight_bits: int | Mapping[str, int] = 4,
     activation_bits: int | None = 8,
     recipe: str = "paper",
@@ -108,28 +114,31 @@ def quantize(
     """Quantizes weights and, at every site, activations (simulated: the products stay in float32).
 
     Args:
-      ranges: of `calibrate` with the same recipe; every quantized site must be there.
+      ranges: of `calibrate` with the same recipe; every quantized site must be there. Only checked, and None will do,
+        where `images` of recipe "default" or floating-point activations leave them without a use.
       weight_bits: 2 to 8; or mixed precision: {layer, such as "block_0/mlp/dense1": 2 to 8} of every layer with a
         kernel, as `mixed_precision.allocate` finds them.
-      activation_bits: 2 to 8; None leaves activations in floating point, and `ranges` unused.
+      activation_bits: 2 to 8; None leaves activations in floating point.
       recipe: "paper": DESIGN §6, the first and last layer included. "default": the inputs of every matrix product,
         and `options`.
       images: for recipe "default", calibration pixels [n, height, width, 3], synthesized or real. Everything is then
         chosen on them, ranges included. Without them: `ranges`, widened to hold zero, and weights to nearest.
-      options: switches of recipe "default"; None: its defaults.
+      options: switches of recipe "default"; None: its defaults. Without images those that need some are off.
       progress: of recipe "default", called as progress(parts of the model done, all).
       folder: where a reconstruction keeps finished blocks: the same call after being killed goes on behind them.
     Raises:
-      InputError: impossible bits, images of another shape, or ranges that don't fit the model's sites.
+      InputError: impossible bits, images of another shape, ranges that don't fit the model's sites, or options for
+        recipe "paper", which has none.
     """
     check_float_model(model, "quantize")
     is_wanted = site_filter(model.module, recipe)
-    options = None if recipe == "paper" else options or DefaultRecipe()
+    options = _checked_options(options, recipe, images)
     bits, wanted = bits_by_layer(model.params, weight_bits, options), []
     if activation_bits is not None:
-        quantizers.check_bits(activation_bits, "activation_bits")
+        activation_bits = quantizers.check_bits(activation_bits, "activation_bits")
         wanted = [name for name in site_names(model.module, model.params, model.image_shape) if is_wanted(name)]
-        _check_ranges(ranges, wanted)
+        if ranges is not None or recipe == "paper" or images is None:
+            _check_ranges(ranges, wanted)
     if recipe == "paper":
         params, sites = quantize_params(model.params, bits), _paper_sites(ranges, wanted, activation_bits)
     elif images is None:
@@ -146,6 +155,25 @@ def quantize(
         activation_bits=activation_bits, recipe=recipe,
         kernel_bits=tuple((f"{layer}/kernel", b) for layer, b in bits.items()), options=options,
     )  # fmt: skip
+
+
+def _checked_options(options: DefaultRecipe | None, recipe: str, images) -> DefaultRecipe | None:
+    if not isinstance(options, DefaultRecipe | None):
+        raise InputError(f"options are {type(options).__name__}, expected a DefaultRecipe, such as {DefaultRecipe()!r}")
+    if recipe == "paper":
+        if options is not None:
+            raise InputError('options are of recipe "default", and the recipe is "paper"; give recipe="default"')
+        return None
+    options = options or DefaultRecipe()
+    return options.without_images() if images is None else options
+
+
+def check_same_architecture(model: Model, q: QuantizedModel, function: str) -> None:
+    """Raises InputError where `q` cannot be a quantized form of the model."""
+    if not isinstance(q, QuantizedModel):
+        raise InputError(f"{function} takes a quantized model too, found {type(q).__name__}; quantize makes one")
+    if q.module.clone(dtype=model.module.dtype) != model.module:
+        raise InputError(f"{function}: the quantized model has another architecture than the float one; pass its own")
 
 
 def kernel_sizes(params: dict) -> dict[str, int]:
@@ -184,9 +212,9 @@ def _check_ranges(ranges: Mapping, wanted: list[str]) -> None:
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
         raise InputError(f"the ranges do not fit the model's sites: {'; '.join(parts)}; use calibrate with this recipe")
-    for name, (low, high) in ranges.items():
-        if not (np.isfinite(low) and np.isfinite(high) and low <= high):
-            raise InputError(f"the range of site {name} is ({low}, {high}), expected finite minimum <= maximum")
+    for name, ends in ranges.items():
+        if np.shape(ends) != (2,) or not np.isfinite(ends).all() or ends[0] > ends[1]:
+            raise InputError(f"the range of site {name} is {ends}, expected finite minimum <= maximum")
 
 
 def quantize_params(params: dict, bits: Mapping[str, int]) -> dict:

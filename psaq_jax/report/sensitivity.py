@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import calibrate, check_pixels
-from psaq_jax.quantization.transform import QuantizedModel, dequantize_params, quantize
+from psaq_jax.quantization.transform import QuantizedModel, check_same_architecture, dequantize_params, quantize
 from psaq_jax.sites import apply_with_tap
 
 HIGHEST_SQNR = 140.0  # dB; about float32's own resolution, and what identical logits get
@@ -61,8 +60,7 @@ def measure_sensitivity(
     Raises:
       InputError: images of another shape, or `quantized` was made from another architecture.
     """
-    if quantized.module != model.module:
-        raise InputError("sensitivity: the quantized model has another architecture than the float one; pass its own")
+    check_same_architecture(model, quantized, "sensitivity")
     pixels = check_pixels(model, pixels)
     if quantized.recipe != "paper":
         bits = quantized.weight_bits

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, exact_products
+from psaq_jax.models.model import Model, check_float_model, check_floats, exact_products
 from psaq_jax.sites import record
 from psaq_jax.synthesis.entropy import BANDWIDTH, patch_similarity
 
@@ -39,9 +39,10 @@ def similarities(model: Model, image) -> dict[str, np.ndarray]:
     Returns:
       {layer name: [w, p, p] float32} in running order; special tokens are left out, all of them.
     Raises:
-      InputError: an image of another shape.
+      InputError: no float model, an image of another shape, or whole numbers, which are not normalised.
     """
-    image = jnp.asarray(image, jnp.float32)
+    check_float_model(model, "similarities")
+    image = jnp.asarray(check_floats(image), jnp.float32)
     if image.shape != model.image_shape:
         raise InputError(f"image: found shape {list(image.shape)}, expected one of {list(model.image_shape)}")
     found = _similarities(model, image[None])

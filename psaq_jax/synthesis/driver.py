@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from psaq_jax import distributed
 from psaq_jax.checks import check_seed
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, check_float_model
+from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -77,6 +77,8 @@ def synthesize(
       SynthesisError: naming the iteration and the term that turned NaN or infinite.
     """
     config, watch = config or SynthesisConfig(), Stopwatch()
+    if not isinstance(config, SynthesisConfig):
+        raise InputError(f"config is {type(config).__name__}, expected a SynthesisConfig")
     parts = list(synthesize_parts(model, config, seed, progress, devices, checkpoints, watch=watch))
     seconds = float(sum(part["seconds"] for part in parts))
     merged = {name: np.concatenate([part[name] for part in parts]) for name in ("images", "labels", *TERMS)}
@@ -142,6 +144,7 @@ class Wave(NamedTuple):
         return slice(share * distributed.index(), share * (distributed.index() + 1))
 
 
+@in_float32
 def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part:
     """The groups of all processes, from noise or their last checkpoint to the end."""
     groups = np.arange(wave.first, wave.first + wave.width)[wave.own]

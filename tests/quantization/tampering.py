@@ -49,12 +49,13 @@ def mend_hash(directory):
     def change(config):
         config["quantization_config"]["model_bytes"] = len(content)
         config["quantization_config"]["model_sha256"] = hashlib.sha256(content).hexdigest()
+        config["quantization_config"].pop("sha256", None)  # as artefacts of before there was one
 
     rewrite(directory / "config.json", change)
 
 
 def retensor(directory, change, metadata=packing.FORMAT):
-    """Alters the tensors and mends the hash."""
+    """Alters the tensors and mends the hashes."""
     path = directory / "model.safetensors"
     tensors = {name: value.copy() for name, value in safetensors.numpy.load_file(path).items()}
     change(tensors)

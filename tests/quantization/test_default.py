@@ -127,6 +127,13 @@ def test_works_with_ranges_alone(model):
     assert error(model, quantized(model, 8, 8, images=None)) < 1e-2
 
 
+def test_images_make_ranges_unnecessary(model):
+    with_ranges, q = quantized(model, 8, 8), psaq_jax.quantize(model, None, 8, 8, recipe="default", images=CALIBRATION)
+    np.testing.assert_array_equal(q(TEST), with_ranges(TEST))
+    with pytest.raises(psaq_jax.InputError, match="ranges are NoneType, expected what calibrate returns"):
+        psaq_jax.quantize(model, None, 8, 8, recipe="default")
+
+
 @pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     "name", ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"]

@@ -1,11 +1,15 @@
 """The paper's quantizers against the release's numbers: grids and scales exactly, jitted or not."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from psaq_jax.errors import InputError
 from psaq_jax.quantization import quantizers
+from psaq_jax.quantization.representation import UniformQuantizer
 from tests.golden_files import golden
 
 REFERENCE = golden("paper/quantizers.npz")
@@ -32,15 +36,13 @@ def test_weight_grids_match_the_release_exactly(kind, bits, jit):
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activation_grids_match_the_release_exactly(kind, bits, jit):
     minimum, maximum = REFERENCE[f"activations/{kind}/min_max"]
-    np.testing.assert_array_equal(
-        quantizers.activation_scale(minimum, maximum, bits),
-        REFERENCE[f"activations/{kind}/a{bits}_scale_zero_point"],
-    )
-    fake_quantize = quantizers.fake_quantize_activations
-    fake = (jax.jit(fake_quantize) if jit else fake_quantize)(
-        REFERENCE[f"activations/{kind}/test"], minimum, maximum, bits
-    )
-    np.testing.assert_array_equal(fake, REFERENCE[f"activations/{kind}/a{bits}"])
+    found = quantizers.activation_scale(minimum, maximum, bits)
+    np.testing.assert_array_equal(found, REFERENCE[f"activations/{kind}/a{bits}_scale_zero_point"])
+    models_own = UniformQuantizer(*found, jnp.float32(bits)).__call__
+    public = functools.partial(quantizers.fake_quantize_activations, minimum=minimum, maximum=maximum, bits=bits)
+    for function in (models_own, public):
+        fake = (jax.jit(lambda x, f=function: f(x)) if jit else function)(REFERENCE[f"activations/{kind}/test"])
+        np.testing.assert_array_equal(fake, REFERENCE[f"activations/{kind}/a{bits}"])
 
 
 def test_the_calibration_range_is_the_input_s():
@@ -66,3 +68,9 @@ def test_all_zero_channels_stay_zero():
 def test_impossible_bits_are_named(bits):
     with pytest.raises(InputError, match="weight_bits is .*expected a whole number of bits from 2 to 8"):
         quantizers.check_bits(bits, "weight_bits")
+
+
+def test_weights_have_a_grid_of_any_bits():
+    weights = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    errors = [np.abs(quantizers.fake_quantize_weights(weights, bits) - weights).max() for bits in (8, 9, 12, 16)]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-4

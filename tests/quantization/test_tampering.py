@@ -62,6 +62,9 @@ CONFIGS = {
     "unknown dtype": ("module.dtype", "object", "dtype"),
     "epsilon of infinity": ("module.layer_norm_eps", float("inf"), "layer_norm_eps"),
     "module of nothing": ("module", None, "module"),
+    "another model that fits": ("module.activation", "relu", "quantization_config.sha256"),
+    "other labels": ("labels", ["b", "a", "c"], "quantization_config.sha256"),
+    "another hash": ("sha256", "0" * 64, "quantization_config.sha256"),
 }
 
 
@@ -124,6 +127,11 @@ def test_altered_preprocessor(altered, case):
     key, value, field = PREPROCESSORS[case]
     rewrite(altered / "preprocessor_config.json", lambda config: config | {key: value})
     refused(altered, "preprocessor_config.json", field)
+
+
+def test_another_preprocessor_that_fits(altered):
+    rewrite(altered / "preprocessor_config.json", lambda config: config | {"mean": [0.5, 0.5, 0.4]})
+    refused(altered, "config.json", "quantization_config.sha256", "preprocessor_config.json")
 
 
 @pytest.mark.parametrize("shape", [(3,), (8,), (2, 1, 1, 1), (1,) * 5, (2**16, 1, 1)])

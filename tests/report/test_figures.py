@@ -8,8 +8,9 @@ from PIL import Image
 
 from psaq_jax.errors import InputError
 from psaq_jax.extras import require
-from psaq_jax.report import image_grid, loss_curves, similarity, similarity_figure
-from psaq_jax.report.figures import accuracy_curves
+from psaq_jax.report import similarity
+from psaq_jax.report.figures import accuracy_curves, loss_curves, similarity_figure
+from psaq_jax.report.images import image_grid
 from psaq_jax.synthesis.entropy import kernel_density
 from tests.report.samples import history, image_sets, results
 

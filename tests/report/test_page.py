@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from psaq_jax.report import Sensitivity, render_page, sections
+from psaq_jax.report import render_page, sections
 from psaq_jax.report.charts import line_chart, ticks
+from psaq_jax.report.sensitivity import Sensitivity
 from psaq_jax.report.similarity import mosaic
 from tests.report.samples import history, image_sets, results
 

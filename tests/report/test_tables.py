@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from psaq_jax.report import markdown_table, results_table, summary_line
+from psaq_jax.report import results_table, summary_line
 from psaq_jax.report.settings import settings
+from psaq_jax.report.tables import markdown_table
 from tests.report.samples import results, runs
 
 

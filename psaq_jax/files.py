@@ -5,14 +5,22 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from psaq_jax import buckets
+from psaq_jax import buckets, checksums
 from psaq_jax.errors import InputError
 
 UNFINISHED = ".unfinished-"  # begins the names of what is not yet in its place
+# What zipfile, and NumPy on the headers inside, raise on damaged bytes.
+DAMAGED_NPZ = (
+    OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
 
 
 def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pathlib.Path:
@@ -78,6 +86,20 @@ def write_json(path, value) -> pathlib.Path:
 
 def write_npy(path, array: np.ndarray) -> pathlib.Path:
     return write(path, lambda temporary: np.save(temporary, array))
+
+
+def write_npz(path, arrays: Mapping[str, np.ndarray]) -> pathlib.Path:
+    """Arrays by name, and their checksum: for `read_npz`."""
+    return write(path, lambda temporary: np.savez(temporary, **checksums.add(dict(arrays))))
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """What `write_npz` wrote; None where there is no such file, or any bit of it has changed."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return checksums.remove(dict(archive))
+    except DAMAGED_NPZ:
+        return None
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.transform import QuantizedModel, check_same_architecture
-from psaq_jax.synthesis.checkpointing import Checkpoints
+from psaq_jax.synthesis.checkpointing import Checkpoints, warn_damaged
 from psaq_jax.synthesis.config import SynthesisConfig
 
 LOOK = 25  # ticks between two looks for NaN
@@ -92,7 +92,7 @@ def distill(
         if not learns and i == config.generator_iterations - 1:
             pool.append(np.asarray(state.group.images))
             if checkpoints:
-                files.write_npy(_turn_file(checkpoints, turn), pool[-1])
+                files.write_npz(_turn_file(checkpoints, turn), {"images": pool[-1]})
         _look(tick + 1, config.ticks, state, history, checkpoints)
         if progress:
             progress(tick + 1, config.ticks)
@@ -102,13 +102,20 @@ def distill(
 
 
 def _resumed(arena: Arena, state: Competition, images: np.ndarray, checkpoints: Checkpoints | None):
-    """(ticks done, state, pool, history): of the last checkpoint, or of the start."""
+    """(ticks done, state, pool, history): of the last checkpoint, or of the start where that, or a turn, is damaged."""
+    start = 0, state, [images], History()
     tree = checkpoints.restore_tree() if checkpoints else None
     if tree is None:
-        return 0, state, [images], History()
-    done, config = int(tree["tick"]), arena.config
+        return start
+    done, config, pool = int(tree["tick"]), arena.config, []
     made = (done + config.student_steps) // config.turn_length if config.generator_iterations else 0
-    pool = [np.load(_turn_file(checkpoints, turn), allow_pickle=False) for turn in range(made)]
+    for turn in range(made):
+        kept = files.read_npz(_turn_file(checkpoints, turn))
+        if kept is None:
+            warn_damaged(_turn_file(checkpoints, turn))
+            checkpoints.forget_tree()
+            return start
+        pool.append(kept["images"])
     state = turns.restored(arena, state, tree["leaves"], done // config.turn_length)
     return done, state, [images, *pool], History.from_tree(tree["history"])
 
@@ -125,4 +132,4 @@ def _look(done: int, ticks: int, state: Competition, history: History, checkpoin
 
 
 def _turn_file(checkpoints: Checkpoints, turn: int) -> pathlib.Path:
-    return checkpoints.directory / f"turn_{turn:06d}.npy"
+    return checkpoints.directory / f"turn_{turn:06d}.npz"

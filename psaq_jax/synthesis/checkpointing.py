@@ -2,7 +2,8 @@
 
 A run is restarted by the same command and ends with the same bits, because everything random follows from
 (seed, group, iteration) and a chunk always starts where a chunk would have started. Finished groups are kept by number,
-so that the run may go on with another number of devices or processes.
+so that the run may go on with another number of devices or processes. All of it has a checksum; what a disk has damaged
+is dropped and made again.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from psaq_jax import distributed, files
+from psaq_jax import checksums, distributed, files
 from psaq_jax.errors import InputError
 
 
@@ -63,21 +64,32 @@ class Checkpoints:
         if tree is None:
             return None
         if tree["first"] != first or len(tree["images"]) != groups:
-            if self._manager:
-                self._manager.delete(self._manager.latest_step())
+            self.forget_tree()
             return None
         arrays = {name: np.asarray(array) for name, array in tree.items()}
         _, iteration, seconds = (arrays.pop(name).item() for name in ("first", "iteration", "seconds"))
         return WaveProgress(first, iteration, seconds, arrays)
 
     def restore_tree(self) -> dict | None:
-        """What `save_tree` saved last, as nested dictionaries of arrays; None at the start."""
+        """What `save_tree` saved last, as nested dictionaries of arrays; None: there is nothing, or it is damaged."""
         step = self._manager.latest_step() if self._manager else None
         if step is None:
             return None
         import orbax.checkpoint as ocp
 
-        return self._manager.restore(step, args=ocp.args.StandardRestore())
+        try:
+            tree = checksums.remove(self._manager.restore(step, args=ocp.args.StandardRestore()))
+        except Exception:  # Orbax has dozens of kinds for damaged files, its parsers' and its storage library's
+            tree = None
+        if tree is None:
+            warn_damaged(self.directory / "running" / str(step))
+            self.forget_tree()
+        return tree
+
+    def forget_tree(self) -> None:
+        """Removes what `save_tree` saved last, so that steps may begin anew."""
+        if self._manager:
+            self._manager.delete(self._manager.latest_step())
 
     def meet(self, unfinished: bool, progress: Callable[[], WaveProgress]) -> None:
         """Between two chunks: saves if it is time or any process is to stop, and then leaves."""
@@ -110,7 +122,7 @@ class Checkpoints:
 
         with self._one_line():
             files.check_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
-            self._manager.save(step, args=ocp.args.StandardSave(tree))
+            self._manager.save(step, args=ocp.args.StandardSave(checksums.add(tree)))
 
     @contextlib.contextmanager
     def _one_line(self):
@@ -150,14 +162,23 @@ class Checkpoints:
         if self._manager is not None:
             last = int(part["first"]) + len(part["images"])
             path = self.directory / f"groups_{int(part['first']):08d}_{last:08d}.npz"
-            files.write(path, lambda temporary: _save_npz(temporary, part))
+            files.write_npz(path, part)
 
     def finished(self, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """What `finish` kept, in order and without a gap, from the part that holds group number `first` on."""
-        for begin, end, path in self._finished_files():
+        """What `finish` kept, in order and without a gap, from the part that holds group number `first` on.
+
+        At a damaged part it ends, and what would come after is removed: it is made again, maybe in other parts.
+        """
+        parts = self._finished_files()
+        for i, (begin, end, path) in enumerate(parts):
             if begin <= first < end:
-                with np.load(path, allow_pickle=False) as archive:
-                    yield dict(archive)
+                part = files.read_npz(path)
+                if part is None:
+                    warn_damaged(path)
+                    for *_, later in parts[i:]:
+                        later.unlink()
+                    return
+                yield part
                 first = end
 
     def drop(self, before: int) -> None:
@@ -206,6 +227,6 @@ def _not_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-def _save_npz(path: pathlib.Path, arrays) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
+def warn_damaged(path: pathlib.Path) -> None:
+    """Says in one line why a run begins further back than it was."""
+    logging.getLogger(__name__).warning("%s: is missing or damaged; what needs it is made again, bit for bit", path)

@@ -14,6 +14,7 @@ from psaq_jax.distillation.driver import distill
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.checkpointing import Checkpoints
+from tests.damages import DAMAGES
 from tests.golden_files import GOLDEN, golden, nhwc
 
 IMAGES = nhwc(golden("paper/vit/reference.npz")["calibration_images"])
@@ -102,6 +103,28 @@ def test_an_interrupted_run_ends_with_the_same_bits(model, start, tmp_path, at):
     assert result.history.keys() == whole.history.keys()
     for name, values in whole.history.items():
         np.testing.assert_array_equal(result.history[name], values)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_a_damaged_turn_is_made_again(model, start, tmp_path, damage, caplog):
+    def interrupt(done, total):
+        if done == 8:
+            raise Killed
+
+    whole, checkpoints = distill(model, start, IMAGES, SHORT, seed=1), Checkpoints(tmp_path, every_seconds=0)
+    with pytest.raises(Killed):
+        distill(model, start, IMAGES, SHORT, seed=1, progress=interrupt, checkpoints=checkpoints)
+    checkpoints.close()
+    DAMAGES[damage](tmp_path / "turn_000000.npz")
+    checkpoints, ticks = Checkpoints(tmp_path, every_seconds=0), []
+    result = distill(
+        model, start, IMAGES, SHORT, seed=1, progress=lambda done, _: ticks.append(done), checkpoints=checkpoints
+    )
+    checkpoints.close()
+    assert ticks[0] == 1 and "turn_000000.npz: is missing or damaged" in caplog.text
+    np.testing.assert_array_equal(result.images, whole.images)
+    for a, b in zip(leaves(result.model), leaves(whole.model), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_bfloat16_passes_leave_a_float32_model(model, start):

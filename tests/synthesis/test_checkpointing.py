@@ -1,6 +1,7 @@
 """A synthesis that is killed goes on from its last checkpoint and ends with the same bits."""
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from psaq_jax.synthesis import driver
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests import jobs
+from tests.damages import DAMAGES
 from tests.jobs import TINY
 
 CONFIG = SynthesisConfig(num_images=6, group_size=2, iterations=8)
@@ -29,6 +31,16 @@ def model(monkeypatch):
     return psaq_jax.load_model(TINY)
 
 
+def finish(model, directory):
+    """(result, ticks of the progress bar) of the run that goes on from a folder."""
+    checkpoints, steps = Checkpoints(directory, every_seconds=0), []
+    result = psaq_jax.synthesize(
+        model, CONFIG, seed=1, progress=lambda done, _: steps.append(done), checkpoints=checkpoints
+    )
+    checkpoints.close()
+    return result, steps
+
+
 @pytest.mark.parametrize("at, first", [(2, 4), (8, 8), (10, 12), (14, 16), (22, 24)])  # a wave's end is kept later
 def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, at, first):
     whole = psaq_jax.synthesize(model, CONFIG, seed=1)
@@ -41,12 +53,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, at, first):
     with pytest.raises(Killed):
         psaq_jax.synthesize(model, CONFIG, seed=1, progress=interrupt, checkpoints=checkpoints)
     checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, every_seconds=0)
-    steps = []
-    result = psaq_jax.synthesize(
-        model, CONFIG, seed=1, progress=lambda done, _: steps.append(done), checkpoints=checkpoints
-    )
-    checkpoints.close()
+    result, steps = finish(model, tmp_path)
     assert steps[0] == first, "went on from the checkpoint, not from the start"
     np.testing.assert_array_equal(result.images, whole.images)
     np.testing.assert_array_equal(result.labels, whole.labels)
@@ -68,6 +75,32 @@ def test_a_wave_of_another_width_makes_room_for_the_one_under_way(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.restore(0, 4).iteration == 500
     checkpoints.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads under way
+def test_a_damaged_checkpoint_is_dropped_and_its_wave_made_again(model, tmp_path, caplog):
+    whole, checkpoints = psaq_jax.synthesize(model, CONFIG, seed=1), Checkpoints(tmp_path / "whole", every_seconds=0)
+
+    def interrupt(done, total):
+        if done == 10:
+            raise Killed
+
+    with pytest.raises(Killed):
+        psaq_jax.synthesize(model, CONFIG, seed=1, progress=interrupt, checkpoints=checkpoints)
+    checkpoints.close()
+    (data,) = (path for path in (tmp_path / "whole").rglob("d/*") if path.stat().st_size > 50_000)
+    (group,) = (tmp_path / "whole").glob("groups_*.npz")
+    cases = [(data, damage, 10) for damage in DAMAGES] + [(group, damage, 2) for damage in DAMAGES if damage != "gone"]
+    for i, (path, damage, first) in enumerate(cases):
+        shutil.copytree(tmp_path / "whole", tmp_path / str(i))
+        DAMAGES[damage](tmp_path / str(i) / path.relative_to(tmp_path / "whole"))
+        caplog.clear()
+        result, steps = finish(model, tmp_path / str(i))
+        assert steps[0] == first, "what is whole was kept"
+        assert "is missing or damaged; what needs it is made again" in caplog.text
+        np.testing.assert_array_equal(result.images, whole.images)
+        for name, values in whole.history.items():
+            np.testing.assert_array_equal(result.history[name], values)
 
 
 def command(workdir):

@@ -59,6 +59,19 @@ def write_shard(path, kinds, examples: Iterable[Mapping]) -> None:
     files.write(path, write)
 
 
+def count(path: pathlib.Path) -> int:
+    """The records of a shard on this machine; 0 where there is none, or it is damaged."""
+    module = require("array_record.python.array_record_module", "data")
+    try:
+        reader = module.ArrayRecordReader(str(path))
+        try:
+            return reader.num_records()
+        finally:
+            reader.close()
+    except RuntimeError:
+        return 0
+
+
 def write_description(directory, name: str, kinds, shards: Mapping[str, list[tuple[int, int]]], **facts) -> None:
     """The JSON files that make shards a data set.
 

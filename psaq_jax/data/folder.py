@@ -36,6 +36,9 @@ class FolderSource:
     def describe(self, index):
         return self.files[index][0]
 
+    def stamps(self):
+        return [(path, os.path.getsize(path) if os.path.exists(path) else None) for path, _ in self.files]
+
 
 def folder_source(directory, class_index: str | None = None, labels_file: str | None = None) -> FolderSource:
     """A folder of images in torchvision's ImageFolder order: classes by name, inside by path, subfolders too.

@@ -2,10 +2,10 @@
 
 import pathlib
 import zipfile
-import zlib
 
 import numpy as np
 
+from psaq_jax import checksums, files
 from psaq_jax.data.pipeline import UNLABELLED
 from psaq_jax.errors import InputError
 
@@ -56,6 +56,9 @@ class ArraySource:
     def describe(self, index):
         return f"{self.name}, image {index}"
 
+    def stamps(self):
+        return [checksums.checksum(self.images)]
+
 
 class NpzSource(ArraySource):
     """`images` and, where there are any, `labels` of an npz file, without pickle.
@@ -70,6 +73,7 @@ class NpzSource(ArraySource):
         path = pathlib.Path(path)
         try:
             with zipfile.ZipFile(path) as archive:
+                self._stamps = [(info.filename, info.CRC, info.file_size) for info in archive.infolist()]
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
                 if "images" not in names:
                     raise InputError(
@@ -82,13 +86,16 @@ class NpzSource(ArraySource):
             raise InputError(f"{path}: no such file; check the path") from None
         except InputError:
             raise
-        except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split())
+        except files.DAMAGED_NPZ as error:
+            reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{path}: cannot be read ({reason}), expected an npz file without pickled objects; "
                 "save it with numpy.savez"
             ) from None
         super().__init__(images, labels, str(path))
+
+    def stamps(self):
+        return self._stamps
 
     def __reduce__(self):
         return NpzSource, (self.name,)

@@ -1,7 +1,9 @@
 """From a source of images to padded, masked batches: what every data set shares. b batch, h, w pixels."""
 
 import functools
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -36,6 +38,10 @@ class Source(Protocol):
         """What to call an image in a message, such as its file's path."""
         ...
 
+    def stamps(self) -> list:
+        """JSON values that change with the contents, found without reading an image: names and sizes of files."""
+        ...
+
 
 class Batch(NamedTuple):
     """Padded examples: where `mask` is False, pixels and label are zero and must not be counted."""
@@ -67,6 +73,13 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def identity(self) -> dict:
+        """What tells these images and labels from others behind the same spec, found without reading an image."""
+        labels = None if self.labels is None else np.asarray(self.labels).tolist()
+        text = json.dumps([self.class_names, labels, self.source.stamps()])
+        own = {"examples": len(self), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        return own | ({"train": self.train.identity()} if self.train else {})
 
     def names(self) -> list[str]:
         """What to call each image that `batches` counted, in order: those skipped so far are left out."""

@@ -74,11 +74,14 @@ class SynthesizedWriter:
                     yield example | ({"pixels": pixels} if self.exact_pixels else {})
 
     def _present(self) -> list[tuple[int, int]]:
-        """(records, bytes) of the shards that are there, up to the first that is not."""
+        """(records, bytes) of the shards that are there and whole, up to the first that is not."""
         sizes = []
-        while len(sizes) < self.shards and (size := _size(self._place(len(sizes)))) is not None:
+        while len(sizes) < self.shards and (size := _size(self._place(len(sizes)))):
             groups = min(self.groups_per_shard, self.config.groups - len(sizes) * self.groups_per_shard)
-            sizes.append((groups * self.config.group_size, size))
+            records, place = groups * self.config.group_size, self._place(len(sizes))
+            if not buckets.is_url(place) and array_records.count(place) != records:  # an object appears whole
+                break
+            sizes.append((records, size))
         return sizes
 
     def _place(self, index: int) -> str:

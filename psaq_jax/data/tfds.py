@@ -41,6 +41,10 @@ class TfdsSource:
     def describe(self, index):
         return f"{self.directory}, split {self.split}, record {index}"
 
+    def stamps(self):
+        shards = pathlib.Path(self.directory).glob("*.array_record*")
+        return sorted((path.name, path.stat().st_size) for path in shards)
+
     def __reduce__(self):
         return TfdsSource, (self.directory, self.split)
 

@@ -150,7 +150,7 @@ def test_a_folder_of_splits_is_evaluated_on_val_and_calibrated_on_train(tmp_path
         load_dataset(f"folder:{tmp_path}")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "palette cut"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "palette cut", "tiff"])
 def test_a_broken_image_stops_or_is_skipped(tree, damage):
     path = tree / "dog" / "b.png"
     content = path.read_bytes()
@@ -158,6 +158,9 @@ def test_a_broken_image_stops_or_is_skipped(tree, damage):
         Image.new("P", (8, 8)).save(path)
         content = path.read_bytes()
         path.write_bytes(content[:60])
+    elif damage == "tiff":  # the places of its strips become a text
+        Image.new("RGB", (8, 8)).save(path, "tiff")
+        path.write_bytes(path.read_bytes().replace(b"\x11\x01\x04\x00", b"\x11\x01\x02\x00"))
     else:
         path.write_bytes({"truncated": content[: len(content) // 2], "text": b"<html>", "empty": b""}[damage])
     with pytest.raises(InputError, match=r"b\.png: cannot be decoded") as error:

@@ -1,6 +1,7 @@
 """npz files and arrays in memory."""
 
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -95,4 +96,32 @@ def test_unreadable_files(tmp_path, damage):
         path.write_bytes(b"hello" if damage == "text" else content[:300])
     with pytest.raises(InputError, match=r"x\.npz: ") as error:
         load_dataset(f"npz:{path}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (7, 6, 5, 3",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999999, 6, 5, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (9999999, 999999, 999, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-7, 6, 5, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 1: 2, 'shape': (7, 6, 5, 3)}",
+        "{'descr': [('a', 'b', 'c', 'd')], 'fortran_order': False, 'shape': (7, 6, 5, 3)}",
+        "(" * 5000,
+    ],
+    ids=["open", "beyond 64 bits", "terabytes", "negative", "key", "type", "deep"],
+)
+@pytest.mark.parametrize("member", ["images", "labels"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_damaged_headers_inside(tmp_path, header, member, compression):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+        for name, array in {"images": IMAGES, "labels": LABELS}.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                if name == member:
+                    file.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+                else:
+                    np.lib.format.write_array(file, array)
+    with pytest.raises(InputError, match=r"x\.npz: ") as error:
+        load_dataset(f"npz:{tmp_path / 'x.npz'}")
     assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from psaq_jax.data import ArraySource, Dataset, load_dataset
 from psaq_jax.errors import InputError
@@ -34,6 +35,23 @@ def test_every_image_once_in_order(n, batch_size):
     assert seen == list(range(n))
 
 
+def test_the_identity_changes_with_the_contents_and_reads_no_image(tmp_path, monkeypatch):
+    for name in ("cat/a.png", "dog/b.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    monkeypatch.setattr("psaq_jax.data.folder.decode", lambda path: pytest.fail("an image was read"))
+    spec = f"folder:{tmp_path}"
+    before = load_dataset(spec).identity()
+    assert before == load_dataset(spec).identity() and before["examples"] == 2
+    Image.new("RGB", (99, 99)).save(tmp_path / "cat" / "a.png")
+    larger = load_dataset(spec).identity()
+    (tmp_path / "dog" / "b.png").rename(tmp_path / "cat" / "b.png")
+    assert len({x["sha256"] for x in (before, larger, load_dataset(spec).identity())}) == 3
+    bundled = load_dataset("bundled:fashion_mnist").identity()
+    assert (bundled["examples"], bundled["train"]["examples"]) == (10000, 4096)
+    assert numbered(3).identity() == numbered(3).identity() != numbered(4).identity()
+
+
 def test_workers_change_nothing(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.random.default_rng(0).integers(0, 256, (11, 9, 9, 1), np.uint8))
     dataset = load_dataset(f"npz:{tmp_path / 'x.npz'}")
@@ -47,8 +65,6 @@ def test_workers_change_nothing(tmp_path):
 
 
 def test_workers_report_broken_images(tmp_path):
-    from PIL import Image
-
     for i in range(5):
         (tmp_path / "cat").mkdir(exist_ok=True)
         Image.new("L", (4, 4), i).save(tmp_path / "cat" / f"{i}.png")

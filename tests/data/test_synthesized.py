@@ -84,6 +84,19 @@ def test_a_second_writer_goes_on_behind_the_whole_shards(tmp_path, model, whole,
     check(tmp_path / "dataset", model, whole, exact=False)
 
 
+@pytest.mark.parametrize("keep", [0, 1000, 2**16, -1])
+def test_a_damaged_shard_is_written_anew(tmp_path, model, whole, small_shards, keep):
+    out = writer(tmp_path / "dataset", model)
+    out.add(part(whole, 0, 5))
+    shard = sorted((tmp_path / "dataset").glob("*array_record*"))[1]
+    shard.write_bytes(shard.read_bytes()[:keep])
+    again = writer(tmp_path / "dataset", model)
+    assert again.first == 2
+    again.add(part(whole, 2, 5))
+    again.close()
+    check(tmp_path / "dataset", model, whole, exact=False)
+
+
 class Killed(Exception):
     pass
 

@@ -18,7 +18,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from psaq_jax import files, pipeline
 from psaq_jax.config import DISTILL
 from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
-from psaq_jax.evaluation import metrics
+from psaq_jax.evaluation import Metrics, metrics
 from psaq_jax.progress import Bars
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sweep_config import SweepConfig
@@ -36,6 +36,7 @@ from psaq_jax.workdir import open_workdir
 
 # May differ in a later run; the distillations have a folder and settings of their own.
 FREE = ("model", "models", "seed", "seeds", "calibration", "quantization", "data_workers", "distillation")
+FIGURES = ("top1", "top5", "loss", "agreement")  # of a cell
 
 
 def run_sweep(
@@ -57,7 +58,9 @@ def run_sweep(
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
     settings["quantization"] = {"options": dataclasses.asdict(config.quantization.options)}
     results = []
-    pipeline.load_data(config)  # nothing is written where it cannot be opened
+    dataset = pipeline.load_data(config)  # nothing is written where it cannot be opened
+    if dataset is not None:
+        settings["data_contents"] = dataset.identity()
     with open_workdir(workdir, settings):
         for source in config.models:
             results.append({"model": source, "float": None, "runs": []})
@@ -106,7 +109,8 @@ class _Cells:
             for cell, figures in self.compute(config, missing):
                 files.write_json(paths[cell], figures)
                 shutil.rmtree(paths[cell].parent / pipeline.run_name(figures), ignore_errors=True)  # checkpoints
-        return [_read(path) for path in paths.values()]
+        words = ("recipe", "calibration", "bits")
+        return [_read(path, dict(zip(words, cell, strict=True), seed=seed), FIGURES) for cell, path in paths.items()]
 
     def compute(self, config: SweepConfig, cells: list):
         """Yields (cell, its figures)."""
@@ -183,7 +187,7 @@ class _Cells:
             return None
         if not (self.folder / "float.json").exists():
             self.float_logits()
-        return _read(self.folder / "float.json")
+        return _read(self.folder / "float.json", {}, Metrics._fields)
 
 
 def slug(source: str) -> str:
@@ -192,8 +196,13 @@ def slug(source: str) -> str:
     return f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
-def _read(path: pathlib.Path) -> dict:
+def _read(path: pathlib.Path, words: dict, figures: Collection[str]) -> dict:
+    """What a file holds: these words, at least these figures, and nothing beside them but numbers and null."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        raise InputError(f"{path}: is not a cell of a sweep; remove it and start the same command again") from None
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    whole = isinstance(found, dict) and found.items() >= words.items() and found.keys() >= set(figures)
+    if not whole or not all(x is None or type(x) in (int, float) for name, x in found.items() if name not in words):
+        raise InputError(f"{path}: is not a cell of this sweep; delete it and start the same command again")
+    return found

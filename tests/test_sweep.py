@@ -166,9 +166,34 @@ def test_a_damaged_cell_is_named(data, tmp_path):
     small = config(data, seeds=(0,), calibration=("noise",))
     run_sweep(small, tmp_path)
     cell = tmp_path / sweep.slug(TINY) / "seed_0" / "w8a8-paper-noise.json"
-    cell.write_text("{")
-    with pytest.raises(InputError, match="w8a8-paper-noise.json: is not a cell"):
-        run_sweep(small, tmp_path)
+    figures = tmp_path / sweep.slug(TINY) / "float.json"
+    whole = {path: json.loads(path.read_text()) for path in (cell, figures)}
+    damaged = [(path, text) for path in whole for text in ("{", "[]", "{}", '{"top1": "x"}', "[" * 100_000)]
+    damaged += [(path, json.dumps(fields | {"top1": "x"})) for path, fields in whole.items()]
+    damaged += [(cell, json.dumps(whole[cell] | change)) for change in ({"seed": 1}, {"quantization_seconds": [1]})]
+    for path, text in damaged:
+        path.write_text(text)
+        with pytest.raises(InputError, match=f"{path.name}: is not a cell of this sweep; delete it"):
+            run_sweep(small, tmp_path)
+        path.write_text(json.dumps(whole[path]))
+    run_sweep(small, tmp_path)
+
+
+def test_other_data_behind_the_same_path_is_refused(tmp_path):
+    """Its cells would stand beside the float model's figures on other images."""
+    small = config(small_data(tmp_path), seeds=(0,), calibration=("noise",))
+    run_sweep(small, tmp_path / "run")
+    with np.load(tmp_path / "images.npz") as archive:
+        images, labels = archive["images"], archive["labels"]
+    for other in ({"images": images ^ 1, "labels": labels}, {"images": images, "labels": labels[::-1]}):
+        np.savez(tmp_path / "images.npz", **other)
+        with pytest.raises(InputError, match="belongs to another run: data_contents.sha256 is"):
+            run_sweep(small, tmp_path / "run")
+    np.savez(tmp_path / "images.npz", images=images[:19], labels=labels[:19])
+    with pytest.raises(InputError, match="belongs to another run: data_contents.examples is 20 there and 19 now"):
+        run_sweep(small, tmp_path / "run")
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    run_sweep(small, tmp_path / "run")
 
 
 def test_another_models_weights_under_the_same_name_are_refused(data, tmp_path, monkeypatch):

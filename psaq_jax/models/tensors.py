@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import stat
 
 import numpy as np
 import safetensors
@@ -10,6 +12,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.sources import INDEX, WEIGHTS
 
 OTHERS = {".bin", ".pth", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".safetensors"}
+LARGEST_JSON = 2**24  # bytes
 FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -17,9 +20,14 @@ def read_json(path: pathlib.Path, hint: str) -> dict:
     """Reads a JSON object.
 
     Raises:
-      InputError: missing or unreadable file, or not an object.
+      InputError: missing, unreadable or oversized file, or not an object.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or device would block or never end
+            raise OSError("not a regular file")
+        if found.st_size > LARGEST_JSON:
+            raise OSError(f"{found.st_size} bytes, expected at most {LARGEST_JSON}")
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {hint}") from None
@@ -48,6 +56,9 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
         others = sorted(p.name for p in directory.iterdir() if p.suffix in OTHERS)
     except OSError as error:
         raise InputError(f"{directory}: cannot be listed ({one_line(error)})") from None
+    shards = [name for name in others if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
+    if shards:
+        raise InputError(f"{directory}: found {shards[0]}, but {INDEX} is missing; download it too")
     raise InputError(
         f"{directory}: found {', '.join(others[:8]) or 'no weights'}, expected {WEIGHTS} (or {INDEX}); "
         "pickled weights are never read: convert them where you trust them, with "

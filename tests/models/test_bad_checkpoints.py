@@ -1,5 +1,7 @@
 """Damaged and mismatched checkpoints: one line says what is wrong, and nothing is loaded."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,20 @@ def test_a_directory_where_a_file_is_expected(vit):
     assert "is not readable JSON" in refused(vit)
 
 
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_pipes_devices_and_giants_are_not_read(vit, name):
+    (vit / name).unlink()
+    os.mkfifo(vit / name)
+    assert f"{name}: is not readable JSON (not a regular file)" in refused(vit)
+    (vit / name).unlink()
+    (vit / name).symlink_to("/dev/zero")
+    assert f"{name}: is not readable JSON (not a regular file)" in refused(vit)
+    (vit / name).unlink()
+    with (vit / name).open("wb") as file:
+        file.truncate(2**40)
+    assert f"{name}: is not readable JSON ({2**40} bytes, expected at most" in refused(vit)
+
+
 def test_a_directory_called_model_safetensors(vit):
     (vit / "model.safetensors").unlink()
     (vit / "model.safetensors").mkdir()
@@ -130,6 +146,12 @@ def test_an_index_names_files_beside_it_only(vit, name):
     (vit.parent / "secret.safetensors").write_bytes(b"")
     write_index(vit, weight_map | {HEAD: name})
     assert "expected a file beside it" in refused(vit)
+
+
+def test_shards_without_their_index(vit):
+    shards = sorted(set(shard(vit).values()))
+    (vit / "model.safetensors.index.json").unlink()
+    assert f"found {shards[0]}, but model.safetensors.index.json is missing; download it too" in refused(vit)
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 3}, "model.safetensors"], ids=str)

@@ -57,7 +57,7 @@ CONFIGS = {
     "wide image": ("module.image_size", [2**14, 2**14], "patches"),
     "three sides": ("module.image_size", [8, 8, 8], "image_size"),
     "patches of nothing": ("module.patch_size", [0, 0], "module"),
-    "unknown activation": ("module.activation", "__import__('os')", "activation"),
+    "unknown activation": ("module.activation", "__import__('os')", "activation", "expected one of gelu, "),
     "unknown head": ("module.head", "other", "head"),
     "unknown dtype": ("module.dtype", "object", "dtype"),
     "epsilon of infinity": ("module.layer_norm_eps", float("inf"), "layer_norm_eps"),

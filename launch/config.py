@@ -68,6 +68,9 @@ def run(main: Callable[[], None], several: bool = False) -> None:
 
     `several`: whether several processes can share the job's work.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by 2>&-
+            setattr(sys, name, open(os.devnull, "w"))
     absl_logging.set_verbosity(absl_logging.WARNING)  # the checkpoint library tells every step of every save
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # "no TPU found" is no news to anybody
     try:
@@ -85,10 +88,14 @@ def _one_line(main, several: bool):
             _with_others(main)
         else:
             raise InputError(f"found {distributed.count()} processes, this job works in one; give --distributed=off")
+        sys.stdout.flush()
     except InputError as error:
         _fail(error)
     except KeyboardInterrupt:
         _end("stopped by Ctrl-C", 128 + signal.SIGINT)
+    except BrokenPipeError:  # nobody reads what is printed, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still buffered
+        _exit(128 + signal.SIGPIPE)
 
 
 def _with_others(main):
@@ -97,7 +104,7 @@ def _with_others(main):
         sys.stdout = open(os.devnull, "w")
     try:
         main()
-    except (InputError, KeyboardInterrupt):
+    except (InputError, KeyboardInterrupt, BrokenPipeError):
         raise
     except SystemExit:  # after a signal all leave together
         distributed.finish()
@@ -114,6 +121,10 @@ def _fail(error) -> None:
 
 def _end(line: str, code: int) -> None:
     print(line, file=sys.stderr, flush=True)
+    _exit(code)
+
+
+def _exit(code: int) -> None:
     if distributed.is_started():
         distributed.fail(code)  # an ordinary exit waits for the others
     sys.exit(code)

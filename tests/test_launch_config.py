@@ -1,11 +1,13 @@
 """What the scripts share: the log in the work folder, time by phase, colours."""
 
 import logging
+import subprocess
 import sys
 
 import pytest
 
 from launch import config
+from tests import jobs
 
 
 def test_the_log_has_the_command_what_was_said_and_the_end(tmp_path, monkeypatch, capsys):
@@ -24,6 +26,25 @@ def test_the_log_tells_how_a_run_ended(tmp_path):
     with pytest.raises(SystemExit), config.logged(tmp_path):
         sys.exit(143)
     assert (tmp_path / "log.txt").read_text().endswith("ERROR ended by SystemExit: 143\n")
+
+
+TALKS = """
+from launch import config
+def main():
+    for done in (1, 2):
+        config.bar("title")(done, 2)
+    print(config.color(), "x" * 10**6)  # more than a pipe holds
+config.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"), [("| head -0", 141), ("| cat", 0), ("2>&-", 0), (">&-", 0), ("2>&- >&-", 0)]
+)
+def test_consoles_that_are_closed(redirection, code):
+    command = ["bash", "-o", "pipefail", "-c", f'"$@" {redirection}', "bash", sys.executable, "-c", TALKS]
+    done = subprocess.run(command, timeout=600, **jobs.settings())
+    assert done.returncode == code and "Traceback" not in done.stderr and "Error" not in done.stderr, done.stderr
 
 
 def test_phases_add_up():

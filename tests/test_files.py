@@ -31,6 +31,23 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_part_of_the_new(tmp_path):
     assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_arrays_come_back_whole_or_not_at_all(tmp_path):
+    """Also where a zip file's own checksums notice nothing, as when a shape inside becomes smaller."""
+    arrays = {"images": np.arange(64, dtype=np.float32).reshape(4, 16), "first": np.asarray(3)}
+    path = files.write_npz(tmp_path / "a.npz", arrays)
+    content, found = path.read_bytes(), files.read_npz(path)
+    assert found.keys() == arrays.keys() and all((found[name] == arrays[name]).all() for name in arrays)
+    flipped = [bytes([*content[:i], content[i] ^ 1 << i % 8, *content[i + 1 :]]) for i in range(len(content))]
+    for damaged in (*flipped, *(content[:i] for i in range(0, len(content), 50))):
+        path.write_bytes(damaged)
+        found = files.read_npz(path)
+        assert found is None or all((found[name] == arrays[name]).all() for name in arrays), "such as a date's bits"
+    path.write_bytes(content.replace(b"(4, 16)", b"(2, 16)"))
+    assert files.read_npz(path) is None
+    path.unlink()
+    assert files.read_npz(path) is None
+
+
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -28,7 +28,7 @@ def main():
     config = launch_config.read_job(CONFIG, DistillationJob)
     model = pipeline.load_float(config)
     dataset = pipeline.open_data(config, model)
-    identity = config.identity(model)
+    identity = config.identity(model, dataset)
     with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
         distill(config, model, dataset, workdir)
 

@@ -111,11 +111,12 @@ class JobConfig:
             check_least(name, getattr(self, name), least)
         check_seed(self.seed)
 
-    def identity(self, model) -> dict[str, Any]:
-        """What a run's folder belongs to: every setting but the number of processes, and the model's weights."""
+    def identity(self, model, dataset=None) -> dict[str, Any]:
+        """What a run's folder belongs to: every setting but the number of processes, the weights and the data."""
         settings = dataclasses.asdict(self)
         del settings["data_workers"]
-        return settings | {"model_fingerprint": model.fingerprint()}
+        contents = {"data_contents": dataset.identity()} if dataset is not None else {}
+        return settings | {"model_fingerprint": model.fingerprint()} | contents
 
 
 def parse_bits(setting: str) -> tuple[int | AverageBits, int | None]:

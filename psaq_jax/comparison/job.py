@@ -38,7 +38,7 @@ def compare_with_release(
     model = config.preprocessed(case_model(config.model) if config.model in SHAPES else pipeline.load_float(config))
     dataset = pipeline.open_data(config, model)
     baseline = {"baseline_source": source_hash(root), "baseline_iterations": iterations, "baseline_device": device}
-    identity = config.identity(model) | baseline
+    identity = config.identity(model, dataset) | baseline
     with open_workdir(workdir, identity):
         release, versions = open_release(root, python, workdir / "release", device)
         found, sets = compare_live(config, model, dataset, release, workdir, iterations, bars, every_seconds)

@@ -58,8 +58,11 @@ def define_config() -> flags.FlagHolder:
 def read_job(holder: flags.FlagHolder, kind: type = config.JobConfig, expected: str = "configs/NAME.py"):
     """The config flag's value as a checked `JobConfig`, or another kind of settings; `expected` is for the error."""
     if not isinstance(holder.value, ConfigDict):
-        given = next((f"{a}: there is no such file" for a in sys.argv if re.match("--?config=", a)), None)
-        raise InputError(f"{given or '--config is missing'}, expected --config={expected}")
+        found = "--config is missing"
+        if holder.present:
+            name = config_flags.get_config_filename(flags.FLAGS[holder.name])
+            found = f"--config={name}: there is no such file"
+        raise InputError(f"{found}, expected --config={expected}")
     return config.from_mapping(kind, holder.value.to_dict())
 
 

@@ -173,9 +173,14 @@ def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_config_file_is_one_line(tmp_path):
-    done = launch("quantize", f"--workdir={tmp_path}", config="configs/none.py")
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "none.py" in done.stderr
+@pytest.mark.parametrize("given, message", [
+    (("--config=configs/none.py",), "error: --config=configs/none.py: there is no such file, expected"),
+    (("--config", "configs/none.py"), "error: --config=configs/none.py: there is no such file, expected"),
+    ((), "error: --config is missing, expected"),
+])  # fmt: skip
+def test_a_missing_config_file_is_one_line(given, message, tmp_path):
+    done = launch("quantize", *given, f"--workdir={tmp_path}", config=None)
+    assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
 
 
 @pytest.mark.parametrize("script, arguments, message", [

@@ -11,6 +11,7 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline
+from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.workdir import results_folder
@@ -23,6 +24,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json.", requi
 def main():
     config = launch_config.read_job(CONFIG)
     model = pipeline.load_either(config, EXECUTION.value)
+    if EXECUTION.value == "integer":
+        print(f"  {integer_plan.summary(model.products)}")
     dataset = pipeline.open_data(config, model)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected a data set spec such as folder:DIR or npz:FILE")

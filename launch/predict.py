@@ -17,6 +17,7 @@ import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline
 from psaq_jax.evaluation import collect_logits
+from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.workdir import results_folder
 
@@ -28,6 +29,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for predictions.jsonl and
 def main():
     config = launch_config.read_job(CONFIG)
     model = pipeline.load_either(config, EXECUTION.value)
+    if EXECUTION.value == "integer":
+        print(f"  {integer_plan.summary(model.products)}")
     dataset = pipeline.open_data(config, model, labelled=False)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected images such as folder:DIR or npz:FILE")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -108,7 +109,10 @@ def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
     assert done.returncode == 0 and integer["execution"] == "integer"
     assert abs(integer["quantized"]["top1"] - run["top1"]) <= 10  # one image of ten
     assert launch("predict", *arguments).returncode == 0
+    assert re.search(r"  [1-9]\d* of \d+ products run in integers, \d\d\.\d %", done.stdout)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    done = launch("predict", *arguments, "--execution=integer")
+    assert done.returncode == 0 and "products run in integers" in done.stdout
     logits = np.load(tmp_path / "logits.npy")
     assert logits.shape == (10, 10) and [len(line["top5"]) for line in lines] == [5] * 10
     assert [line["top5"][0]["label"] for line in lines] == [str(i) for i in logits.argmax(-1)]

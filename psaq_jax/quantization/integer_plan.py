@@ -66,6 +66,13 @@ def coverage(products: Iterable[MatrixProduct]) -> float:
     return sum(p.multiply_adds for p in products if p.integer) / max(sum(p.multiply_adds for p in products), 1)
 
 
+def summary(products: Iterable[MatrixProduct]) -> str:
+    """How many products run in integers, as a line for the console."""
+    products = tuple(products)
+    count = sum(p.integer for p in products)
+    return f"{count} of {len(products)} products run in integers, {100 * coverage(products):.1f} % of all multiply-adds"
+
+
 def _product(q, kernels, running, name, shape, output_shape) -> MatrixProduct:
     sites = factor_sites(name, running, q.sites)
     length = shape[-1]

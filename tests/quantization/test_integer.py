@@ -121,6 +121,8 @@ def test_activations_in_floating_point_leave_every_product_so():
     q = dataclasses.replace(random_quantized(VIT, 8, 8), sites={}, activation_bits=None)
     model, pixels = integer_model(q), random_pixels()
     assert coverage(model.products) == 0
+    count = len(model.products)
+    assert integer_plan.summary(model.products) == f"0 of {count} products run in integers, 0.0 % of all multiply-adds"
     np.testing.assert_array_equal(model(pixels), q(pixels))
 
 

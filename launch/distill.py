@@ -45,8 +45,9 @@ def distill(config, model, dataset, workdir):
         **pipeline.describe_machine(),
         "float": metrics(float_logits, labels)._asdict() if labels is not None else None,
         "runs": [],
-        "synthesis": pipeline.synthesis_summary(config.synthesis, result),
+        "synthesis": pipeline.synthesis_summary(config.synthesis, result, held_out),
     }
+    results["evaluated_on"] = pipeline.evaluated_on(config, results["float"])
     for run, q in job.students(config, model, result.images, workdir, bar, seconds):
         folder = workdir / "quantized" / pipeline.run_name(run)
         scores = pipeline.score(q, examples, float_logits, config.batch_size, bar(folder.name))

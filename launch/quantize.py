@@ -53,9 +53,9 @@ def quantize(config, model, dataset, workdir):
         **pipeline.describe_machine(),
         "float": metrics(float_logits, labels)._asdict() if labels is not None else None,
         "runs": [],
-        "synthesis": pipeline.synthesis_summary(config.synthesis, result),
+        "synthesis": pipeline.synthesis_summary(config.synthesis, result, held_out),
     }
-    done = finished_runs(workdir)
+    results["evaluated_on"], done = pipeline.evaluated_on(config, results["float"]), finished_runs(workdir)
     for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar, done):
         name = pipeline.run_name(run)
         if q is None:
@@ -93,11 +93,12 @@ def finished_runs(workdir) -> dict[str, dict]:
 def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     last = results["runs"][len(config.quantization.bits) - 1]  # of the first recipe and calibration
     q = psaq_jax.load_quantized(workdir / "quantized" / pipeline.run_name(last))
-    found = report.measure_sensitivity(model, q, result.images[:32], launch_config.bar("sensitivity"))
+    pixels = sets[last["calibration"]][:32]
+    found = report.measure_sensitivity(model, q, pixels, launch_config.bar("sensitivity"))
     page = report.render_page(
         results, model=model, images=sets, targets=result.labels, history=result.history,
         ranges={name: psaq_jax.calibrate(model, pixels) for name, pixels in sets.items()},
-        sensitivity=found, sensitivity_bits=last["bits"], config=dataclasses.asdict(config),
+        sensitivity=found, sensitivity_images=len(pixels), measured=last, config=dataclasses.asdict(config),
         command=f"python -m launch.quantize {shlex.join(sys.argv[1:])}",
         sizes=pipeline.stored_sizes(model, workdir / "quantized", results), coverage=report.coverage_rows(plan(q)),
         seconds=results["seconds"], peak_memory_bytes=results["peak_memory_bytes"],

@@ -35,6 +35,7 @@ def run_sweep(config, workdir):
         launch_config.CHECKPOINT_SECONDS.value,
     )  # fmt: skip
     print(sweep_tables.plain(results))
+    print(f"  figures are of {report.images_text(results[0])}")
     for title, path in sweep_tables.write(workdir, results).items():
         print(f"  {title}: {path}")
     for result in results:

@@ -193,11 +193,23 @@ def figures(logits, labels, float_logits) -> dict[str, float | None]:
     return measured | {"agreement": agreement(logits, float_logits)}
 
 
-def synthesis_summary(config: SynthesisConfig, result: SynthesisResult) -> dict:
-    """What results.json says of the synthesis."""
+def evaluated_on(config: JobConfig, base: dict | None) -> dict:
+    """{"images": how many images figures are of, "kind": "data" or, held out from calibration, "synthesized"}.
+
+    Args:
+      base: the float model's figures; None without a data set.
+    """
+    if base is None:
+        return {"images": config.synthesis.group_size, "kind": "synthesized"}
+    return {"images": base["examples"], "kind": "data"}
+
+
+def synthesis_summary(config: SynthesisConfig, result: SynthesisResult, held_out: np.ndarray) -> dict:
+    """What results.json says of the synthesis: time and losses are of all images, with those held out."""
     return {
         "iterations": config.iterations,
-        "num_images": config.num_images,
+        "num_images": len(result.images) + len(held_out),
+        "held_out": len(held_out),
         "seconds": result.seconds,
         "seconds_per_iteration": result.seconds_per_iteration,
         "compile_seconds": result.compile_seconds,

@@ -46,7 +46,7 @@ def run_sweep(
     tell: Callable[[list[dict]], object] | None = None,
     every_seconds: float = 60.0,
 ) -> list[dict]:
-    """Computes what is missing; returns one results dictionary per model: {"model", "float", "runs"} (DESIGN §4).
+    """Computes what is missing; returns one results dictionary per model: {"model", "float", "runs", "evaluated_on"}.
 
     Args:
       bars: progress bars by title.
@@ -68,7 +68,8 @@ def run_sweep(
             with open_workdir(cells.folder, {"model_fingerprint": cells.model.fingerprint()}), cells.distillations():
                 for seed in config.seeds:
                     results[-1]["runs"] += cells.of_seed(seed)
-                    results[-1]["float"] = cells.float_figures()
+                    base = cells.float_figures()
+                    results[-1] |= {"float": base, "evaluated_on": pipeline.evaluated_on(config, base)}
                     if tell:
                         tell(results)
     return results

@@ -80,6 +80,8 @@ def test_the_main_job_writes_what_it_says(finished):
     workdir, done = finished
     results = json.loads((workdir / "results.json").read_text())
     assert results["float"]["examples"] == 10 and results["synthesis"]["iterations"] == 4
+    assert results["synthesis"]["num_images"] == 4 and results["synthesis"]["held_out"] == 0
+    assert results["evaluated_on"] == {"images": 10, "kind": "data"}
     assert [(r["calibration"], r["bits"]) for r in results["runs"]] == [
         (calibration, bits) for calibration in ("synthesized", "noise", "real") for bits in ("w8a8", "w4a8")
     ]
@@ -107,12 +109,12 @@ def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
     done = launch("evaluate", *arguments, "--execution=integer")
     integer = json.loads((tmp_path / "results.json").read_text())
     assert done.returncode == 0 and integer["execution"] == "integer"
-    assert abs(integer["quantized"]["top1"] - run["top1"]) <= 10  # one image of ten
-    assert launch("predict", *arguments).returncode == 0
     assert re.search(r"  [1-9]\d* of \d+ products run in integers, \d\d\.\d %", done.stdout)
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert abs(integer["quantized"]["top1"] - run["top1"]) <= 10  # one image of ten
     done = launch("predict", *arguments, "--execution=integer")
     assert done.returncode == 0 and "products run in integers" in done.stdout
+    assert launch("predict", *arguments).returncode == 0
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     logits = np.load(tmp_path / "logits.npy")
     assert logits.shape == (10, 10) and [len(line["top5"]) for line in lines] == [5] * 10
     assert [line["top5"][0]["label"] for line in lines] == [str(i) for i in logits.argmax(-1)]
@@ -126,6 +128,9 @@ def test_no_data_is_needed(tmp_path):
     assert results["float"] is None and {r["calibration"] for r in results["runs"]} == {"synthesized", "noise"}
     assert all(r["top1"] is None and 0 <= r["agreement"] <= 100 for r in results["runs"])
     assert np.load(tmp_path / "images" / "synthesized.npy").shape[0] == 4
+    assert results["evaluated_on"] == {"images": 4, "kind": "synthesized"}
+    assert results["synthesis"]["num_images"] == 8 and results["synthesis"]["held_out"] == 4
+    assert "4 synthesized images that no calibration saw" in done.stdout and "one is 25.0 points" in done.stdout
 
 
 def truncated(folder):

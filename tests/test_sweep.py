@@ -115,6 +115,7 @@ def test_data_that_is_not_there_leaves_nothing_behind(tmp_path):
 def test_no_data_is_needed(tmp_path):
     (results,) = run_sweep(config("", seeds=(3,), calibration=("synthesized", "noise", "real")), tmp_path)
     assert results["float"] is None and {r["calibration"] for r in results["runs"]} == {"synthesized", "noise"}
+    assert results["evaluated_on"] == {"images": 4, "kind": "synthesized"}
     assert all(r["top1"] is None and 0 <= r["agreement"] <= 100 for r in results["runs"])
     (line, *_) = csv.DictReader(io.StringIO(sweep_tables.as_csv([results])))
     assert line["top1_mean"] == "" and float(line["agreement_mean"]) >= 0 and line["agreement_std"] == ""

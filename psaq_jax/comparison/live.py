@@ -92,7 +92,7 @@ def _our_synthesis(config, model, workdir, bars, every_seconds):
     result, held_out = synthesize_for_job(config, model, workdir, pace, every_seconds)
     if not path.exists():
         on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-        figures = pipeline.synthesis_summary(config.synthesis, result) | {
+        figures = pipeline.synthesis_summary(config.synthesis, result, held_out) | {
             "seconds_per_iteration_min": pace.fastest or result.seconds_per_iteration,
             "peak_memory_bytes": peak_process_memory(), "device_peak_bytes": on_device,
         }  # fmt: skip

@@ -4,11 +4,13 @@ from psaq_jax.report.metrics import write_metrics
 from psaq_jax.report.page import render_page
 from psaq_jax.report.sections import coverage_rows
 from psaq_jax.report.sensitivity import measure_sensitivity
+from psaq_jax.report.settings import images_text
 from psaq_jax.report.summary import summary_line
 from psaq_jax.report.tables import results_table
 
 __all__ = [
     "coverage_rows",
+    "images_text",
     "measure_sensitivity",
     "render_page",
     "results_table",

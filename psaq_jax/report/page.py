@@ -12,7 +12,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.report import pictures, sections
 from psaq_jax.report.charts import HEIGHT, WIDTH
 from psaq_jax.report.sensitivity import Sensitivity
-from psaq_jax.report.settings import settings
+from psaq_jax.report.settings import images_text, settings
 from psaq_jax.report.summary import summary_line
 
 HERE = pathlib.Path(__file__).parent
@@ -29,7 +29,8 @@ def render_page(
     history: Mapping[str, np.ndarray] | None = None,
     ranges: Mapping[str, Mapping] | None = None,
     sensitivity: Sequence[Sensitivity] | None = None,
-    sensitivity_bits: str = "",
+    measured: Mapping | None = None,
+    sensitivity_images: int = 0,
     coverage: Sequence[Mapping[str, str]] | None = None,
     sizes: Mapping[str, int] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -50,7 +51,8 @@ def render_page(
       targets: class numbers that the synthesized images were made for.
       history: {term: [iterations]} of the synthesis.
       ranges: {calibration: {site: (minimum, maximum)}}.
-      sensitivity: of `measure_sensitivity`; sensitivity_bits: what was measured, such as "w4a8".
+      sensitivity: of `measure_sensitivity`; sensitivity_images: on how many images of the calibration set.
+      measured: which of the runs `sensitivity` and `coverage` are of: {"bits", "recipe", "calibration"}.
       coverage: of `coverage_rows`: {"name", "execution" ("integer" or "float"), "reason", "share" (may be missing)}.
       sizes: {"float32" first, then such as "w4a8": bytes} as measured on disk; None: computed from `model`.
       seconds: {phase: wall seconds}; peak_memory_bytes: of the process or the device.
@@ -68,7 +70,8 @@ def render_page(
             **_measurements(ranges, sensitivity),
             **origin,
             loss_charts=pictures.loss_charts(history),
-            sensitivity_bits=sensitivity_bits,
+            measured=measured,
+            sensitivity_images=sensitivity_images,
             coverage=list(coverage or ()),
             config=sections.pretty(config) if config else "",
             has_origin=any([config, sizes, model, *origin.values(), *map(results.get, ORIGIN)]),
@@ -88,6 +91,7 @@ def _answer(results, model, sizes) -> dict:
         "results": results,
         "answer": sections.answer(results),
         "summary": summary_line(results),
+        "images_text": images_text(results),
         "sizes": sections.size_rows(sizes),
         "sizes_computed": computed,
     }

@@ -51,18 +51,20 @@ def measure_sensitivity(
     Args:
       quantized: of `quantize(model, ...)`: its bits and, in recipe "paper", its grids are what is measured.
         Other recipes rewrite what surrounds a kernel (folded LayerNorms, corrected biases), so that no kernel
-        means anything alone: they are measured on recipe "paper" at the same bits, with ranges of `pixels`.
+        means anything alone: they are measured on recipe "paper" at the same bits, with ranges of `pixels`, and
+        not everything at once, which would be another model.
       pixels: [n, height, width, 3] normalised: images like those of calibration, best not the same ones.
         (Noise against ranges of synthesized images measures how these clip it, and little else.)
       progress: called as progress(measurements done, measurements in all).
     Returns:
-      Sites, then kernels, then blocks, each in running order, then all together.
+      Sites, then kernels, then blocks, each in running order, then, in recipe "paper", all together.
     Raises:
       InputError: images of another shape, or `quantized` was made from another architecture.
     """
     check_same_architecture(model, quantized, "sensitivity")
     pixels = check_pixels(model, pixels)
-    if quantized.recipe != "paper":
+    own_grids = quantized.recipe == "paper"
+    if not own_grids:
         bits = quantized.weight_bits
         if not isinstance(bits, int):  # mixed precision
             bits = {path.removesuffix("/kernel"): own for path, own in quantized.kernel_bits}
@@ -74,7 +76,7 @@ def measure_sensitivity(
         kernel_switches = {name: name in some_kernels for name in kernels}
         return np.asarray(_logits(model, quantized.params, quantized.sites, pixels, site_switches, kernel_switches))
 
-    plan = _plan(sites, kernels)
+    plan = _plan(sites, kernels)[: None if own_grids else -1]
     reference, found = logits((), ()), []
     for one in plan:
         changed = logits(one.sites, one.kernels)

@@ -54,6 +54,19 @@ def settings(results: dict) -> list[Setting]:
     return [_setting(key, runs, base) for key, runs in groups.items()]
 
 
+def image_count(results: dict) -> int | None:
+    """How many images the figures are of; None where the results don't tell."""
+    return (results.get("evaluated_on") or {}).get("images") or (results.get("float") or {}).get("examples")
+
+
+def images_text(results: dict) -> str:
+    """The images that the figures are of: their number, and what they are where they are no data; "" for unknown."""
+    count, kind = image_count(results), (results.get("evaluated_on") or {}).get("kind")
+    if not count:
+        return ""
+    return f"{count:,} synthesized images that no calibration saw" if kind == "synthesized" else f"{count:,} images"
+
+
 def spread(values) -> Spread | None:
     """Mean and deviation of the values that are not None; None where nothing is left."""
     values = tuple(float(value) for value in values if value is not None)

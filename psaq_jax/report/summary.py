@@ -1,25 +1,27 @@
 """One honest sentence about the figures: what they show, and what not."""
 
-from psaq_jax.report.settings import Setting, Spread, settings
+from psaq_jax.report.settings import Setting, Spread, image_count, settings
 from psaq_jax.text_tables import one_line
 
 # The paper's ablation: calibrated on Gaussian noise, DeiT loses tens of points; less is no collapse.
-COLLAPSE = 10.0  # points of top-1 (or of agreement below 100)
+COLLAPSE = 10.0  # points of top-1
+FEW = 1000  # images; of more, one moves no figure by a tenth of a point
 
 
 def summary_line(results: dict) -> str:
     """What the figures show and what they don't, in one sentence that is worded from the numbers.
 
     It says how synthesized calibration came out against noise for each pair of bit-widths, whether noise
-    collapsed as it does on DeiT in the paper (at least 10 points lost), so whether the run tells what
-    synthesized images are worth, and where a single seed or missing labels limit it.
+    collapsed as it does on DeiT in the paper (at least 10 points of top-1 below real images, or without these
+    below synthesized ones), so whether the run tells what synthesized images are worth, and where a single seed,
+    few images or missing labels limit it.
     """
     found = settings(results)
     if not found:
         return "Nothing was quantized in this run, so it shows nothing yet."
     labelled = any(s.top1 for s in found)
     clauses = _comparisons(found, labelled) or _plain(found, labelled)
-    sentence = "; ".join([*clauses, *_meaning(found, labelled), *_limits(found, labelled)]) + "."
+    sentence = "; ".join([*clauses, *_meaning(found), *_limits(found, labelled, image_count(results))]) + "."
     return sentence[0].upper() + sentence[1:]
 
 
@@ -53,10 +55,13 @@ def _relation(synthesized: Spread, noise: Spread) -> str:
     if round(abs(difference), 2) == 0:
         return "level with noise"
     relation = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'} noise"
-    deviations = [spread.deviation for spread in (synthesized, noise) if spread.deviation is not None]
-    # Two standard deviations of the difference: less may be chance.
-    chance = 2 * sum(deviation**2 for deviation in deviations) ** 0.5
-    return relation + (", within the spread of seeds" if deviations and abs(difference) <= chance else "")
+    return relation + (", within the spread of seeds" if _may_be_chance(synthesized, noise) else "")
+
+
+def _may_be_chance(one: Spread, other: Spread) -> bool:
+    """Whether two figures differ by no more than two standard deviations of their difference, where these are known."""
+    deviations = [spread.deviation for spread in (one, other) if spread.deviation is not None]
+    return bool(deviations) and abs(one.mean - other.mean) <= 2 * sum(d**2 for d in deviations) ** 0.5
 
 
 def _plain(found, labelled) -> list[str]:
@@ -70,41 +75,42 @@ def _plain(found, labelled) -> list[str]:
     return [f"the best {measure} is {_figure(best, labelled).mean:.2f} %, {where}"]
 
 
-def _meaning(found, labelled) -> list[str]:
-    pairs = list(_pairs(found, labelled))
-    if not pairs:
+def _meaning(found) -> list[str]:
+    """What labels say noise loses beyond what few bits do to real images' calibration, and what is won back of it."""
+    real = {(s.recipe, s.bits): s for s in found if s.calibration == "real" and s.top1}
+    triples = [(s.top1, noise.top1, real.get((s.recipe, s.bits), s)) for s, noise in _pairs(found, True)]
+    if not triples:
         return []
-
-    def points_lost(setting):
-        if labelled:
-            return setting.lost.mean if setting.lost else None
-        return 100 - setting.agreement.mean
-
-    noise_lost = [points_lost(noise) for _, noise in pairs]
-    if None in noise_lost:
-        return []
-    worst = max(noise_lost)
-    points = "points" if labelled else "points of agreement"
-    if worst < COLLAPSE:
+    excess = [measure.top1.mean - noise.mean for _, noise, measure in triples]
+    measures = sorted({measure.calibration for *_, measure in triples})
+    than = f"more than {' or '.join(measures)} images do"
+    if max(excess) < COLLAPSE:
         return [
-            f"noise loses at most {max(worst, 0):.1f} {points} on this model and does not collapse as it "
-            "does on DeiT in the paper, so this shows that the job works without data, not what synthesized "
-            "images are worth"
+            f"noise loses at most {max(*excess, 0):.1f} points {than} and does not collapse as it does on DeiT in the "
+            "paper, so this shows that the job works without data, not what synthesized images are worth"
         ]
-    collapsed = [(s, lost) for (s, _), lost in zip(pairs, noise_lost, strict=True) if lost >= COLLAPSE]
-    gains = [lost - points_lost(s) for s, lost in collapsed]
-    if min(gains) > 0:
-        return [
-            f"noise loses up to {worst:.1f} {points} here, as in the paper, and synthesized images win back "
-            f"{min(gains):.1f}" + (f" to {max(gains):.1f}" if len(gains) > 1 else "") + " of them"
-        ]
-    return [f"noise loses up to {worst:.1f} {points} here, and synthesized images do not everywhere do better"]
+    collapse = f"noise loses up to {max(excess):.1f} points {than}, as in the paper"
+    collapsed = [(s, noise) for (s, noise, _), points in zip(triples, excess, strict=True) if points >= COLLAPSE]
+    chance = any(_may_be_chance(*pair) for pair in collapsed)
+    gains = sorted(s.mean - noise.mean for s, noise in collapsed)
+    if chance or gains[0] <= 0:
+        beyond = " by more than the spread of seeds" if chance else ""
+        return [f"{collapse}, and synthesized images do not everywhere do better{beyond}"]
+    if measures == ["synthesized"]:
+        return [collapse]
+    won = " to ".join(dict.fromkeys(f"{gain:.1f}" for gain in (gains[0], gains[-1])))
+    return [f"{collapse}, and synthesized images win back {won}"]
 
 
-def _limits(found, labelled) -> list[str]:
+def _limits(found, labelled, images: int | None) -> list[str]:
     limits = []
     if max(len(s.seeds) for s in found) <= 1:
-        limits.append("it is one seed, and another may move each figure by a point")
+        limits.append("it is one seed, so the spread is unknown")
+    if images and images < FEW:
+        limits.append(f"of {images} images one is {100 / images:.1f} points")
     if not labelled:
-        limits.append("without labels agreement tells how alike the two models are, not how right they are")
+        limits.append(
+            "without labels agreement tells how alike the two models are, not how right they are, and measured on "
+            "synthesized images it favours calibration on such"
+        )
     return limits

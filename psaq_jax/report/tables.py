@@ -1,7 +1,7 @@
 """Results as text: the table at the end of the console output, and the same in Markdown."""
 
 from psaq_jax import text_tables
-from psaq_jax.report.settings import Setting, settings
+from psaq_jax.report.settings import Setting, images_text, settings
 from psaq_jax.text_tables import one_line
 
 BOLD, DIM, GREEN, YELLOW, RED, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[31m", "\033[0m"
@@ -44,11 +44,10 @@ def title(results: dict) -> str:
     found = settings(results)
     recipes = list(dict.fromkeys(s.recipe for s in found))
     seeds = sorted({seed for s in found for seed in s.seeds})
-    examples = (results.get("float") or {}).get("examples")
     parts = [one_line(results.get("model") or "model")]
     if len(recipes) == 1 and recipes[0]:
         parts.append(f"recipe {one_line(recipes[0])}")
-    parts.append(f"{examples:,} images" if examples else "no labelled images")
+    parts.append(images_text(results) or "no labelled images")
     if len(seeds) > 1:
         parts.append(f"{len(seeds)} seeds, mean ± standard deviation")
     return " · ".join(parts)

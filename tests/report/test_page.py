@@ -53,12 +53,16 @@ SENSITIVITY = [
 ]
 
 
+MEASURED = {"bits": "w4a8", "recipe": "paper", "calibration": "synthesized"}
+
+
 def full_page(model, name="bundled:fashion_mnist_vit", **changes):
     sets = image_sets(model)
     ranges = {kind: {"input": (-1.0, 2.0), f"{name}/site": (0.5, 0.75)} for kind in sets}
     arguments = {
         "model": model, "images": sets, "targets": [0, 1, 2, 99], "history": history(), "ranges": ranges,
-        "sensitivity": SENSITIVITY, "sensitivity_bits": "w4a8", "sizes": {"float32": 4_000_000, "w4a8": 600_000},
+        "sensitivity": SENSITIVITY, "sensitivity_images": 4, "measured": MEASURED,
+        "sizes": {"float32": 4_000_000, "w4a8": 600_000},
         "coverage": [{"name": "block_0/attention·value", "execution": "float", "reason": "softmax is not quantized"}],
         "seconds": {"evaluation": 75.0}, "peak_memory_bytes": 2_500_000_000,
         "command": "python -m launch.quantize --config=configs/demo.py", "config": {"model": name, "seed": 0},
@@ -111,7 +115,8 @@ def test_everything_is_escaped(vit):
     text = render_page(
         changes, model=evil, images={EVIL: image_sets(vit)["noise"], "synthesized": image_sets(vit)["real"]},
         targets=[0, 0, 0, 0], history={EVIL: [1.0, 2.0]}, ranges={EVIL: {EVIL: (0.0, 1.0)}},
-        sensitivity=[s._replace(name=f"block_0/{EVIL}") for s in SENSITIVITY], sensitivity_bits=EVIL,
+        sensitivity=[s._replace(name=f"block_0/{EVIL}") for s in SENSITIVITY],
+        sensitivity_images=4, measured=dict.fromkeys(MEASURED, EVIL),
         coverage=[{"name": EVIL, "execution": EVIL, "reason": EVIL}], sizes={EVIL: 2, "b" + EVIL: 1},
         seconds={EVIL: 1.0}, command=EVIL, config={EVIL: EVIL},
     )  # fmt: skip
@@ -127,6 +132,24 @@ def test_no_labels(vit):
     assert "agreement with float" in parsed.text and "91.00 %" in parsed.text
     assert "top-1, %" not in parsed.text and "points lost" not in parsed.text
     assert "computed" in parsed.text
+    assert "Figures are of 32 synthesized images that no calibration saw." in parsed.text
+    assert "synthesis of 64 images (32 held out), 50 iterations" in parsed.text
+
+
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+def test_sensitivity_says_of_what(vit, recipe):
+    text = " ".join(Parsed(full_page(vit, measured=MEASURED | {"recipe": recipe})).text.split())
+    assert "quantized alone at w4a8" in text and "On the first 4 synthesized images of the calibration" in text
+    assert f"of w4a8, recipe {recipe}, calibrated on synthesized images" in text  # the products
+    assert ("By recipe paper at the same bits: other recipes rewrite" in text) == (recipe != "paper")
+    assert "Everything at once: −6.0 dB" in text
+
+
+def test_sizes_of_several_recipes_are_the_largest():
+    some = results()
+    assert "largest of the recipes" not in render_page(some, sizes={"float32": 2, "w4a8": 1})
+    some["runs"] = [run | {"recipe": name} for name in ("paper", "default") for run in some["runs"]]
+    assert render_page(some, sizes={"float32": 2, "w4a8": 1}).count("the largest of the recipes") == 2
 
 
 def test_least_data():

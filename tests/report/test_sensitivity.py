@@ -71,7 +71,7 @@ def test_other_bits_compile_nothing_and_more_bits_lose_less(vit, ranges, pixels,
 
 def test_recipes_that_fold_are_measured_on_plain_grids(vit, pixels, found):
     q = psaq_jax.quantize(vit, psaq_jax.calibrate(vit, pixels, "default"), 4, 4, recipe="default")
-    assert measure_sensitivity(vit, q, pixels) == found
+    assert measure_sensitivity(vit, q, pixels) == found[:-1]  # everything at once is another model
 
 
 def test_swin_and_progress(swin):

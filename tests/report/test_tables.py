@@ -38,7 +38,8 @@ def test_several_seeds_give_mean_and_sample_deviation():
 def test_without_labels_only_agreement_is_shown():
     text = results_table(results(labelled=False))
     assert "agreement" in text and "top-1" not in text and "lost" not in text and "float" not in text
-    assert "no labelled images" in text
+    assert "· 32 synthesized images that no calibration saw" in text
+    assert "· no labelled images" in results_table({"runs": runs(labelled=False)})
 
 
 def test_no_runs():
@@ -99,7 +100,7 @@ def test_settings_keep_order_and_gather_seeds():
         ({"synthesized": 89.0}, ["level with noise"], ["above", "below"]),
         (
             {"noise": 20.0},
-            ["68.00 points above noise", "noise loses up to 73.3 points", "win back"],
+            ["68.00 points above noise", "noise loses up to 69.5 points more than real images do", "win back 68.0"],
             ["collapse as"],
         ),
         (
@@ -107,8 +108,26 @@ def test_settings_keep_order_and_gather_seeds():
             ["5.00 points below", "do not everywhere do better"],
             ["win back"],
         ),
+        (
+            {"noise": 20.0, "synthesized": 28.0, "real": 21.0},
+            ["8.00 points above noise", "at most 1.0 points more than real", "does not collapse"],
+            ["as in the paper", "win back"],
+        ),
+        (
+            {"noise": 20.0, "calibrations": ("synthesized", "noise")},
+            ["noise loses up to 68.0 points more than synthesized images do, as in the paper;"],
+            ["win back"],
+        ),
+        (
+            {"noise": 70.0, "synthesized": 71.0, "seeds": (0, 4)},
+            ["within the spread of seeds", "not everywhere do better by more than the spread of seeds"],
+            ["win back"],
+        ),
     ],
-    ids=["below", "above", "level", "collapse-recovered", "collapse-not-recovered"],
+    ids=[
+        "below", "above", "level", "collapse-recovered", "collapse-not-recovered", "few-bits-cost-as-much",
+        "no-real-images", "within-the-spread",
+    ],
 )
 def test_sentence_follows_the_numbers(levels, said, not_said):
     sentence = summary_line(results(**levels))
@@ -120,10 +139,20 @@ def test_sentence_follows_the_numbers(levels, said, not_said):
 
 
 def test_sentence_names_its_limits():
-    assert "one seed" in summary_line(results())
+    assert "it is one seed, so the spread is unknown" in summary_line(results())
+    assert "points" not in summary_line(results()).partition("one seed")[2]
+    few = results() | {"evaluated_on": {"images": 200, "kind": "data"}}
+    assert "of 200 images one is 0.5 points" in summary_line(few)
     assert "one seed" not in summary_line(results(seeds=(0, 1)))
     assert "without labels" in summary_line(results(labelled=False))
     assert "within the spread of seeds" in summary_line(results(seeds=(0, 4), synthesized=88.9))
+
+
+def test_without_labels_nothing_is_won_back():
+    """Agreement on synthesized images favours calibration on such."""
+    sentence = summary_line(results(labelled=False, noise=20.0, calibrations=("synthesized", "noise")))
+    assert "favours calibration on such" in sentence and "of 32 images one is 3.1 points" in sentence
+    assert "paper" not in sentence and "win back" not in sentence
 
 
 def test_sentence_without_noise_or_runs():

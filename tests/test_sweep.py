@@ -234,6 +234,7 @@ def test_the_script_prints_the_table_and_writes_it(data, tmp_path):
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 4
     page = (tmp_path / sweep.slug(TINY) / "report.html").read_text()
     assert "w4a4" in page and "launch.sweep" in page
+    assert "figures are of 20 images" in done.stdout
 
 
 @pytest.mark.parametrize(

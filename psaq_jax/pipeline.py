@@ -205,10 +205,10 @@ def evaluated_on(config: JobConfig, base: dict | None) -> dict:
 
 
 def synthesis_summary(config: SynthesisConfig, result: SynthesisResult, held_out: np.ndarray) -> dict:
-    """What results.json says of the synthesis: time and losses are of all images, with those held out."""
+    """What results.json says of the synthesis: time and losses are of `num_images` and of those held out beside."""
     return {
         "iterations": config.iterations,
-        "num_images": len(result.images) + len(held_out),
+        "num_images": config.num_images,
         "held_out": len(held_out),
         "seconds": result.seconds,
         "seconds_per_iteration": result.seconds_per_iteration,

@@ -129,7 +129,7 @@ def test_no_data_is_needed(tmp_path):
     assert all(r["top1"] is None and 0 <= r["agreement"] <= 100 for r in results["runs"])
     assert np.load(tmp_path / "images" / "synthesized.npy").shape[0] == 4
     assert results["evaluated_on"] == {"images": 4, "kind": "synthesized"}
-    assert results["synthesis"]["num_images"] == 8 and results["synthesis"]["held_out"] == 4
+    assert results["synthesis"]["num_images"] == 4 and results["synthesis"]["held_out"] == 4
     assert "4 synthesized images that no calibration saw" in done.stdout and "one is 25.0 points" in done.stdout
 
 

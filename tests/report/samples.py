@@ -29,7 +29,7 @@ def results(labelled=True, **changes):
         "runs": runs(labelled=labelled, **changes),
         "evaluated_on": {"images": examples, "kind": "data" if labelled else "synthesized"},
         "synthesis": {
-            "iterations": 50, "num_images": 32 if labelled else 64, "held_out": 0 if labelled else 32,
+            "iterations": 50, "num_images": 32, "held_out": 0 if labelled else 32,
             "seconds": 61.3, "seconds_per_iteration": 1.2,
             "compile_seconds": 9.1, "final_loss": {"loss": -3.25, "entropy": -4.0},
         },

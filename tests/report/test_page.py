@@ -133,7 +133,7 @@ def test_no_labels(vit):
     assert "top-1, %" not in parsed.text and "points lost" not in parsed.text
     assert "computed" in parsed.text
     assert "Figures are of 32 synthesized images that no calibration saw." in parsed.text
-    assert "synthesis of 64 images (32 held out), 50 iterations" in parsed.text
+    assert "synthesis of 32 images and 32 held out, 50 iterations" in parsed.text
 
 
 @pytest.mark.parametrize("recipe", ["paper", "default"])

@@ -13,6 +13,8 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.sites import site_names
 
+CHANGED = " (changed)"
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -82,6 +84,9 @@ class Model:
         return digest.hexdigest()
 
     def replace(self, **changes) -> "Model":
+        """With other parameters it is not what its source holds any more, and says so."""
+        if "params" in changes:
+            changes = {"source": f"{self.source.removesuffix(CHANGED)}{CHANGED}"} | changes
         return dataclasses.replace(self, **changes)
 
     def with_dtype(self, dtype) -> "Model":

@@ -73,7 +73,8 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
         path, divergences = f"{layer}/kernel", []
         for bits in BITS:
             rounded = flat | {path: fake_quantize_weights(flat[path], jnp.float32(bits))}
-            found = _log_probabilities(model.replace(params=traverse_util.unflatten_dict(rounded, sep="/")), pixels)
+            changed = model.replace(params=traverse_util.unflatten_dict(rounded, sep="/"), source=model.source)
+            found = _log_probabilities(changed, pixels)
             divergences.append(np.mean(np.sum(np.exp(reference) * (reference - found), axis=1)))
         costs[layer] = np.array(divergences)
         if progress:

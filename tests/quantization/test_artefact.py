@@ -110,6 +110,15 @@ def test_numpy_s_whole_numbers_are_bits_too(calibrated, tmp_path):
     assert_equal(load_quantized(save_quantized(q, tmp_path / "q")), q)
 
 
+def test_changed_weights_are_not_said_to_be_the_source_s(tmp_path):
+    model = load_model("bundled:fashion_mnist_vit")
+    changed = model.replace(params=jax.tree.map(lambda x: 1.01 * x, model.params))
+    for one, source, hashed in ((model, model.source, True), (changed, f"{model.source} (changed)", False)):
+        q = quantize(one, None, 8, None)
+        config = json.loads((save_quantized(q, tmp_path / "q") / "config.json").read_text())["quantization_config"]
+        assert config["source"] == source and bool(config["source_sha256"]) == hashed
+
+
 def test_ingredients_that_need_images_are_off_without_them(calibrated):
     model = calibrated[0]
     q = quantize(model, calibrate(model, random_pixels(model.module), "default"), 4, 8, "default")

@@ -98,7 +98,7 @@ def _one_line(main, several: bool):
         _end("stopped by Ctrl-C", 128 + signal.SIGINT)
     except BrokenPipeError:  # nobody reads what is printed, as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still buffered
-        _exit(128 + signal.SIGPIPE)
+        _end("stopped: nobody reads the output any more", 128 + signal.SIGPIPE)
 
 
 def _with_others(main):
@@ -123,11 +123,8 @@ def _fail(error) -> None:
 
 
 def _end(line: str, code: int) -> None:
-    print(line, file=sys.stderr, flush=True)
-    _exit(code)
-
-
-def _exit(code: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
     if distributed.is_started():
         distributed.fail(code)  # an ordinary exit waits for the others
     sys.exit(code)

@@ -159,19 +159,18 @@ def quantized_models(
                 images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")
                 q = quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
-                yield run, first_process_s(q)
+                yield run, of_first_process(q)
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def first_process_s(q: QuantizedModel) -> QuantizedModel:
+def of_first_process(q: QuantizedModel) -> QuantizedModel:
     """Process 0's model in every process: where sums have no fixed order, as on GPUs, searches may end apart."""
     if distributed.count() == 1:
         return q
-    files_of_first = {name: np.frombuffer(content, np.uint8) for name, content in contents(q, {}).items()}
-    files_of_first = distributed.from_first(files_of_first)
+    own = {name: np.frombuffer(content, np.uint8) for name, content in contents(q, {}).items()}
     with tempfile.TemporaryDirectory(prefix="psaq_jax-") as folder:
-        for name, content in files_of_first.items():
+        for name, content in distributed.from_first(own).items():
             (pathlib.Path(folder) / name).write_bytes(content.tobytes())
         return load_quantized(folder)
 

@@ -214,7 +214,8 @@ def _check_ranges(ranges: Mapping, wanted: list[str]) -> None:
         raise InputError(f"the ranges do not fit the model's sites: {'; '.join(parts)}; use calibrate with this recipe")
     for name, ends in ranges.items():
         if np.shape(ends) != (2,) or not np.isfinite(ends).all() or ends[0] > ends[1]:
-            raise InputError(f"the range of site {name} is {ends}, expected finite minimum <= maximum")
+            found = ", ".join(map(str, np.ravel(ends)))
+            raise InputError(f"the range of site {name} is ({found}), expected finite minimum <= maximum")
 
 
 def quantize_params(params: dict, bits: Mapping[str, int]) -> dict:

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_dropped_and_its_wave_made_again(model, tmp_path
     with pytest.raises(Killed):
         psaq_jax.synthesize(model, CONFIG, seed=1, progress=interrupt, checkpoints=checkpoints)
     checkpoints.close()
-    (data,) = (path for path in (tmp_path / "whole").rglob("d/*") if path.stat().st_size > 50_000)
+    data = max((tmp_path / "whole").rglob("d/*"), key=lambda path: path.stat().st_size)  # one of up to three
     (group,) = (tmp_path / "whole").glob("groups_*.npz")
     cases = [(data, damage, 10) for damage in DAMAGES] + [(group, damage, 2) for damage in DAMAGES if damage != "gone"]
     for i, (path, damage, first) in enumerate(cases):

@@ -7,7 +7,6 @@ images alone. Writes DIR/results.json, images/ and quantized/NAME/, and prints o
 Killed at any moment, the same command goes on from its last checkpoint.
 """
 
-
 from absl import flags
 
 import psaq_jax

@@ -37,7 +37,14 @@ class FolderSource:
         return self.files[index][0]
 
     def stamps(self):
-        return [(path, os.path.getsize(path) if os.path.exists(path) else None) for path, _ in self.files]
+        return [(path, _size(path)) for path, _ in self.files]
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a link to nothing: decoding it says so
+        return None
 
 
 def folder_source(directory, class_index: str | None = None, labels_file: str | None = None) -> FolderSource:

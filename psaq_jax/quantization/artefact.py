@@ -114,12 +114,14 @@ def load_quantized(directory: str | os.PathLike, execution: str = "simulated") -
 def _load(directory: pathlib.Path) -> QuantizedModel:
     weights = directory / WEIGHTS
     of_config, of_weights = refuse_for(directory / CONFIG), refuse_for(weights)
-    record = read_record(directory / CONFIG, of_config)
+    config = read_artefact_json(directory / CONFIG)
+    record = read_record(directory / CONFIG, config, of_config)
     names = check_file(weights, record, of_weights)
     module, parameters = read_module(record, of_config)
     parameters |= packing.activation_scales(parameters, names)
     weight_bits = _weight_bits(record, parameters, of_config)
-    preprocessing = _read_preprocessing(directory / PREPROCESSOR, module.image_size)
+    preprocessor = read_artefact_json(directory / PREPROCESSOR)
+    preprocessing = _preprocessing(directory / PREPROCESSOR, preprocessor, module.image_size)
     kinds = _site_kinds(record, of_config)
     tensors = packing.read_tensors(weights, packing.layout(parameters, record.kernels, kinds), of_weights)
     params = packing.to_params(tensors, parameters, record.kernels, of_weights)
@@ -130,7 +132,7 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
         for field in entry.keys() - {"name", "kind"}:
             if entry[field] != tensors[f"sites/{entry['name']}/{field}"].tolist():
                 raise of_config(f"quantization_config.sites: {field} of {entry['name']} is not {WEIGHTS}'s")
-    check_hash(directory)
+    check_hash(config["quantization_config"], preprocessor, of_config)
     return QuantizedModel(
         params=params, sites=sites, module=module, labels=record.labels, preprocessing=preprocessing,
         source=record.source, weight_bits=weight_bits, activation_bits=record.activation_bits,
@@ -165,8 +167,8 @@ def _check_bits(sites: Mapping, record: Record, refuse: Refuse) -> None:
             raise refuse(f"tensor 'sites/{name}/bits' holds {quantizer.bits}, expected {wanted} by activation_bits")
 
 
-def _read_preprocessing(path: pathlib.Path, image_size: tuple[int, int]) -> Preprocessing:
-    refuse, found = refuse_for(path), decoded_file(Preprocessing, path, read_artefact_json(path), "preprocessing")
+def _preprocessing(path: pathlib.Path, fields: Mapping, image_size: tuple[int, int]) -> Preprocessing:
+    refuse, found = refuse_for(path), decoded_file(Preprocessing, path, fields, "preprocessing")
     sides = (*found.image_size, *found.resize_size)
     if found.image_size != image_size or min(sides) < 1 or max(sides) > LARGEST_SIDE:
         sizes = shown((found.image_size, found.resize_size))

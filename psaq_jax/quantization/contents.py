@@ -62,7 +62,7 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
         model_sha256=hashlib.sha256(weights).hexdigest(), versions=_versions(),
     )  # fmt: skip
     fields, preprocessing = encoded(record) | {"options": q.options and encoded(q.options)}, encoded(q.preprocessing)
-    _json(fields), _json(preprocessing)  # which names what JSON cannot hold
+    _json([fields, preprocessing])  # names what JSON cannot hold, which the hash would trip over
     return {
         WEIGHTS: weights,
         CONFIG: _json(config | {"quantization_config": fields | {HASH: record_hash(fields, preprocessing)}}),

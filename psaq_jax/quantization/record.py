@@ -69,12 +69,9 @@ def record_hash(record: Mapping, preprocessing: Mapping) -> str:
     return hashlib.sha256(json.dumps([rest, preprocessing], sort_keys=True).encode()).hexdigest()
 
 
-def check_hash(directory: pathlib.Path) -> None:
+def check_hash(record: Mapping, preprocessing: Mapping, refuse: Refuse) -> None:
     """Artefacts of before there was a hash have none."""
-    record, preprocessing = (read_artefact_json(directory / name) for name in (CONFIG, PREPROCESSOR))
-    record = record["quantization_config"]
     if HASH in record and record[HASH] != record_hash(record, preprocessing):
-        refuse = refuse_for(directory / CONFIG)
         raise refuse(f"quantization_config.{HASH} is not that of the rest of it and of {PREPROCESSOR}")
 
 
@@ -150,8 +147,9 @@ def check_keys(found: Mapping, expected, where: str, refuse: Refuse) -> None:
         raise refuse(f"{where}.{shown(name)} is {'missing' if name in expected else 'not known'}")
 
 
-def read_record(path: pathlib.Path, refuse: Refuse) -> Record:
-    found = read_artefact_json(path).get("quantization_config")
+def read_record(path: pathlib.Path, config: Mapping, refuse: Refuse) -> Record:
+    """The record in the content of config.json, whose path is for errors."""
+    found = config.get("quantization_config")
     if found is None:
         raise InputError(f"{path}: has no quantization_config, so this is no quantized model; load_model reads others")
     if isinstance(found, dict):

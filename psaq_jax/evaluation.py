@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psaq_jax import distributed
+from psaq_jax import distributed, meshes
 from psaq_jax.data import UNLABELLED, ArraySource, Batch, Dataset, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import check_floats
@@ -187,12 +186,13 @@ def _logits(model, shared: _Shared, batch_size, progress, workers) -> Iterator[t
 
 def _forward(model, batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(logits, labels) of the images that count. The next batch is read while the devices do this one."""
-    sharding = _sharding()
-    if sharding and not jax.tree_util.all_leaves([model]):  # a pytree: its arrays on every device, once
-        model = jax.device_put(model, NamedSharding(sharding.mesh, PartitionSpec()))
+    devices = jax.local_devices()
+    placement = meshes.over(devices) if len(devices) > 1 else None
+    if placement and not jax.tree_util.all_leaves([model]):  # a pytree: its arrays on every device, once
+        model = jax.device_put(model, placement.everywhere)
     running = None
     for batch in batches:
-        pixels = batch.pixels if sharding is None else jax.device_put(batch.pixels, sharding)
+        pixels = batch.pixels if placement is None else jax.device_put(batch.pixels, placement.shares)
         started = model(pixels), batch
         if running:
             yield _counted(model, *running)
@@ -215,16 +215,6 @@ def _batch_size(wanted: int, examples: int) -> int:
         raise InputError(f"batch_size: found {wanted}, expected at least 1; correct it")
     devices = jax.local_device_count()
     return -(-min(wanted, examples) // devices) * devices
-
-
-def _sharding() -> NamedSharding | None:
-    """Images over this process's devices."""
-    devices = jax.local_devices()
-    return (
-        NamedSharding(Mesh(np.array(devices), ("batch",)), PartitionSpec("batch"))
-        if len(devices) > 1
-        else None
-    )
 
 
 def _metrics(sums, examples: int) -> Metrics:

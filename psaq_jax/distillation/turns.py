@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
 
+from psaq_jax import meshes
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.loop import adam, generator_config, generator_step, rates, student_step, weights
 from psaq_jax.distillation.student import Grids, Learned, start, units
 from psaq_jax.models.model import Model
-from psaq_jax.quantization.reconstruction import shardings
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import GroupState, initial_group
@@ -42,20 +41,19 @@ class Arena(NamedTuple):
     config: DistillationConfig
     synthesis: SynthesisConfig  # of one turn's images
     seed: int
-    shares: NamedSharding  # images over devices
-    everywhere: NamedSharding
+    placement: meshes.Placement  # images over devices
 
 
 def enter(
     model: Model, q: QuantizedModel, config: DistillationConfig, synthesis: SynthesisConfig, seed: int, devices
 ) -> tuple[Arena, Competition]:
     """The state before tick 0, on the most of the devices that divide the batch."""
-    shares, everywhere = shardings(config.batch_size, devices)
+    placement = meshes.over_divisors(devices, config.batch_size)
     grids, learned = start(model, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
-    teacher, (grids, steps, learned, moments) = jax.device_put((model, student), everywhere)
+    teacher, (grids, steps, learned, moments) = jax.device_put((model, student), placement.everywhere)
     turn = generator_config(config, synthesis)
-    arena = Arena(teacher, grids, steps, config, turn, seed, shares, everywhere)
+    arena = Arena(teacher, grids, steps, config, turn, seed, placement)
     return arena, Competition(learned, moments, noise(arena, 0))
 
 
@@ -80,7 +78,7 @@ def learn(arena: Arena, state: Competition, pool: list[np.ndarray], turn: int, i
     """Step `i` of the student in a turn, on images of the pool: those of the start, then one array a turn."""
     step = turn * arena.config.student_steps + i
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(arena.seed), STUDENT), step)
-    images = jax.device_put(draw(pool, arena.config, (arena.seed, step)), arena.shares)
+    images = jax.device_put(draw(pool, arena.config, (arena.seed, step)), arena.placement.shares)
     learned, moments, terms = student_step(
         arena.teacher, arena.grids, arena.rates, weights(arena.config, step), state.learned, state.moments, images, key
     )
@@ -103,8 +101,9 @@ def noise(arena: Arena, turn: int) -> GroupState:
 
 
 def _shared_out(arena: Arena, group: GroupState) -> GroupState:
-    shares = jax.tree.map(lambda x: arena.shares if x.ndim == group.images.ndim else arena.everywhere, group)
-    return jax.device_put(group, shares)
+    shares, everywhere = arena.placement
+    places = jax.tree.map(lambda x: shares if x.ndim == group.images.ndim else everywhere, group)
+    return jax.device_put(group, places)
 
 
 def leaves(state: Competition) -> dict[str, np.ndarray]:
@@ -116,7 +115,7 @@ def restored(arena: Arena, state: Competition, arrays: dict[str, np.ndarray], tu
     """The inverse of `leaves`: a state of that turn, with the structure of `state`."""
     found = [np.asarray(arrays[name]) for name in sorted(arrays)]
     learned, moments, images, group_moments = jax.tree.unflatten(jax.tree.structure(_saved(state)), found)
-    learned, moments = jax.device_put((learned, moments), arena.everywhere)
+    learned, moments = jax.device_put((learned, moments), arena.placement.everywhere)
     group = noise(arena, turn)._replace(images=images, adam=group_moments)
     return Competition(learned, moments, _shared_out(arena, group))
 

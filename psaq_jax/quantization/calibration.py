@@ -4,9 +4,8 @@ import functools
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psaq_jax import distributed
+from psaq_jax import distributed, meshes
 from psaq_jax.checks import check_whole
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, check_images, exact_products
@@ -36,13 +35,13 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
     batches = [np.concatenate([x, np.repeat(x[-1:], len(batches[0]) - len(x), axis=0)]) for x in batches]
     own = distributed.share(batches)
     devices = jax.local_devices()[: len(own)]
-    mesh = Mesh(np.asarray(devices), ("data",))
-    model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
+    placement = meshes.over(devices)
+    model = jax.device_put(model, placement.everywhere)
     names, extremes = [], []
     for start in range(0, len(own), len(devices)):
         wave = own[start : start + len(devices)]
         wave = np.stack(wave + wave[-1:] * (len(devices) - len(wave)))
-        names, values = zip(*_observe_wave(model, wave, recipe, mesh), strict=True)
+        names, values = zip(*_observe_wave(model, wave, recipe, placement), strict=True)
         extremes.append(np.asarray(values))  # [sites, 2, devices]
     found = distributed.gather(np.concatenate(extremes, axis=-1).transpose(2, 0, 1))
     low, high = found.min(axis=0)[:, 0], found.max(axis=0)[:, 1]
@@ -58,8 +57,8 @@ def check_pixels(model: Model, pixels) -> np.ndarray:
     return pixels
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "mesh"))
-def _observe_wave(model: Model, batches, recipe: str, mesh: Mesh):
+@functools.partial(jax.jit, static_argnames=("recipe", "placement"))
+def _observe_wave(model: Model, batches, recipe: str, placement: meshes.Placement):
     """A batch [b, h, w, 3] on each device, the same program for any number of them: [(site, its ranges)]."""
 
     def one_device(model, batches):
@@ -68,9 +67,9 @@ def _observe_wave(model: Model, batches, recipe: str, mesh: Mesh):
             ranges = observe(model.module, model.params, batches[0], site_filter(model.module, recipe))
         return [(_Name(name), tuple(x[None] for x in value)) for name, value in ranges.items()]
 
-    data = PartitionSpec("data")
-    sharded = jax.shard_map(one_device, mesh=mesh, in_specs=(PartitionSpec(), data), out_specs=data, check_vma=False)
-    return sharded(model, batches)
+    shares, everywhere = placement
+    specs = {"in_specs": (everywhere.spec, shares.spec), "out_specs": shares.spec}
+    return jax.shard_map(one_device, mesh=shares.mesh, **specs, check_vma=False)(model, batches)
 
 
 @jax.tree_util.register_static

@@ -9,7 +9,7 @@ al., ICML 2020). Against the float block's output (BRECQ, Li et al., ICLR 2021),
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from psaq_jax import meshes
 from psaq_jax.quantization import quantizers
 from psaq_jax.quantization.finished import finished
 from psaq_jax.quantization.recipes import DefaultRecipe
@@ -82,7 +82,7 @@ class Images(NamedTuple):
 def learn(segment: Segment, problem: Problem, learned: dict, images: Images, options: DefaultRecipe) -> dict:
     """What the steps make of `learned`, on the host."""
     steps, size = options.reconstruction_steps, min(options.reconstruction_batch, len(images.x))
-    shares, everywhere = shardings(size, jax.local_devices())
+    shares, everywhere = meshes.over_divisors(jax.local_devices(), size)
     some = jax.device_put(images.rows(slice(size)), shares)
     problem, learned, state = jax.device_put((problem, learned, make_optimizer(steps).init(learned)), everywhere)
     power = jnp.maximum(mean_error(segment, problem, learned, some.x, some.target), 1e-20)
@@ -94,13 +94,6 @@ def learn(segment: Segment, problem: Problem, learned: dict, images: Images, opt
         some, progress = jax.device_put(images.rows(rows), shares), np.float32(i / steps)
         learned, state = step(segment, problem, learned, state, sizes, some, power, key, progress, steps)
     return jax.device_get(learned)
-
-
-def shardings(size: int, devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
-    """(a batch of that size over the most of the devices that divide it, everything on each of these)."""
-    count = max(n for n in range(1, len(devices) + 1) if size % n == 0)
-    mesh = Mesh(np.asarray(devices[:count]), ("data",))
-    return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
 
 def start(

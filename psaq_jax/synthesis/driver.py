@@ -8,9 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psaq_jax import distributed
+from psaq_jax import distributed, meshes
 from psaq_jax.checks import check_seed
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, in_float32
@@ -110,9 +109,8 @@ def synthesize_parts(
     check_float_model(model, "synthesize")
     check_seed(seed)
     devices = tuple(devices or jax.local_devices())[: -(-config.groups // distributed.count())]
-    sharding = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
-    width = len(devices) * distributed.count()
-    model = jax.device_put(model, NamedSharding(sharding.mesh, PartitionSpec()))
+    placement, width = meshes.over(devices), len(devices) * distributed.count()
+    model = jax.device_put(model, placement.everywhere)
     first = int(distributed.from_first({"first": np.int64(first)})["first"])
     for part in distributed.each_from_first(checkpoints.finished(first) if checkpoints else ()):
         yield part
@@ -121,7 +119,7 @@ def synthesize_parts(
     while first < config.groups:
         done = first // width * config.iterations
         tell = progress and (lambda iteration, done=done: progress(done + iteration, total))
-        wave = Wave(first, width, sharding)
+        wave = Wave(first, width, placement)
         part = _run_wave(model, config, seed, wave, watch or Stopwatch(), tell, checkpoints)
         part = {name: v if name in ("first", "seconds") else v[: config.groups - first] for name, v in part.items()}
         if checkpoints:
@@ -135,7 +133,7 @@ class Wave(NamedTuple):
 
     first: int
     width: int  # the last wave may hold groups to spare
-    sharding: NamedSharding
+    placement: meshes.Placement
 
     @property
     def own(self) -> slice:
@@ -148,16 +146,16 @@ class Wave(NamedTuple):
 def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part:
     """The groups of all processes, from noise or their last checkpoint to the end."""
     groups = np.arange(wave.first, wave.first + wave.width)[wave.own]
-    state = _initial_wave(model, config, jnp.uint32(seed), jnp.asarray(groups), wave.sharding)
+    state = _initial_wave(model, config, jnp.uint32(seed), jnp.asarray(groups), wave.placement)
     start, seconds, history = 0, 0.0, {name: np.zeros((len(groups), 0), np.float32) for name in TERMS}
     saved = checkpoints.restore(wave.first, wave.width) if checkpoints else None
     if saved:
         start, seconds = saved.iteration, saved.seconds
         own = {name: array[wave.own] for name, array in saved.arrays.items()}
         history = {name: own[name] for name in TERMS}
-        state = _with_pixels(state, {name: jax.device_put(own[name], wave.sharding) for name in PIXELS})
+        state = _with_pixels(state, {name: jax.device_put(own[name], wave.placement.shares) for name in PIXELS})
     for length in remaining_chunks(config.iterations, start):
-        run = _compiled(model, state, config, length, wave.sharding, watch)
+        run = _compiled(model, state, config, length, wave.placement, watch)
         began = time.perf_counter()
         state, terms = run(model, state, jnp.int32(start))
         terms = jax.device_get(terms)
@@ -219,29 +217,28 @@ def check_finite(terms: dict[str, np.ndarray], start: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sharding"))
-def _initial_wave(model, config, seed, groups, sharding) -> GroupState:
+@functools.partial(jax.jit, static_argnames=("config", "placement"))
+def _initial_wave(model, config, seed, groups, placement) -> GroupState:
     state = jax.vmap(lambda group: initial_group(model, config, seed, group))(groups)
-    return jax.lax.with_sharding_constraint(state, sharding)
+    return jax.lax.with_sharding_constraint(state, placement.shares)
 
 
-def _compiled(model, state, config, length, sharding, watch: Stopwatch):
+def _compiled(model, state, config, length, placement, watch: Stopwatch):
     """The compiled chunk; what was spent on compiling it now goes on the stopwatch."""
     leaves, structure = jax.tree.flatten((model, state))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     misses = compile_chunk.cache_info().misses
     began = time.perf_counter()
-    run = compile_chunk(config, length, sharding, structure, shapes)
+    run = compile_chunk(config, length, placement, structure, shapes)
     if compile_chunk.cache_info().misses > misses:
         watch.compile_seconds += time.perf_counter() - began
     return run
 
 
 @functools.lru_cache(maxsize=16)
-def compile_chunk(config: SynthesisConfig, length: int, sharding, structure, shapes):
+def compile_chunk(config: SynthesisConfig, length: int, placement: meshes.Placement, structure, shapes):
     """Compiles one chunk of one wave, ahead of time: the same for any weights, seed and images of these shapes."""
-    mesh, spec = sharding.mesh, sharding.spec
-    replicated = NamedSharding(mesh, PartitionSpec())
+    shares, everywhere = placement
 
     def one_device(model, state, start):
         group = jax.tree.map(lambda x: x[0], state)
@@ -249,9 +246,10 @@ def compile_chunk(config: SynthesisConfig, length: int, sharding, structure, sha
         return jax.tree.map(lambda x: x[None], (group, terms))
 
     sharded = jax.shard_map(
-        one_device, mesh=mesh, in_specs=(PartitionSpec(), spec, PartitionSpec()), out_specs=spec, check_vma=False
-    )
+        one_device, mesh=shares.mesh, in_specs=(everywhere.spec, shares.spec, everywhere.spec), out_specs=shares.spec,
+        check_vma=False,
+    )  # fmt: skip
     model, state = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), model)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+    model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shares), state)
     return jax.jit(sharded, donate_argnums=1).lower(model, state, jax.ShapeDtypeStruct((), jnp.int32)).compile()

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 import psaq_jax
+from psaq_jax import meshes
 from psaq_jax.quantization import calibration
 from tests.golden_files import GOLDEN, golden, nhwc
 
@@ -123,6 +123,6 @@ def test_unknown_recipe_is_named(model):
 
 def test_products_keep_their_precision_on_accelerators(model):
     """Where the default is less: TF32 on GPUs, bfloat16 on TPUs. Ranges are the float model's own."""
-    mesh = Mesh(np.asarray(jax.local_devices()[:1]), ("data",))
-    text = str(jax.make_jaxpr(lambda x: calibration._observe_wave(model, x, "paper", mesh))(CALIBRATION[None]))
+    one = meshes.over(jax.local_devices()[:1])
+    text = str(jax.make_jaxpr(lambda x: calibration._observe_wave(model, x, "paper", one))(CALIBRATION[None]))
     assert text.count("dot_general[") == text.count("HIGHEST, Precision.HIGHEST") > 0

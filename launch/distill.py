@@ -14,7 +14,6 @@ from launch import config as launch_config
 from psaq_jax import files, pipeline, report
 from psaq_jax.distillation import job
 from psaq_jax.distillation.config import DistillationJob
-from psaq_jax.evaluation import metrics
 from psaq_jax.report.writing import write_images
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
@@ -39,14 +38,7 @@ def distill(config, model, dataset, workdir):
     write_images(workdir / "images", model, {"synthesized": result.images}, result.labels)
     examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
     float_logits, labels = examples.logits(model, config.batch_size, bar("float"))
-    results = {
-        "model": config.model,
-        **pipeline.describe_machine(),
-        "float": metrics(float_logits, labels)._asdict() if labels is not None else None,
-        "runs": [],
-        "synthesis": pipeline.synthesis_summary(config.synthesis, result, held_out),
-    }
-    results["evaluated_on"] = pipeline.evaluated_on(config, results["float"])
+    results = pipeline.begin_results(config, result, held_out, float_logits, labels)
     for run, q in job.students(config, model, result.images, workdir, bar, seconds):
         folder = workdir / "quantized" / pipeline.run_name(run)
         scores = pipeline.score(q, examples, float_logits, config.batch_size, bar(folder.name))

@@ -18,7 +18,6 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import distributed, files, pipeline, report
-from psaq_jax.evaluation import metrics
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
@@ -48,14 +47,8 @@ def quantize(config, model, dataset, workdir):
     examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
     float_logits, labels = examples.logits(model, config.batch_size, launch_config.bar("float"))
     spent("evaluation of the float model")
-    results = {
-        "model": config.model,
-        **pipeline.describe_machine(),
-        "float": metrics(float_logits, labels)._asdict() if labels is not None else None,
-        "runs": [],
-        "synthesis": pipeline.synthesis_summary(config.synthesis, result, held_out),
-    }
-    results["evaluated_on"], done = pipeline.evaluated_on(config, results["float"]), finished_runs(workdir)
+    results = pipeline.begin_results(config, result, held_out, float_logits, labels)
+    done = finished_runs(workdir)
     for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar, done):
         name = pipeline.run_name(run)
         if q is None:

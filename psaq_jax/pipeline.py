@@ -192,6 +192,19 @@ def figures(logits, labels, float_logits) -> dict[str, float | None]:
     return measured | {"agreement": agreement(logits, float_logits)}
 
 
+def begin_results(config: JobConfig, result: SynthesisResult, held_out: np.ndarray, float_logits, labels) -> dict:
+    """What results.json says before anything is quantized; `labels`: None without a data set."""
+    base = None if labels is None else metrics(float_logits, labels)._asdict()
+    return {
+        "model": config.model,
+        **describe_machine(),
+        "float": base,
+        "runs": [],
+        "synthesis": synthesis_summary(config.synthesis, result, held_out),
+        "evaluated_on": evaluated_on(config, base),
+    }
+
+
 def evaluated_on(config: JobConfig, base: dict | None) -> dict:
     """{"images": how many images figures are of, "kind": "data" or, held out from calibration, "synthesized"}.
 

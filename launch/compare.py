@@ -21,7 +21,7 @@ from psaq_jax.comparison import published
 from psaq_jax.comparison.job import compare_with_release
 from psaq_jax.errors import InputError
 from psaq_jax.files import write_bytes
-from psaq_jax.pipeline import describe_machine
+from psaq_jax.machine import describe_machine
 from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()

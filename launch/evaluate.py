@@ -11,6 +11,7 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline
+from psaq_jax.machine import describe_machine
 from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.quantization.transform import QuantizedModel
@@ -36,7 +37,7 @@ def main():
 def evaluate(config, model, dataset, workdir):
     metrics = psaq_jax.evaluate(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
     kind = "quantized" if isinstance(model, QuantizedModel) else "float"
-    results = {"model": config.model, **pipeline.describe_machine(), kind: metrics._asdict()}
+    results = {"model": config.model, **describe_machine(), kind: metrics._asdict()}
     if kind == "quantized":
         results["execution"] = EXECUTION.value
     if dataset.skipped:

@@ -11,8 +11,9 @@ import dataclasses
 from absl import flags
 
 from launch import config as launch_config
-from psaq_jax import files, latency, pipeline
+from psaq_jax import files, latency
 from psaq_jax.config import parse_bits
+from psaq_jax.machine import describe_machine
 from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
@@ -32,7 +33,7 @@ def measure(config, workdir):
         models = latency.executions(name, *parse_bits(config.bits))
         products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
         rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))
-    results = {**pipeline.describe_machine(), "rows": rows, "products": products}
+    results = {**describe_machine(), "rows": rows, "products": products}
     path = files.write_json(workdir / "latency.json", results)
     print(latency.table(rows))
     print(f"  results: {path} on {results['device']}")

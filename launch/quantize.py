@@ -17,7 +17,7 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from psaq_jax import distributed, files, pipeline, report
+from psaq_jax import distributed, files, machine, pipeline, report
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
@@ -62,7 +62,7 @@ def quantize(config, model, dataset, workdir):
         psaq_jax.save_quantized(q, workdir / "quantized" / name, figures=scores)
         files.write_json(workdir / "runs" / f"{name}.json", scores)
         spent("saving")
-    results |= {"seconds": spent.seconds, "peak_memory_bytes": pipeline.peak_memory_bytes()}
+    results |= {"seconds": spent.seconds, "peak_memory_bytes": machine.peak_memory_bytes()}
     files.write_json(workdir / "results.json", results)
     written = {"results": workdir / "results.json"} | write_pictures(workdir, model, sets, result)
     written["report"] = write_page(workdir, model, config, results, sets, result)

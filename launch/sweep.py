@@ -17,6 +17,7 @@ from absl import flags
 
 from launch import config as launch_config
 from psaq_jax import files, pipeline, report, sweep, sweep_tables
+from psaq_jax.machine import describe_machine
 from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
@@ -44,7 +45,7 @@ def run_sweep(config, workdir):
 
 def write_page(workdir, config, result) -> pathlib.Path:
     page = report.render_page(
-        result | pipeline.describe_machine(), model=pipeline.load_float(config, result["model"]),
+        result | describe_machine(), model=pipeline.load_float(config, result["model"]),
         config=dataclasses.asdict(config),
         command=f"python -m launch.sweep {shlex.join(sys.argv[1:])}",
     )  # fmt: skip

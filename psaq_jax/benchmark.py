@@ -7,7 +7,6 @@ same length over the same images, so that their quotient shows what the loss, th
 import dataclasses
 import functools
 import os
-import resource
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -19,8 +18,10 @@ import numpy as np
 import optax
 
 from psaq_jax.checks import check_choice, check_least
+from psaq_jax.comparison.release_adapter.process_memory import peak_process_memory
 from psaq_jax.config import DTYPES
 from psaq_jax.errors import InputError
+from psaq_jax.machine import device_name
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
@@ -110,13 +111,13 @@ def measure(
         write_profile(step, model, state, profile)
     device = jax.devices()[0]
     result = {
-        "model": name, "batch_size": batch_size, "device": device.device_kind, "dtype": dtype,
+        "model": name, "batch_size": batch_size, "device": device_name(), "dtype": dtype,
         **environment(dtype),
         **_spread("seconds_per_iteration", [t.wall for t in steps]),
         **_spread("model_pass_seconds", [t.wall for t in floors]),
         **_spread("overhead_ratio", [a.wall / b.wall for a, b in zip(steps, floors, strict=True)]),
         "peak_memory_bytes": peak_memory(step),
-        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "process_peak_bytes": peak_process_memory(),
         "compile_seconds": compile_seconds, "repeats": repeats, "iterations_per_repeat": length,
     }  # fmt: skip
     if device.platform == "cpu":

@@ -14,6 +14,7 @@ from psaq_jax.benchmark import case_model, check_cases, peak_memory
 from psaq_jax.checks import check_least
 from psaq_jax.config import AverageBits, parse_bits
 from psaq_jax.errors import InputError
+from psaq_jax.machine import device_name
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
@@ -100,7 +101,7 @@ def measure(
         for execution, (_, compiled, compile_seconds) in cases.items():
             model, seconds = models[execution], statistics.median(times[execution])
             row = {
-                "model": name, "device": jax.devices()[0].device_kind, "batch_size": size, "execution": execution,
+                "model": name, "device": device_name(), "batch_size": size, "execution": execution,
                 "seconds": seconds, "seconds_min": min(times[execution]), "seconds_max": max(times[execution]),
                 "images_per_second": size / seconds, "times_float32": floats and seconds / floats,
                 "weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model)),

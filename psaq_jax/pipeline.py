@@ -1,18 +1,14 @@
 """The main job's steps between the public functions: calibration sets, and one quantized model evaluated."""
 
 import pathlib
-import platform
-import resource
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from importlib import metadata
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-import psaq_jax
 from psaq_jax import distributed
 from psaq_jax.config import AverageBits, JobConfig, parse_bits
 from psaq_jax.data import Dataset, load_dataset
@@ -25,6 +21,7 @@ from psaq_jax.evaluation import (
     metrics,
     predict_logits,
 )
+from psaq_jax.machine import describe_machine
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Bars, Progress
@@ -236,19 +233,3 @@ def stored_sizes(model: Model, folder: pathlib.Path, results: dict) -> dict[str,
         size = (folder / run_name(run) / "model.safetensors").stat().st_size
         sizes[run["bits"]] = max(size, sizes.get(run["bits"], 0))
     return sizes
-
-
-def peak_memory_bytes() -> int:
-    """The most memory so far: of the first device where it says so (GPU, TPU), else of this process."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def describe_machine() -> dict:
-    """{"device", "versions"} of this process."""
-    device = jax.devices()[0]
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {"python": platform.python_version(), "psaq_jax": psaq_jax.__version__}
-    versions |= {package: metadata.version(package) for package in packages}
-    kind = platform.processor() or platform.machine() if device.platform == "cpu" else device.device_kind
-    return {"device": f"{jax.device_count()} x {device.platform} ({kind})", "versions": versions}

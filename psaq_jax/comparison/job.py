@@ -10,6 +10,7 @@ from psaq_jax.comparison.live import BY_RELEASE, BY_US, compare_live
 from psaq_jax.comparison.published import CompareConfig
 from psaq_jax.comparison.release import check_clone, open_release, source_hash
 from psaq_jax.errors import InputError
+from psaq_jax.machine import describe_machine
 from psaq_jax.progress import Bars
 from psaq_jax.report.writing import write_images
 from psaq_jax.workdir import open_workdir
@@ -42,7 +43,7 @@ def compare_with_release(
     with open_workdir(workdir, identity):
         release, versions = open_release(root, python, workdir / "release", device)
         found, sets = compare_live(config, model, dataset, release, workdir, iterations, bars, every_seconds)
-        machine = pipeline.describe_machine()
+        machine = describe_machine()
         found = {"model": config.model, "seed": config.seed} | machine | {"baseline": versions} | found
         files.write_json(workdir / "comparison.json", found)
         pictures = write_images(workdir / "images", model, {"psaq_jax": sets[BY_US], "release": sets[BY_RELEASE]})

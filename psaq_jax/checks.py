@@ -1,5 +1,11 @@
 """Checks of single settings, each with one line for what is wrong; `field` is the setting's name in messages."""
 
+import dataclasses
+import numbers
+import types
+import typing
+from typing import Any
+
 import numpy as np
 
 from psaq_jax.errors import InputError
@@ -30,3 +36,34 @@ def check_weight(field: str, value) -> None:
 def check_seed(seed, field: str = "seed") -> None:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
         raise InputError(f"{field} is {seed!r}, expected a whole number from 0 to 2147483647")
+
+
+def check_types(prefix: str, settings) -> None:
+    """Of every field of a dataclass, so that later checks may compare them."""
+    for field in dataclasses.fields(settings):
+        check_type(f"{prefix}.{field.name}", getattr(settings, field.name), field.type)
+
+
+def check_type(field: str, value, kind) -> Any:
+    """The value, where it is what an annotation says; see `fits`."""
+    if not fits(value, kind):
+        raise InputError(f"{field} is {value!r}, expected {kind.__name__ if isinstance(kind, type) else kind}")
+    return value
+
+
+def fits(value, kind) -> bool:
+    """Whether a value is what an annotation says: bool, int, float, str, None, tuple[...], X | Y.
+
+    Any real number is a float, numpy's too, and a list a tuple; True is no number.
+    """
+    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, one) for one in kinds)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
+        return len(value) == len(kinds) and all(map(fits, value, kinds))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, numbers.Real if kind is float else kind)

@@ -3,12 +3,11 @@
 import dataclasses
 import difflib
 import re
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from psaq_jax.checks import check_choice, check_least, check_seed
+from psaq_jax.checks import check_choice, check_least, check_seed, check_type, fits
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.quantizers import check_bits
 from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
@@ -163,31 +162,10 @@ def from_mapping(cls: type, values: Mapping[str, Any], prefix: str = "config"):
                 raise InputError(f"{prefix}.{name} is {value!r}, expected its own fields")
             arguments[name] = from_mapping(field.type, value, f"{prefix}.{name}")
             continue
-        if typing.get_args(field.type)[1:] == (...,) and not isinstance(value, list | tuple):
+        if typing.get_args(field.type)[1:] == (...,) and fits((value,), field.type):
             value = (value,)
-        if not fits(value, field.type):
-            kind = field.type.__name__ if isinstance(field.type, type) else field.type
-            raise InputError(f"{prefix}.{name} is {values[name]!r}, expected {kind}")
-        arguments[name] = value
+        arguments[name] = check_type(f"{prefix}.{name}", value, field.type)
     return cls(**arguments)
-
-
-def fits(value, kind) -> bool:
-    """Whether a value is what an annotation says: bool, int, float, str, None, tuple[...], X | Y.
-
-    A whole number is a float too, and a list a tuple; True is no number.
-    """
-    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, one) for one in kinds)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        kinds = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
-        return len(value) == len(kinds) and all(map(fits, value, kinds))
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
 
 
 def unknown_field(path: str, name: str, known) -> str:

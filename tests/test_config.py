@@ -1,12 +1,15 @@
 """Job settings: what is refused, and how it is said."""
 
 import dataclasses
+import re
 
+import numpy as np
 import pytest
 
 import psaq_jax
 from configs import default, demo
 from psaq_jax import config
+from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITH, WITHOUT, DefaultRecipe, read_recipe
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -96,6 +99,28 @@ def test_bad_settings_are_named(changes, message):
     with pytest.raises(InputError) as error:
         config.from_mapping(config.JobConfig, {"model": "bundled:fashion_mnist_vit"} | changes)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (SynthesisConfig, "synthesis.jitter", 3),
+        (SynthesisConfig, "synthesis.total_variation", (1.0, "2")),
+        (SynthesisConfig, "synthesis.learning_rate", "0.2"),
+        (SynthesisConfig, "synthesis.bandwidth", None),
+        (DefaultRecipe, "quantization.options.damping", "small"),
+        (DefaultRecipe, "quantization.options.coverage", (1.0, 1.5)),
+        (DefaultRecipe, "quantization.options.gptq", 1),
+        (DistillationConfig, "distillation.kernel_rate", None),
+    ],
+)
+def test_settings_of_another_type_are_named_in_python_too(kind, field, value):
+    with pytest.raises(InputError, match=re.escape(f"{field} is {value!r}, expected ")):
+        kind(**{field.rpartition(".")[2]: value})
+
+
+def test_numpy_s_numbers_are_numbers():
+    assert SynthesisConfig(learning_rate=np.float32(0.25)).learning_rate == 0.25
 
 
 def test_recipes_take_ingredients_away_and_add_them():

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from psaq_jax.checks import check_weight, check_whole
+from psaq_jax.checks import check_types, check_weight, check_whole
 from psaq_jax.config import JobConfig
 from psaq_jax.errors import InputError
 
@@ -40,6 +40,7 @@ class DistillationConfig:
     float_rate: float = 3e-4
 
     def __post_init__(self):
+        check_types("distillation", self)
         for name, least in (("cycles", 1), ("generator_iterations", 0), ("student_steps", 1), ("batch_size", 1)):
             check_whole(f"distillation.{name}", getattr(self, name), least)
         for name in ("discrepancy_weight", "generator_cross_entropy", "feature_weight"):

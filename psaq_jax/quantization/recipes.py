@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from psaq_jax.checks import check_choice, check_whole
+from psaq_jax.checks import check_choice, check_types, check_whole
 from psaq_jax.errors import InputError
 
 RECIPES = ("paper", "default")
@@ -114,6 +114,7 @@ class DefaultRecipe:
     seed: int = 0
 
     def __post_init__(self):
+        check_types("quantization.options", self)
         object.__setattr__(self, "coverage", tuple(tuple(map(float, pair)) for pair in self.coverage))
         check_choice("quantization.options.softmax", self.softmax, SOFTMAX)
         check_choice("quantization.options.gelu", self.gelu, GELU)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from psaq_jax.checks import check_choice, check_weight, check_whole
+from psaq_jax.checks import check_choice, check_types, check_weight, check_whole
 from psaq_jax.errors import InputError
 from psaq_jax.synthesis.entropy import BANDWIDTH
 
@@ -44,6 +44,7 @@ class SynthesisConfig:
     recipe: str = "paper"
 
     def __post_init__(self):
+        check_types("synthesis", self)
         object.__setattr__(self, "jitter", tuple(self.jitter))
         object.__setattr__(self, "total_variation", tuple(self.total_variation))
         for name, most in MOST.items():

@@ -16,8 +16,9 @@ from flax import traverse_util
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, folding, quantizers, statistics, streaming
-from psaq_jax.quantization.channel_folding import HEADS, HIDDEN, Bits, Parts, fold, inspect
+from psaq_jax.quantization.channel_folding import HIDDEN, Bits, Parts, fold, inspect
 from psaq_jax.quantization.gptq import codes_of, coordinate_descent, gptq, searched_scale
+from psaq_jax.quantization.grids import factor_sites
 from psaq_jax.quantization.importance import token_importance
 from psaq_jax.quantization.output_moments import IMAGES, block_gradients, output_moments
 from psaq_jax.quantization.recipes import DefaultRecipe
@@ -26,11 +27,6 @@ from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
 from psaq_jax.quantization.segments import Link, chain
 from psaq_jax.quantization.two_sided import two_sided
 from psaq_jax.quantization.views import close_ups, with_plain_grounds
-
-CONSUMERS = {
-    "norm1_output": "attention/qkv", "attention/value": "attention/projection", "norm2_output": "mlp/dense1",
-    "attention/attention_output": "attention/projection", HIDDEN: "mlp/dense2",
-}  # fmt: skip
 
 
 def default_params_and_sites(
@@ -159,13 +155,17 @@ def tensor_grounds(moments: dict, kernels: dict, pixels) -> dict[str, tuple[jax.
 def channel_costs(name: str, kernels: dict, moments: dict) -> jax.Array:
     """What a squared error in a channel costs in the product that takes it, [c]; errors of channels add up.
 
-    Kernels: the squared norm of the channel's row. Queries: the keys' mean square, and the other way round.
+    Kernels: the squared norm of the channel's row; values go through the attention to the projection. Queries: the
+    keys' mean square, and the other way round. Pixels: one, because a kernel's rows are of patches.
     """
     other = {"attention/query": "attention/key", "attention/key": "attention/query"}.get(name)
     if other:
         return moments[other].square
-    layer = CONSUMERS.get(name) or HEADS.get(name) or name.removesuffix("norm_output") + "reduction"
-    return jnp.sum(jnp.square(kernels[layer]), 1) if layer in kernels else jnp.ones_like(moments[name].low)
+    taken = {site: layer for layer in kernels for site in factor_sites(layer, moments, moments)}
+    layer = taken.get("attention/attention_output" if name == "attention/value" else name)
+    if layer is None or name == "input":
+        return jnp.ones_like(moments[name].low)
+    return jnp.sum(jnp.square(kernels[layer]), 1)
 
 
 def round_weights(

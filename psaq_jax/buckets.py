@@ -4,9 +4,8 @@ Jobs write local files, which appear whole by renaming; a thread copies what is 
 appears whole too. Which objects belong together (a checkpoint is several) says the object `.index.json`, written last:
 a run that goes on fetches what the index lists and never sees half a checkpoint.
 
-The lock is an object that its owner rewrites every `EVERY` seconds, also while it copies. Whoever finds one waits
-`LOCK_LIFE` seconds: if it changed, its owner is alive and the second run is refused; if not, the owner was killed and
-the second run takes over. An owner that was only cut off finds its lock lost and copies nothing more.
+One run at a time has the folder (`bucket_lock`), and says so every `EVERY` seconds, also while it copies. A run that
+was cut off and finds the folder taken copies nothing more.
 """
 
 import contextlib
@@ -14,19 +13,15 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterator
 
+from psaq_jax.bucket_lock import Lock, read, reported
 from psaq_jax.errors import InputError
 
 EVERY = 15.0  # seconds between copies, and between the lock's signs of life
-LOCK_LIFE = 45.0
-SETTLE = 2.0  # seconds in which two runs that start at once see each other's lock
-INDEX, LOCK = ".index.json", ".lock"
+INDEX = ".index.json"
 
 
 def is_url(path) -> bool:
@@ -56,7 +51,7 @@ def write(url: str, writer: Callable[[pathlib.Path], None]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         local = pathlib.Path(folder, url.rpartition("/")[2])
         writer(local)
-        with _reported(url):
+        with reported(url):
             fs.put_file(str(local), path)
     return url
 
@@ -71,8 +66,8 @@ def local_copy(url: str) -> Iterator[pathlib.Path]:
     """
     mirror = Mirror(url)
     try:
-        mirror.lock()
-        with _repeated(mirror.sign):
+        mirror.lock.take()
+        with _repeated(mirror.lock.sign):
             mirror.fetch()
             try:
                 with _repeated(mirror.push):
@@ -84,7 +79,7 @@ def local_copy(url: str) -> Iterator[pathlib.Path]:
             mirror.push()
         print(f"  copied to {url}")
     finally:
-        mirror.unlock()
+        mirror.lock.release()
         shutil.rmtree(mirror.folder, ignore_errors=True)
 
 
@@ -96,11 +91,10 @@ class Mirror:
         self.fs, self.root = open_bucket(url)
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="psaq_jax-"))
         self._sent: dict[str, tuple[int, int]] = {}  # {name: (time of change in ns, bytes)}
-        self._owner = f"{os.uname().nodename} {os.getpid()} {uuid.uuid4().hex}"
-        self._signing = threading.Lock()  # file:// empties what it rewrites: nobody here may look meanwhile
+        self.lock = Lock(self.fs, self.root, url)
 
     def fetch(self) -> None:
-        with _reported(self.url):
+        with reported(self.url):
             for name in self._index():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 self.fs.get_file(f"{self.root}/{name}", str(self.folder / name))
@@ -114,13 +108,13 @@ class Mirror:
         Raises:
           InputError: the bucket fails, or another run has taken the folder: what lies there is that run's work.
         """
-        with _reported(self.url):
+        with reported(self.url):
             for _ in range(5):
                 listing = self._listing()
                 with contextlib.suppress(FileNotFoundError):  # a checkpoint that a newer one replaced meanwhile
                     for name, state in listing.items():
                         if self._sent.get(name) != state:
-                            self._check_owner()
+                            self.lock.check()
                             self.fs.put_file(str(self.folder / name), f"{self.root}/{name}")
                             self._sent[name] = state
                 if listing == self._listing() and all(self._sent.get(name) == s for name, s in listing.items()):
@@ -129,7 +123,7 @@ class Mirror:
 
     def _write_index(self, listing) -> None:
         before = self._index()
-        self._check_owner()
+        self.lock.check()
         self.fs.pipe_file(f"{self.root}/{INDEX}", json.dumps(sorted(listing)).encode())
         for name in set(before) - set(listing):
             self._sent.pop(name, None)
@@ -142,7 +136,7 @@ class Mirror:
         Raises:
           InputError: what is there is no list of files inside the folder.
         """
-        content = self._read(INDEX) or b"[]"
+        content = read(self.fs, f"{self.root}/{INDEX}") or b"[]"
         try:
             names = json.loads(content)
         except ValueError:
@@ -154,54 +148,6 @@ class Mirror:
                 "remove that object to start anew, or choose another --workdir"
             )
         return names
-
-    def lock(self) -> None:
-        """Takes the folder, or raises InputError where another run is at work."""
-        with _reported(self.url):
-            found = self._read(LOCK)
-            if found:
-                print(f"{self.url}: found a lock, waiting {LOCK_LIFE:.0f} s for its sign of life", file=sys.stderr)
-                time.sleep(LOCK_LIFE)
-            if not found or self._read(LOCK) in (found, b""):
-                self._write_lock()
-                time.sleep(SETTLE)
-            owner = self._read(LOCK)
-        if not self._is_own(owner):
-            who = _who(owner)
-            raise InputError(f"--workdir={self.url}: another run is at work there ({who}); wait or choose another")
-
-    def sign(self) -> None:
-        """A sign of life, unless another run has taken the folder."""
-        with _reported(self.url), self._signing:
-            if self._is_own(self._read(LOCK)):
-                self._write_lock()
-
-    def unlock(self) -> None:
-        with contextlib.suppress(Exception):  # whatever happened before is what matters
-            if self._is_own(self._read(LOCK)):
-                self.fs.rm_file(f"{self.root}/{LOCK}")
-
-    def _check_owner(self) -> None:
-        with self._signing:
-            owner = self._read(LOCK)
-        if not self._is_own(owner):
-            raise InputError(
-                f"--workdir={self.url}: the lock there is {_who(owner)}'s, expected this run's; another run took over "
-                "from it, so it copies nothing more; once the other has ended, start the same command again"
-            )
-
-    def _is_own(self, owner: bytes) -> bool:
-        return owner.startswith(self._owner.encode())
-
-    def _write_lock(self) -> None:
-        self.fs.pipe_file(f"{self.root}/{LOCK}", f"{self._owner} {uuid.uuid4().hex}".encode())
-
-    def _read(self, name: str) -> bytes:
-        """An object's content; empty where there is none."""
-        try:
-            return self.fs.cat_file(f"{self.root}/{name}")
-        except FileNotFoundError:
-            return b""
 
     def _listing(self) -> dict[str, tuple[int, int]]:
         """The files that are whole: not hidden, not in a checkpoint that is being written."""
@@ -240,20 +186,3 @@ def _is_inside(name) -> bool:
     """Whether a folder joined with `name` is a place in it, on any system: Windows' rules forbid the others' too."""
     path = pathlib.PureWindowsPath(name if isinstance(name, str) else "")
     return bool(path.parts) and not path.anchor and ".." not in path.parts
-
-
-def _who(owner: bytes) -> str:
-    """Host and process of a lock's owner."""
-    return " ".join(owner.decode(errors="replace").split()[:2]) or "nobody"
-
-
-@contextlib.contextmanager
-def _reported(url: str):
-    """What a bucket's client raises (each has exceptions of its own) as InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{url}: cannot be used ({reason}); check its name and your rights") from None

@@ -1,15 +1,12 @@
 """Work folders in a bucket, with fsspec's memory:// and file:// in its place."""
 
 import contextlib
-import itertools
 import json
 import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -18,34 +15,7 @@ from psaq_jax import buckets, files
 from psaq_jax.errors import InputError
 from psaq_jax.workdir import open_workdir
 from tests import jobs
-
-NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def url(monkeypatch):
-    for name in ("LOCK_LIFE", "SETTLE"):
-        monkeypatch.setattr(buckets, name, 0.05)
-    return f"memory://bucket{next(NUMBERS)}/run"
-
-
-def objects(url):
-    fs, root = buckets.open_bucket(url)
-    return {path.removeprefix(f"{root}/"): fs.cat_file(path) for path in fs.find(root)}
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
-
-
-def replace(monkeypatch, url, name, function):
-    """Lets the bucket's file system call `function(method, fs, *arguments)` in place of a method of its."""
-    kind = type(buckets.open_bucket(url)[0])
-    plain = getattr(kind, name)
-    monkeypatch.setattr(kind, name, lambda fs, *arguments, **options: function(plain, fs, *arguments, **options))
+from tests.buckets.stand_in import objects, replace, wait_for
 
 
 def test_what_a_job_writes_is_there_and_the_next_job_finds_it(url):
@@ -113,123 +83,6 @@ def test_a_failed_job_copies_when_its_thread_has_ended(url, monkeypatch):
         raise InputError("the job's own")
     assert not met
     assert set(objects(url)) == {"a", ".index.json"}
-
-
-def test_a_dead_runs_lock_is_taken_over(url):
-    fs, root = buckets.open_bucket(url)
-    fs.pipe_file(f"{root}/.lock", b"host 1 killed")
-    with buckets.local_copy(url):
-        assert objects(url)[".lock"] != b"host 1 killed"
-    assert ".lock" not in objects(url)
-
-
-def test_a_living_runs_lock_is_respected(url, monkeypatch):
-    fs, root = buckets.open_bucket(url)
-    fs.pipe_file(f"{root}/.lock", b"host 1 beat 1")
-    monkeypatch.setattr(buckets.time, "sleep", lambda _: fs.pipe_file(f"{root}/.lock", b"host 1 beat 2"))
-    with pytest.raises(InputError, match=r"another run is at work there \(host 1\)"):
-        with buckets.local_copy(url):
-            pass
-    assert objects(url)[".lock"] == b"host 1 beat 2"
-
-
-def test_a_lock_that_is_being_rewritten_is_not_lost(url, monkeypatch):
-    """As file:// does it: emptied first."""
-    monkeypatch.setattr(buckets, "EVERY", 0.01)
-
-    def emptied_first(pipe_file, fs, path, content):
-        if threading.current_thread() is not threading.main_thread() and path.endswith(".lock"):
-            pipe_file(fs, path, b"")
-            time.sleep(0.3)
-        pipe_file(fs, path, content)
-
-    replace(monkeypatch, url, "pipe_file", emptied_first)
-    with buckets.local_copy(url) as folder:
-        wait_for(lambda: objects(url)[".lock"] == b"")
-        files.write_bytes(folder / "a", b"1")
-    assert set(objects(url)) == {"a", ".index.json"}
-
-
-@pytest.mark.parametrize("ended", [True, False])
-def test_a_run_that_lost_its_lock_leaves_the_new_owners_files_alone(url, ended, monkeypatch):
-    """The first run looks dead: no sign of life comes before the second takes over."""
-    monkeypatch.setattr(buckets, "EVERY", 3600)
-    with buckets.local_copy(url) as folder:
-        files.write_bytes(folder / "running" / "25" / "data", b"25")
-    second = contextlib.ExitStack()
-    with pytest.raises(InputError, match=rf"{url}: the lock there is .*'s, expected this run's"):
-        with buckets.local_copy(url) as folder:
-            files.write_bytes(folder / "late", b"late")
-            there = second.enter_context(buckets.local_copy(url))
-            (there / "running" / "25" / "data").unlink()
-            files.write_bytes(there / "running" / "900" / "data", b"900")
-            if ended:
-                second.close()
-            before = objects(url)
-    assert objects(url) == before
-    second.close()
-    assert objects(url) == {"running/900/data": b"900", ".index.json": b'["running/900/data"]'}
-
-
-def test_a_run_that_loses_its_lock_while_it_copies_leaves_the_index_alone(url, monkeypatch):
-    fs, root = buckets.open_bucket(url)
-    with buckets.local_copy(url) as folder:
-        files.write_bytes(folder / "a", b"1")
-
-    def last_one(put_file, *arguments):
-        put_file(*arguments)
-        fs.pipe_file(f"{root}/.lock", b"host 2 another")
-
-    with pytest.raises(InputError, match="the lock there is host 2's, expected this run's"):
-        with buckets.local_copy(url) as folder:
-            (folder / "a").unlink()
-            files.write_bytes(folder / "b", b"2")
-            replace(monkeypatch, url, "put_file", last_one)
-    assert objects(url) == {"a": b"1", "b": b"2", ".index.json": b'["a"]', ".lock": b"host 2 another"}
-
-
-def test_a_run_that_lost_its_lock_gives_no_signs_of_life(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    mirror = buckets.Mirror(url)
-    mirror.lock()
-    mirror.fs.pipe_file(f"{mirror.root}/.lock", b"host 2 another")
-    mirror.sign()
-    assert objects(url) == {".lock": b"host 2 another"}
-
-
-@pytest.mark.parametrize("method", ["get_file", "put_file"])
-def test_a_long_copy_gives_signs_of_life(url, monkeypatch, method):
-    """A file that is fetched at the start or sent at the end takes until two signs have come."""
-    with buckets.local_copy(url) as folder:
-        files.write_bytes(folder / "a", b"1")
-    monkeypatch.setattr(buckets, "EVERY", 0.01)
-    signs = set()
-
-    def slow(plain, fs, *arguments):
-        wait_for(lambda: signs.add(objects(url)[".lock"]) or len(signs) > 2)
-        plain(fs, *arguments)
-
-    replace(monkeypatch, url, method, slow)
-    with buckets.local_copy(url) as folder:
-        files.write_bytes(folder / "a", b"10")
-    assert len(signs) > 2
-    assert objects(url) == {"a": b"10", ".index.json": b'["a"]'}
-
-
-def test_signs_of_life_go_on_when_the_bucket_has_failed(url, monkeypatch):
-    monkeypatch.setattr(buckets, "EVERY", 0.01)
-    failures = [ConnectionError("for a moment")]
-
-    def failing(pipe_file, fs, path, *arguments):
-        if failures and threading.current_thread() is not threading.main_thread() and path.endswith(".lock"):
-            raise failures.pop()
-        pipe_file(fs, path, *arguments)
-
-    replace(monkeypatch, url, "pipe_file", failing)
-    with buckets.local_copy(url):
-        wait_for(lambda: not failures)
-        before = objects(url)[".lock"]
-        wait_for(lambda: objects(url)[".lock"] != before)
 
 
 OUTSIDE = ("/tmp/b", "../b", "running/../../b", "..", "", "..\\b", "\\b", "\\\\host\\share\\b", "C:b", "C:/b", 1, None)

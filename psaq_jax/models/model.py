@@ -16,13 +16,39 @@ from psaq_jax.sites import site_names
 CHANGED = " (changed)"
 
 
+class Classifier:
+    """What float and quantized models have in common: a `module` and a `preprocessing`."""
+
+    module: nn.Module
+    preprocessing: Preprocessing
+
+    def preprocess(self, images):
+        """uint8 [n, h, w, 3] or a list of PIL images -> normalised pixels [n, height, width, 3] float32."""
+        return self.preprocessing(images)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.module.image_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, 3): the shape of one image."""
+        return (*self.image_size, 3)
+
+    @property
+    def classes(self) -> int:
+        """How many logits an image gets."""
+        return self.module.classes
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params"],
     meta_fields=["module", "labels", "preprocessing", "source"],
 )
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Model(Classifier):
     """A float vision transformer. A pytree whose leaves are `params`: hand it to jit, grad or vmap as it is.
 
     Attributes:
@@ -46,25 +72,6 @@ class Model:
           InputError: images of another shape, or whole numbers, which are not normalised.
         """
         return _forward(self, jnp.asarray(check_images(pixels, self.image_shape), jnp.float32))
-
-    def preprocess(self, images):
-        """uint8 [n, h, w, 3] or a list of PIL images -> normalised pixels [n, height, width, 3] float32."""
-        return self.preprocessing(images)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.module.image_size
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, 3): the shape of one image."""
-        return (*self.image_size, 3)
-
-    @property
-    def classes(self) -> int:
-        """How many logits an image gets."""
-        return self.module.classes
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, check_float_model, check_images, exact_products, in_float32
+from psaq_jax.models.model import Classifier, Model, check_float_model, check_images, exact_products, in_float32
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, exact, quantizers
@@ -40,7 +40,7 @@ from psaq_jax.sites import Ranges, apply_with_tap, site_names
     ],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True)
-class QuantizedModel:
+class QuantizedModel(Classifier):
     """A vision transformer in simulated quantization.
 
     Attributes:
@@ -77,26 +77,10 @@ class QuantizedModel:
         pixels = jnp.asarray(check_images(pixels, self.image_shape), jnp.float32)
         return _forward(self.module, self.params, self.sites, pixels, self.has_exact_sums)
 
-    def preprocess(self, images):
-        """uint8 [n, h, w, 3] or a list of PIL images -> normalised pixels [n, height, width, 3] float32."""
-        return self.preprocessing(images)
-
     @property
     def has_exact_sums(self) -> bool:
         """Whether products of codes are summed exactly (`exact`): where the model runs in float32."""
         return self.module.dtype == jnp.float32
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.module.image_size
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return (*self.image_size, 3)
-
-    @property
-    def classes(self) -> int:
-        return self.module.classes
 
 
 @in_float32

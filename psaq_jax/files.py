@@ -94,9 +94,21 @@ def write_npz(path, arrays: Mapping[str, np.ndarray]) -> pathlib.Path:
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """What `write_npz` wrote; None where there is no such file, or any bit of it has changed."""
+    """What `write_npz` wrote; None where there is no such file, or any bit of it has changed.
+
+    Raises:
+      InputError: it cannot be opened now (a failing network disk, no right to).
+    """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); nothing was removed: start the same command again"
+        ) from None
+    try:
+        with file, np.load(file, allow_pickle=False) as archive:
             return checksums.remove(dict(archive))
     except DAMAGED_NPZ:
         return None

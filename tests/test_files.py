@@ -48,6 +48,13 @@ def test_arrays_come_back_whole_or_not_at_all(tmp_path):
     assert files.read_npz(path) is None
 
 
+def test_arrays_that_cannot_be_opened_are_not_taken_for_damaged(tmp_path):
+    path = tmp_path / "a.npz"
+    path.symlink_to(path)
+    with pytest.raises(InputError, match=r"cannot be read \(Too many levels of symbolic links\); nothing was removed"):
+        files.read_npz(path)
+
+
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

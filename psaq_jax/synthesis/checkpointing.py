@@ -8,6 +8,7 @@ is dropped and made again.
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import pathlib
 import re
@@ -71,18 +72,26 @@ class Checkpoints:
         return WaveProgress(first, iteration, seconds, arrays)
 
     def restore_tree(self) -> dict | None:
-        """What `save_tree` saved last, as nested dictionaries of arrays; None: there is nothing, or it is damaged."""
+        """What `save_tree` saved last, as nested dictionaries of arrays; None: there is nothing, or it is damaged.
+
+        Raises:
+          InputError: the system cannot read it now (a failing network disk, no right to); it stays.
+        """
         step = self._manager.latest_step() if self._manager else None
         if step is None:
             return None
         import orbax.checkpoint as ocp
 
+        path = self.directory / "running" / str(step)
         try:
             tree = checksums.remove(self._manager.restore(step, args=ocp.args.StandardRestore()))
-        except Exception:  # Orbax has dozens of kinds for damaged files, its parsers' and its storage library's
+        except Exception as error:  # Orbax has dozens of kinds for damaged files, its parsers' and its storage's
+            if _is_of_the_system(error):
+                again = "nothing was removed: start the same command again"
+                raise InputError(f"{path}: a checkpoint cannot be read ({_reason(error)}); {again}") from None
             tree = None
         if tree is None:
-            warn_damaged(self.directory / "running" / str(step))
+            warn_damaged(path)
             self.forget_tree()
         return tree
 
@@ -221,6 +230,13 @@ def _reason(error: Exception) -> str:
     """The system's words out of a long message of the checkpoint library."""
     words = re.search(r"([^:]+) \[os_error_code", str(error))
     return words[1].strip() if words else getattr(error, "strerror", None) or str(error)
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Whether the system failed to read what may well be whole; what is missing is not."""
+    number = re.search(r"\[os_error_code='(\d+)'", str(error))
+    code = int(number[1]) if number else getattr(error, "errno", None)
+    return isinstance(error, MemoryError) or code not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
+from psaq_jax.errors import InputError
 from psaq_jax.synthesis import driver
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -101,6 +102,27 @@ def test_a_damaged_checkpoint_is_dropped_and_its_wave_made_again(model, tmp_path
         np.testing.assert_array_equal(result.images, whole.images)
         for name, values in whole.history.items():
             np.testing.assert_array_equal(result.history[name], values)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads under way
+def test_a_checkpoint_that_cannot_be_read_now_stays(tmp_path):
+    progress = WaveProgress(0, 5, 1.0, {"images": np.ones((2, 4, 8, 8, 3), np.float32)})
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    checkpoints.save(progress)
+    checkpoints.close()
+    data = [path for path in tmp_path.rglob("d/*") if path.parent.parent.name == "default"]
+    assert data
+    for path in data:  # a link to itself: as with a failing disk, it is there and opening it fails
+        path.rename(tmp_path / path.name)
+        path.symlink_to(path)
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    with pytest.raises(InputError, match=r"cannot be read \(Too many levels of symbolic links\); nothing was removed"):
+        checkpoints.restore(0, 2)
+    for path in data:
+        path.unlink()
+        (tmp_path / path.name).rename(path)
+    np.testing.assert_array_equal(checkpoints.restore(0, 2).arrays["images"], progress.arrays["images"])
+    checkpoints.close()
 
 
 def command(workdir):

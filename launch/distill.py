@@ -42,7 +42,7 @@ def distill(config, model, dataset, workdir):
     for run, q in job.students(config, model, result.images, workdir, bar, seconds):
         folder = workdir / "quantized" / pipeline.run_name(run)
         scores = pipeline.score(q, examples, float_logits, config.batch_size, bar(folder.name))
-        psaq_jax.save_quantized(q, folder, figures=scores)
+        psaq_jax.save_quantized(q, folder, report.card_figures(results, run | scores, config.data))
         results["runs"].append(run | scores)
     results["distillation"] = job.summaries(config, workdir)
     written = files.write_json(workdir / "results.json", results)

@@ -59,7 +59,8 @@ def quantize(config, model, dataset, workdir):
         results["runs"].append(run | scores)
         launch_config.LOG.info("%s: %s", name, scores)
         spent("evaluation of quantized models")
-        psaq_jax.save_quantized(q, workdir / "quantized" / name, figures=scores)
+        card = report.card_figures(results, run | scores, config.data)
+        psaq_jax.save_quantized(q, workdir / "quantized" / name, card)
         files.write_json(workdir / "runs" / f"{name}.json", scores)
         spent("saving")
     results |= {"seconds": spent.seconds, "peak_memory_bytes": machine.peak_memory_bytes()}

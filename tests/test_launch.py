@@ -97,6 +97,17 @@ def test_the_main_job_writes_what_it_says(finished):
     assert str(workdir) in log.splitlines()[0] and log.endswith("INFO finished\n") and "agreement %" in log
     assert "\033" not in done.stdout + log  # no terminal: no colours
     assert "agreement" in done.stdout and str(workdir / "report.html") in done.stdout
+    run = next(r for r in results["runs"] if (r["calibration"], r["bits"]) == ("noise", "w8a8"))
+    rows = card_rows(workdir / "quantized" / "w8a8-paper-noise")
+    assert rows["calibrated on"] == "noise images" and rows["measured on"].startswith("10 images of npz:")
+    assert rows["top-1 (%)"] == f"{run['top1']:.2f} (float model: {results['float']['top1']:.2f})"
+    assert rows["same top-1 as the float model (%)"] == f"{run['agreement']:.2f}"
+
+
+def card_rows(artefact):
+    """{what: figure} of a model card, as Markdown shows it."""
+    shown = re.sub(r"\\([\\`*_{}\[\]()#+.!|~:@$^=-])", r"\1", (artefact / "README.md").read_text())
+    return dict(re.findall(r"^\| (.+) \| (.+) \|$", shown, re.MULTILINE))
 
 
 def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
@@ -130,6 +141,8 @@ def test_no_data_is_needed(tmp_path):
     assert np.load(tmp_path / "images" / "synthesized.npy").shape[0] == 4
     assert results["evaluated_on"] == {"images": 4, "kind": "synthesized"}
     assert results["synthesis"]["num_images"] == 4 and results["synthesis"]["held_out"] == 4
+    rows = card_rows(tmp_path / "quantized" / "w8a8-paper-synthesized")
+    assert rows["measured on"] == "4 synthesized images that no calibration saw" and "top-1 (%)" not in rows
     assert "4 synthesized images that no calibration saw" in done.stdout and "one is 25.0 points" in done.stdout
 
 

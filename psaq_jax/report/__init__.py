@@ -4,11 +4,12 @@ from psaq_jax.report.metrics import write_metrics
 from psaq_jax.report.page import render_page
 from psaq_jax.report.sections import coverage_rows
 from psaq_jax.report.sensitivity import measure_sensitivity
-from psaq_jax.report.settings import images_text
+from psaq_jax.report.settings import card_figures, images_text
 from psaq_jax.report.summary import summary_line
 from psaq_jax.report.tables import results_table
 
 __all__ = [
+    "card_figures",
     "coverage_rows",
     "images_text",
     "measure_sensitivity",

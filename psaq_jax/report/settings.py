@@ -3,6 +3,10 @@
 import statistics
 from typing import NamedTuple
 
+CARD = {
+    "top1": ("top-1 (%)", ".2f"), "top5": ("top-5 (%)", ".2f"), "loss": ("cross-entropy (nats)", ".4f"),
+    "agreement": ("same top-1 as the float model (%)", ".2f"),
+}  # fmt: skip
 MEASURED = ("top1", "top5", "loss", "agreement", "synthesis_seconds", "quantization_seconds")
 
 
@@ -65,6 +69,24 @@ def images_text(results: dict) -> str:
     if not count:
         return ""
     return f"{count:,} synthesized images that no calibration saw" if kind == "synthesized" else f"{count:,} images"
+
+
+def card_figures(results: dict, run: dict, data: str) -> dict[str, str]:
+    """What a model card says of one run, with units and beside the float model: {what: figure}.
+
+    Args:
+      data: spec of the data set that the figures are of; "" without one.
+    """
+    base = results.get("float") or {}
+    rows = {
+        "calibrated on": f"{run['calibration']} images",
+        "measured on": images_text(results) + (f" of {data}" if data else ""),
+    }
+    for name, (title, form) in CARD.items():
+        if run.get(name) is not None:
+            beside = f" (float model: {base[name]:{form}})" if name in base else ""
+            rows[title] = f"{run[name]:{form}}{beside}"
+    return rows
 
 
 def spread(values) -> Spread | None:

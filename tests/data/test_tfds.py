@@ -68,6 +68,19 @@ def test_all_jpeg_modes_decode_and_slices_work(data_dir):
     assert read(load_dataset("tfds:toy:test[2:]+train")) == ([128, 64, 5], [0, 1, 0])
 
 
+def test_the_identity_is_that_of_the_split(data_dir):
+    def identity(version, splits):
+        prepare(data_dir / "toy" / version, splits)
+        return load_dataset("tfds:toy:test").identity()
+
+    images = list(range(0, 250, 10))
+    before = identity("1.0.0", {"test": images})
+    assert identity("2.0.0", {"test": images, "other": [5]}) == before
+    assert identity("3.0.0", {"test": images[::-1]}) != before  # a file of the same size
+    sizes = {path.stat().st_size for path in data_dir.rglob("toy-test.*")}
+    assert len(sizes) == 1
+
+
 def test_the_newest_version_and_named_configs(data_dir):
     prepare(data_dir / "toy" / "big" / "9.0.0", {"test": [1]})
     prepare(data_dir / "toy" / "big" / "10.0.0", {"test": [2]})

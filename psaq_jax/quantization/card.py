@@ -71,7 +71,7 @@ def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) ->
         activations="floating point" if q.activation_bits is None else f"{q.activation_bits} bits",
         recipe=_escaped(q.recipe), source=_escaped(q.source or "not recorded"),
         hashes="\n".join(f"- {_escaped(n)}: SHA-256 {x}" for n, x in record.source_sha256.items())
-        or "The hash of its weights was not recorded: they were not on the machine that saved this.",
+        or "The hash of its weights was not recorded: no folder of this name held them.",
         versions=", ".join(f"{_escaped(n)} {_escaped(x)}" for n, x in sorted(record.versions.items())),
         figures="\n".join(["| figure | value |", "|---|---|", *rows]) if rows else "None were recorded.",
         floats=", ".join(floats),

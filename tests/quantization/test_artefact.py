@@ -117,6 +117,8 @@ def test_changed_weights_are_not_said_to_be_the_source_s(tmp_path):
         q = quantize(one, None, 8, None)
         config = json.loads((save_quantized(q, tmp_path / "q") / "config.json").read_text())["quantization_config"]
         assert config["source"] == source and bool(config["source_sha256"]) == hashed
+        card = (tmp_path / "q" / "README.md").read_text()
+        assert ("not recorded: no folder of this name held them" in card) == (not hashed)
 
 
 def test_ingredients_that_need_images_are_off_without_them(calibrated):

@@ -111,7 +111,7 @@ class JobConfig:
         check_seed(self.seed)
 
     def identity(self, model, dataset=None) -> dict[str, Any]:
-        """What a run's folder belongs to: every setting but the number of processes, the weights and the data."""
+        """What a run's folder belongs to: every setting but the number of processes, the model and the data."""
         settings = dataclasses.asdict(self)
         del settings["data_workers"]
         contents = {"data_contents": dataset.identity()} if dataset is not None else {}

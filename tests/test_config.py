@@ -38,6 +38,8 @@ def test_a_run_is_the_same_with_other_processes_and_another_with_another_seed():
     job = config.from_mapping(config.JobConfig, demo.get_config().to_dict())
     assert dataclasses.replace(job, data_workers=4).identity(model) == job.identity(model)
     assert dataclasses.replace(job, seed=4).identity(model) != job.identity(model)
+    darker = dataclasses.replace(model.preprocessing, mean=(0.6,) * 3)
+    assert job.identity(model.replace(preprocessing=darker)) != job.identity(model)
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ class Model(Classifier):
             return self.module.apply({"params": self.params}, pixels)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the parameters and the module: the same model under any name."""
-        digest = hashlib.sha256(repr(self.module).encode())
+        """SHA-256 over the parameters, the module and the preprocessing: the same model under any name."""
+        digest = hashlib.sha256(repr((self.module, self.preprocessing)).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
         return digest.hexdigest()

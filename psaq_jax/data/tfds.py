@@ -46,17 +46,24 @@ class TfdsSource:
         return f"{self.directory}, split {self.split}, record {index}"
 
     def stamps(self):
-        return [(os.path.basename(path), os.path.getsize(path), _end(path)) for path in self.shards]
+        return [_stamp(path) for path in self.shards]
 
     def __reduce__(self):
         return TfdsSource, (self.directory, self.split)
 
 
-def _end(path) -> str:
-    """The SHA-256 of a shard's last blocks, with the places of its records: sizes alone go by whole blocks."""
-    with open(path, "rb") as file:
-        file.seek(max(os.path.getsize(path) - 2 * BLOCK, 0))
-        return hashlib.sha256(file.read()).hexdigest()
+def _stamp(path) -> tuple:
+    """A shard's name, size and the SHA-256 of its last blocks, where the places of its records are: sizes alone go by
+    whole blocks. Its name alone where it is missing: a split that nobody reads need not be here.
+    """
+    name = os.path.basename(path)
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 2 * BLOCK, 0))
+            return name, size, hashlib.sha256(file.read()).hexdigest()
+    except FileNotFoundError:
+        return (name,)
 
 
 def has_split(directory, split: str) -> bool:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import hashlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psaq_jax.checksums import checksum
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.sites import site_names
@@ -85,10 +85,7 @@ class Model(Classifier):
 
     def fingerprint(self) -> str:
         """SHA-256 over the parameters, the module and the preprocessing: the same model under any name."""
-        digest = hashlib.sha256(repr((self.module, self.preprocessing)).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-        return digest.hexdigest()
+        return checksum(self.params, repr((self.module, self.preprocessing)))
 
     def replace(self, **changes) -> "Model":
         """With other parameters it is not what its source holds any more, and says so."""

@@ -79,6 +79,11 @@ def test_the_identity_is_that_of_the_split(data_dir):
     assert identity("3.0.0", {"test": images[::-1]}) != before  # a file of the same size
     sizes = {path.stat().st_size for path in data_dir.rglob("toy-test.*")}
     assert len(sizes) == 1
+    whole = identity("4.0.0", {"test": images, "train": [1]})
+    for path in data_dir.rglob("toy-train.*"):
+        path.unlink()
+    here = load_dataset("tfds:toy:test").identity()
+    assert here != whole and here["sha256"] == before["sha256"], "the images that are evaluated are all there"
 
 
 def test_the_newest_version_and_named_configs(data_dir):

@@ -153,13 +153,16 @@ def read_record(path: pathlib.Path, config: Mapping, refuse: Refuse) -> Record:
     if found is None:
         raise InputError(f"{path}: has no quantization_config, so this is no quantized model; load_model reads others")
     if isinstance(found, dict):
+        method, version = found.get("quant_method"), found.get("format_version")
+        if method != METHOD:
+            raise InputError(f"{path}: quant_method is {shown(method)}, expected {METHOD!r}; what wrote it reads it")
+        if version != VERSION:
+            saved = "read it with the psaq_jax that saved it, or save it again"
+            raise InputError(f"{path}: format_version is {shown(version)}, expected {VERSION}; {saved}")
         found = {name: value for name, value in found.items() if name != HASH}
         if isinstance(found.get("options"), dict):
             found |= {"options": ADDED | found["options"]}
     record = decoded_file(Record, path, found, "quantization_config")
-    if (record.quant_method, record.format_version) != (METHOD, VERSION):
-        found = shown((record.quant_method, record.format_version))
-        raise refuse(f"quant_method and format_version are {found}, expected {(METHOD, VERSION)}")
     if record.family not in FAMILIES:
         raise refuse(f"family is {shown(record.family)}, known are {', '.join(FAMILIES)}")
     named = {name: bits for name in ("weight_bits", "activation_bits") if (bits := getattr(record, name)) is not None}

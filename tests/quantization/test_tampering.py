@@ -16,8 +16,8 @@ def test_the_untouched_copy_loads(altered):
 
 
 CONFIGS = {
-    "another method": ("quant_method", "gptq", "quant_method"),
-    "another version": ("format_version", 2, "format_version"),
+    "another method": ("quant_method", "gptq", "quant_method", "what wrote it reads it"),
+    "another version": ("format_version", 2, "format_version", "the psaq_jax that saved it"),
     "version as text": ("format_version", "1", "format_version"),
     "unknown family": ("family", "os.system", "family"),
     "another family": ("family", "SwinTransformer", "module"),

@@ -86,7 +86,8 @@ def finished_runs(workdir) -> dict[str, dict]:
 
 def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     last = results["runs"][len(config.quantization.bits) - 1]  # of the first recipe and calibration
-    q = psaq_jax.load_quantized(workdir / "quantized" / pipeline.run_name(last))
+    first, models = distributed.is_first(), workdir / "quantized"  # the others' lacks what an earlier start saved
+    q = pipeline.of_first_process(psaq_jax.load_quantized(models / pipeline.run_name(last)) if first else None)
     pixels = sets[last["calibration"]][:32]
     found = report.measure_sensitivity(model, q, pixels, launch_config.bar("sensitivity"))
     page = report.render_page(
@@ -94,7 +95,7 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
         ranges={name: psaq_jax.calibrate(model, pixels) for name, pixels in sets.items()},
         sensitivity=found, sensitivity_images=len(pixels), measured=last, config=dataclasses.asdict(config),
         command=f"python -m launch.quantize {shlex.join(sys.argv[1:])}",
-        sizes=pipeline.stored_sizes(model, workdir / "quantized", results), coverage=report.coverage_rows(plan(q)),
+        sizes=pipeline.stored_sizes(model, models, results) if first else None, coverage=report.coverage_rows(plan(q)),
         seconds=results["seconds"], peak_memory_bytes=results["peak_memory_bytes"],
     )  # fmt: skip
     return files.write_bytes(workdir / "report.html", page.encode())

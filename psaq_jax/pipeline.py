@@ -161,13 +161,18 @@ def quantized_models(
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def of_first_process(q: QuantizedModel) -> QuantizedModel:
-    """Process 0's model in every process: where sums have no fixed order, as on GPUs, searches may end apart."""
+def of_first_process(q: QuantizedModel | None) -> QuantizedModel:
+    """Process 0's model in every process: where sums have no fixed order, as on GPUs, searches may end apart.
+
+    Args:
+      q: None in processes that have none.
+    """
     if distributed.count() == 1:
         return q
-    own = {name: np.frombuffer(content, np.uint8) for name, content in contents(q, {}).items()}
+    own = contents(q, {}) if distributed.is_first() else {}
+    arrays = {name: np.frombuffer(content, np.uint8) for name, content in own.items()}
     with tempfile.TemporaryDirectory(prefix="psaq_jax-") as folder:
-        for name, content in distributed.from_first(own).items():
+        for name, content in distributed.from_first(arrays).items():
             (pathlib.Path(folder) / name).write_bytes(content.tobytes())
         return load_quantized(folder)
 

@@ -45,7 +45,10 @@ def outputs(running):
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    """3 groups over 2 processes; images, ranges (in the artefacts), top-1: all equal, bit for bit."""
+    """3 groups over 2 processes; images, ranges (in the artefacts), top-1: all equal, bit for bit.
+
+    And once more behind the models that process 0 has saved, as after a kill: its folder alone has them.
+    """
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(11) % 10)
@@ -60,6 +63,8 @@ def test_two_processes_give_what_one_gives(tmp_path):
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["runs"] == two["runs"] and one["float"]["top1"] == two["float"]["top1"]
     assert one["float"]["examples"] == two["float"]["examples"] == 11
+    outputs(start(2, tmp_path / "two", *few, *SMALL))
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["runs"] == one["runs"]
 
 
 def test_what_one_process_refuses_ends_all_as_refused(tmp_path):

@@ -116,9 +116,9 @@ def connect(where: str, index: int, processes: int, listener: Listener | None) -
 
 
 def _line(connection: socket.socket) -> str:
-    """The next line that the other end sends; empty where the connection breaks."""
+    """The next line that the other end sends, and no byte of the one after; empty where the connection breaks."""
     try:
-        return connection.makefile("rb").readline(100).decode(errors="replace")
+        return connection.makefile("rb", buffering=0).readline(100).decode(errors="replace")
     except OSError:
         return ""
 

@@ -1,0 +1,27 @@
+"""The connections between processes, without JAX: process 0's end here, in a process of its own as it ends that."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import jobs
+
+ENDS = """
+import socket, sys, time
+from psaq_jax import peers
+with peers.Listener("127.0.0.1") as listener:
+    host, port, secret = listener.where.split()
+    with socket.create_connection((host, int(port))) as other:
+        other.sendall(f"{secret} 1\\n{sys.argv[1]}".encode())  # all before process 0 reads
+    peers.connect(listener.where, 0, 2, listener)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(("last_words", "code"), [("1 2\n", 2), ("", 75)])
+def test_what_a_process_says_at_once_is_heard(last_words, code):
+    """Bad input right after the start is no loss, which a cloud would answer with the same command."""
+    done = subprocess.run([sys.executable, "-c", ENDS, last_words], timeout=60, **jobs.settings())
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: process 1 of this run ended early (its own log says why)")

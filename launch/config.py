@@ -123,7 +123,7 @@ def _fail(error) -> None:
 
 
 def _end(line: str, code: int) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # nobody reads it, or it goes to a full disk
         print(line, file=sys.stderr, flush=True)
     if distributed.is_started():
         distributed.fail(code)  # an ordinary exit waits for the others

@@ -90,7 +90,8 @@ class Connection:
         self._tell(f"{lost} {code}\n")
         advice = "; the same command on all machines goes on from the last checkpoint" * (code == LOST)
         text = f"error: process {lost} of this run ended early (its own log says why){advice}"
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads it, or it goes to a full disk
+            print(text, file=sys.stderr, flush=True)
         os._exit(code)
 
     def _tell(self, line: str) -> None:

@@ -47,6 +47,15 @@ def test_consoles_that_are_closed(redirection, code):
     assert done.returncode == code and "Traceback" not in done.stderr and "Error" not in done.stderr, done.stderr
 
 
+def test_bad_input_has_its_code_where_its_line_finds_no_place():
+    refuses = "from launch import config\nfrom psaq_jax.errors import InputError\ndef main(): raise InputError('bad')\n"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", f"{refuses}config.run(main)"], timeout=600, **jobs.settings() | {"stderr": full}
+        )
+    assert done.returncode == 2
+
+
 def test_phases_add_up():
     spent = config.Stopwatch()
     for phase in ("a", "b", "a"):

@@ -25,3 +25,9 @@ def test_what_a_process_says_at_once_is_heard(last_words, code):
     done = subprocess.run([sys.executable, "-c", ENDS, last_words], timeout=60, **jobs.settings())
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: process 1 of this run ended early (its own log says why)")
+
+
+def test_a_process_whose_words_find_no_place_ends_all_the_same():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", ENDS, ""], timeout=60, **jobs.settings() | {"stderr": full})
+    assert done.returncode == 75

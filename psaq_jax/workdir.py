@@ -68,9 +68,11 @@ def results_folder(path) -> Iterator[pathlib.Path]:
       InputError: a folder with a config.json, or no right to write.
     """
     with local_folder(path) as folder:
-        if (folder / "config.json").exists():
-            raise InputError(f"--workdir={path}: has the config.json of another job or model; choose another folder")
         try:
+            if (folder / "config.json").exists():
+                raise InputError(
+                    f"--workdir={path}: has the config.json of another job or model; choose another folder"
+                )
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass

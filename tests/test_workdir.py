@@ -70,7 +70,8 @@ def test_results_go_into_no_other_job_s_folder(tmp_path):
     with open_workdir(tmp_path / "run", CONFIG):
         pass
     (tmp_path / "file").write_text("")
-    for name, message in (("run", "has the config.json of another job"), ("file", "cannot be written")):
+    refused = {"run": "has the config.json of another job", "file": "cannot be written", "a" * 300: "name too long"}
+    for name, message in refused.items():
         with pytest.raises(InputError, match=message), results_folder(tmp_path / name):
             pytest.fail("the work began")
     with results_folder(tmp_path / "new") as folder:

@@ -7,6 +7,7 @@ metrics/ and log.txt. Killed at any moment, the same command goes on: synthesis 
 checkpoints, and behind the models that it has saved.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -77,11 +78,17 @@ def quantize(config, model, dataset, workdir):
 
 
 def finished_runs(workdir) -> dict[str, dict]:
-    """{name: figures} of the runs whose models process 0 has saved: a job that was killed goes on behind them."""
-    found = {path.stem: path.read_text() for path in sorted((workdir / "runs").glob("*.json"))}
-    texts = [f"{name} {text}" for name, text in found.items() if is_artefact(workdir / "quantized" / name)]
-    lines = (text.partition(" ") for text in distributed.gather_texts(texts))
-    return {name: json.loads(figures) for name, _, figures in lines}
+    """{name: figures} of the runs whose models process 0 has saved: a job that was killed goes on behind them.
+
+    Those whose file is damaged are left out, and so made again.
+    """
+    found = {}
+    for path in sorted((workdir / "runs").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            figures = json.loads(path.read_bytes())
+            if isinstance(figures, dict) and is_artefact(workdir / "quantized" / path.stem):
+                found[path.stem] = figures
+    return json.loads(distributed.gather_texts([json.dumps(found)])[0])
 
 
 def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:

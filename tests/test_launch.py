@@ -4,6 +4,8 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +76,17 @@ def test_a_killed_main_job_goes_on_behind_the_models_it_has_saved(finished, data
     for name in others:
         model = pathlib.Path("quantized", name, "model.safetensors")
         assert (tmp_path / "run" / model).read_bytes() == (workdir / model).read_bytes()
+
+
+def test_runs_whose_figures_are_damaged_are_made_again(tmp_path):
+    """In a process of its own, as each script defines the same flags."""
+    (tmp_path / "runs").mkdir()
+    for i, content in enumerate((b'{"top1": 1.0}', b"", b"\xff", b'{"top1": 1', b"[1]")):
+        (tmp_path / "runs" / f"run{i}.json").write_bytes(content)
+    script = "import pathlib, sys; from launch import quantize; quantize.is_artefact = lambda folder: True; "
+    script += "print(quantize.finished_runs(pathlib.Path(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], timeout=600, **jobs.settings())
+    assert done.stdout == "{'run0': {'top1': 1.0}}\n", done.stderr
 
 
 def test_the_main_job_writes_what_it_says(finished):

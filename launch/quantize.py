@@ -19,6 +19,7 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import distributed, files, machine, pipeline, report
+from psaq_jax.models.tensors import read_json
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
@@ -84,9 +85,9 @@ def finished_runs(workdir) -> dict[str, dict]:
     """
     found = {}
     for path in sorted((workdir / "runs").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            figures = json.loads(path.read_bytes())
-            if isinstance(figures, dict) and is_artefact(workdir / "quantized" / path.stem):
+        with contextlib.suppress(psaq_jax.InputError):
+            figures = read_json(path, "the run is made again")
+            if is_artefact(workdir / "quantized" / path.stem):
                 found[path.stem] = figures
     return json.loads(distributed.gather_texts([json.dumps(found)])[0])
 

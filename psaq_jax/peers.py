@@ -8,6 +8,7 @@ as with bad input, says so before, and all end with its exit code.
 
 import contextlib
 import os
+import re
 import secrets
 import socket
 import sys
@@ -86,7 +87,8 @@ class Connection:
         if said == DONE:
             self._done[other].set()
             return
-        lost, code = map(int, said.split() or (other, LOST))  # process 0 tells the others who and how
+        told = re.fullmatch(r"(\d+) (\d+)\n", said)  # process 0 tells the others who and how
+        lost, code = map(int, told.groups()) if told else (other, LOST)
         self._tell(f"{lost} {code}\n")
         advice = "; the same command on all machines goes on from the last checkpoint" * (code == LOST)
         text = f"error: process {lost} of this run ended early (its own log says why){advice}"

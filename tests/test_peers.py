@@ -19,7 +19,7 @@ time.sleep(30)
 """
 
 
-@pytest.mark.parametrize(("last_words", "code"), [("1 2\n", 2), ("", 75)])
+@pytest.mark.parametrize(("last_words", "code"), [("1 2\n", 2), ("", 75), ("1", 75), ("1 7", 75)])
 def test_what_a_process_says_at_once_is_heard(last_words, code):
     """Bad input right after the start is no loss, which a cloud would answer with the same command."""
     done = subprocess.run([sys.executable, "-c", ENDS, last_words], timeout=60, **jobs.settings())

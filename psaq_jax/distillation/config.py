@@ -47,7 +47,7 @@ class DistillationConfig:
             check_weight(f"distillation.{name}", getattr(self, name))
         for name in ("kernel_rate", "scale_rate", "float_rate"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"distillation.{name} is {getattr(self, name)!r}, expected 0 to 1")
+                raise InputError(f"distillation.{name} is {getattr(self, name)!r}, expected 0 to less than 1")
         if not 0 <= self.mixing <= 1:
             raise InputError(f"distillation.mixing is {self.mixing!r}, expected 0 to 1")
 

@@ -1,6 +1,5 @@
 """The job of `launch.distill` between synthesis and evaluation: at each pair of bit-widths a start and a student."""
 
-import json
 import pathlib
 from collections.abc import Iterator
 
@@ -10,7 +9,9 @@ from psaq_jax import files
 from psaq_jax.config import DISTILL, JobConfig
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import DistillationResult, distill
+from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
+from psaq_jax.models.tensors import read_json
 from psaq_jax.pipeline import quantized_models, run_name
 from psaq_jax.progress import Bars, Progress
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
@@ -33,11 +34,11 @@ def students(
     for run, start in quantized_models(config, model, {"synthesized": images}, workdir, bars):
         yield run, start
         run = run | {"recipe": DISTILL}
-        saved = workdir / "quantized" / run_name(run)
-        if is_artefact(saved):
+        saved, folder = workdir / "quantized" / run_name(run), bits_folder(workdir, run["bits"])
+        if is_artefact(saved) and summary(folder):
             yield run, load_quantized(saved)
         else:
-            folder, bar = bits_folder(workdir, run["bits"]), bars(f"distill {run['bits']}")
+            bar = bars(f"distill {run['bits']}")
             yield run, distill_for_job(config, model, start, images, folder, bar, every_seconds)
 
 
@@ -74,7 +75,15 @@ def distill_in_folder(
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:
     """{bits: what its distillation left in summary.json}."""
-    return {bits: json.loads((bits_folder(workdir, bits) / SUMMARY).read_bytes()) for bits in config.quantization.bits}
+    return {bits: summary(bits_folder(workdir, bits)) for bits in config.quantization.bits}
+
+
+def summary(folder: pathlib.Path) -> dict | None:
+    """A distillation's summary.json; None where it is missing or damaged."""
+    try:
+        return read_json(folder / SUMMARY, "the distillation is made again")
+    except InputError:
+        return None
 
 
 def _summary(result: DistillationResult) -> dict:

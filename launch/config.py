@@ -118,8 +118,8 @@ def _with_others(main):
     distributed.finish()
 
 
-def _fail(error) -> None:
-    _end(f"error: {' '.join(str(error).split())}", 2)
+def _fail(error: InputError) -> None:
+    _end(f"error: {' '.join(str(error).split())}", error.code)
 
 
 def _end(line: str, code: int) -> None:

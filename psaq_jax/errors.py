@@ -1,8 +1,16 @@
-"""The one exception for what a user can mend: bad files, fields and settings."""
+"""The exception for what a user can mend: bad files, fields and settings; and for what mends itself, maybe."""
 
 
 class InputError(ValueError):
     """Bad input. The message is one line: the file or field, what was found, what was expected, what to do.
 
-    Scripts in `launch/` print it without a traceback and exit with code 2.
+    Scripts in `launch/` print it without a traceback and exit with `code`.
     """
+
+    code = 2
+
+
+class TryAgain(InputError):
+    """What may work a little later, such as a network disk that fails: the exit code is sysexits.h's "try again"."""
+
+    code = 75

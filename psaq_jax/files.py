@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from psaq_jax import buckets, checksums
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, TryAgain
 
 UNFINISHED = ".unfinished-"  # begins the names of what is not yet in its place
 # What zipfile, and NumPy on the headers inside, raise on damaged bytes.
@@ -97,14 +97,14 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     """What `write_npz` wrote; None where there is no such file, or any bit of it has changed.
 
     Raises:
-      InputError: it cannot be opened now (a failing network disk, no right to).
+      TryAgain: it cannot be opened now (a failing network disk, no right to).
     """
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(
+        raise TryAgain(
             f"{path}: cannot be read ({error.strerror}); nothing was removed: start the same command again"
         ) from None
     try:

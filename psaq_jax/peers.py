@@ -14,9 +14,9 @@ import socket
 import sys
 import threading
 
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, TryAgain
 
-LOST = 75
+LOST = TryAgain.code
 SILENCE = 30  # seconds without an answer after which a machine counts as lost
 PATIENCE = 60  # seconds to connect
 DONE = "done\n"

@@ -47,13 +47,14 @@ def test_consoles_that_are_closed(redirection, code):
     assert done.returncode == code and "Traceback" not in done.stderr and "Error" not in done.stderr, done.stderr
 
 
-def test_bad_input_has_its_code_where_its_line_finds_no_place():
-    refuses = "from launch import config\nfrom psaq_jax.errors import InputError\ndef main(): raise InputError('bad')\n"
+@pytest.mark.parametrize(("error", "code"), [("InputError", 2), ("TryAgain", 75)])
+def test_errors_have_their_code_also_where_their_line_finds_no_place(error, code):
+    refuses = f"from launch import config; from psaq_jax import errors\ndef main(): raise errors.{error}('bad')\n"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", f"{refuses}config.run(main)"], timeout=600, **jobs.settings() | {"stderr": full}
         )
-    assert done.returncode == 2
+    assert done.returncode == code
 
 
 def test_phases_add_up():

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
+import os
 import pathlib
 import re
 import signal
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 
 from psaq_jax import checksums, distributed, files
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, TryAgain
 
 
 class WaveProgress(NamedTuple):
@@ -75,7 +76,7 @@ class Checkpoints:
         """What `save_tree` saved last, as nested dictionaries of arrays; None: there is nothing, or it is damaged.
 
         Raises:
-          InputError: the system cannot read it now (a failing network disk, no right to); it stays.
+          TryAgain: the system cannot read it now (a failing network disk, no right to); it stays.
         """
         step = self._manager.latest_step() if self._manager else None
         if step is None:
@@ -88,7 +89,7 @@ class Checkpoints:
         except Exception as error:  # Orbax has dozens of kinds for damaged files, its parsers' and its storage's
             if _is_of_the_system(error):
                 again = "nothing was removed: start the same command again"
-                raise InputError(f"{path}: a checkpoint cannot be read ({_reason(error)}); {again}") from None
+                raise TryAgain(f"{path}: a checkpoint cannot be read ({_reason(error)}); {again}") from None
             tree = None
         if tree is None:
             warn_damaged(path)
@@ -228,15 +229,20 @@ def open_checkpoints(directory, every_seconds: float = 60.0) -> Iterator[Checkpo
 
 def _reason(error: Exception) -> str:
     """The system's words out of a long message of the checkpoint library."""
-    words = re.search(r"([^:]+) \[os_error_code", str(error))
-    return words[1].strip() if words else getattr(error, "strerror", None) or str(error)
+    code = _code(error)
+    return os.strerror(code) if code else str(error)
+
+
+def _code(error: Exception) -> int | None:
+    """The system's number of an error, which the checkpoint library's storage hides in the message."""
+    found = re.search(r"\[os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
 
 
 def _is_of_the_system(error: Exception) -> bool:
     """Whether the system failed to read what may well be whole; what is missing is not."""
-    number = re.search(r"\[os_error_code='(\d+)'", str(error))
-    code = int(number[1]) if number else getattr(error, "errno", None)
-    return isinstance(error, MemoryError) or code not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    damaged = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    return isinstance(error, MemoryError) or _code(error) not in damaged
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

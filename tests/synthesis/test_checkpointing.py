@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax.errors import InputError
+from psaq_jax.errors import TryAgain
 from psaq_jax.synthesis import driver
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_cannot_be_read_now_stays(tmp_path):
         path.rename(tmp_path / path.name)
         path.symlink_to(path)
     checkpoints = Checkpoints(tmp_path, every_seconds=0)
-    with pytest.raises(InputError, match=r"cannot be read \(Too many levels of symbolic links\); nothing was removed"):
+    with pytest.raises(TryAgain, match=r"cannot be read \(Too many levels of symbolic links\); nothing was removed"):
         checkpoints.restore(0, 2)
     for path in data:
         path.unlink()

@@ -7,7 +7,6 @@ metrics/ and log.txt. Killed at any moment, the same command goes on: synthesis 
 checkpoints, and behind the models that it has saved.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -19,7 +18,7 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import distributed, files, machine, pipeline, report
-from psaq_jax.models.tensors import read_json
+from psaq_jax.models.tensors import read_json_if_whole
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
@@ -83,13 +82,9 @@ def finished_runs(workdir) -> dict[str, dict]:
 
     Those whose file is damaged are left out, and so made again.
     """
-    found = {}
-    for path in sorted((workdir / "runs").glob("*.json")):
-        with contextlib.suppress(psaq_jax.InputError):
-            figures = read_json(path, "the run is made again")
-            if is_artefact(workdir / "quantized" / path.stem):
-                found[path.stem] = figures
-    return json.loads(distributed.gather_texts([json.dumps(found)])[0])
+    saved = {path.stem: read_json_if_whole(path) for path in sorted((workdir / "runs").glob("*.json"))}
+    whole = {name: x for name, x in saved.items() if x is not None and is_artefact(workdir / "quantized" / name)}
+    return json.loads(distributed.gather_texts([json.dumps(whole)])[0])
 
 
 def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:

@@ -93,6 +93,11 @@ def write_npz(path, arrays: Mapping[str, np.ndarray]) -> pathlib.Path:
     return write(path, lambda temporary: np.savez(temporary, **checksums.add(dict(arrays))))
 
 
+def unreadable(path: pathlib.Path, reason: str) -> TryAgain:
+    """The error for what may well be whole, but that the system cannot read now."""
+    return TryAgain(f"{path}: cannot be read ({reason}); nothing was removed: start the same command again")
+
+
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     """What `write_npz` wrote; None where there is no such file, or any bit of it has changed.
 
@@ -104,9 +109,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise TryAgain(
-            f"{path}: cannot be read ({error.strerror}); nothing was removed: start the same command again"
-        ) from None
+        raise unreadable(path, error.strerror) from None
     try:
         with file, np.load(file, allow_pickle=False) as archive:
             return checksums.remove(dict(archive))

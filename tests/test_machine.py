@@ -8,8 +8,7 @@ import sys
 import numpy as np
 
 from psaq_jax import machine
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import jobs
 
 
 def test_a_cpu_is_named_with_its_cores():
@@ -23,5 +22,5 @@ def test_a_cpu_is_named_with_its_cores():
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
     code = "from psaq_jax import machine; print(machine.peak_memory_bytes())"
     held = np.ones(2**27)  # 1 GiB
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], check=True, **jobs.settings())
     assert 10**7 < int(ran.stdout) < held.nbytes

@@ -9,9 +9,8 @@ from psaq_jax import files
 from psaq_jax.config import DISTILL, JobConfig
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import DistillationResult, distill
-from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
-from psaq_jax.models.tensors import read_json
+from psaq_jax.models.tensors import read_json_if_whole
 from psaq_jax.pipeline import quantized_models, run_name
 from psaq_jax.progress import Bars, Progress
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
@@ -35,7 +34,7 @@ def students(
         yield run, start
         run = run | {"recipe": DISTILL}
         saved, folder = workdir / "quantized" / run_name(run), bits_folder(workdir, run["bits"])
-        if is_artefact(saved) and summary(folder):
+        if is_artefact(saved) and read_json_if_whole(folder / SUMMARY):
             yield run, load_quantized(saved)
         else:
             bar = bars(f"distill {run['bits']}")
@@ -74,16 +73,8 @@ def distill_in_folder(
 
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:
-    """{bits: what its distillation left in summary.json}."""
-    return {bits: summary(bits_folder(workdir, bits)) for bits in config.quantization.bits}
-
-
-def summary(folder: pathlib.Path) -> dict | None:
-    """A distillation's summary.json; None where it is missing or damaged."""
-    try:
-        return read_json(folder / SUMMARY, "the distillation is made again")
-    except InputError:
-        return None
+    """{bits: what its distillation left in summary.json}, once `students` has given all."""
+    return {bits: read_json_if_whole(bits_folder(workdir, bits) / SUMMARY) for bits in config.quantization.bits}
 
 
 def _summary(result: DistillationResult) -> dict:

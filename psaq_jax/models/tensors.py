@@ -38,6 +38,14 @@ def read_json(path: pathlib.Path, hint: str) -> dict:
     return value
 
 
+def read_json_if_whole(path: pathlib.Path) -> dict | None:
+    """The same of a file that the caller can make again; None where it is missing or damaged."""
+    try:
+        return read_json(path, "it is made again")
+    except InputError:
+        return None
+
+
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from psaq_jax import checksums, distributed, files
-from psaq_jax.errors import InputError, TryAgain
+from psaq_jax.errors import InputError
 
 
 class WaveProgress(NamedTuple):
@@ -88,8 +88,7 @@ class Checkpoints:
             tree = checksums.remove(self._manager.restore(step, args=ocp.args.StandardRestore()))
         except Exception as error:  # Orbax has dozens of kinds for damaged files, its parsers' and its storage's
             if _is_of_the_system(error):
-                again = "nothing was removed: start the same command again"
-                raise TryAgain(f"{path}: a checkpoint cannot be read ({_reason(error)}); {again}") from None
+                raise files.unreadable(path, _reason(error)) from None
             tree = None
         if tree is None:
             warn_damaged(path)

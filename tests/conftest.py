@@ -40,9 +40,9 @@ def compilations():
     return watch
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quickly_compiled():
-    """For tests that compile for minutes what runs for milliseconds, and whose tolerance is far above a rounding."""
+    """For files of tests that compile for minutes what runs for milliseconds, and that no rounding decides."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

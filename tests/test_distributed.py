@@ -121,7 +121,7 @@ def test_nobody_waits_for_one_that_never_comes(own):
 
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     """SIGTERM to one of two processes stops both, their state saved; the same command goes on from there."""
-    more = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=2", "--config.synthesis.iterations=1500")
+    more = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=2", "--config.synthesis.iterations=500")
     outputs(start(1, tmp_path / "whole", *more, script="synthesize"))
     running = start(2, tmp_path / "run", *more, "--checkpoint_seconds=0.2", script="synthesize")
     while not list((tmp_path / "run" / "checkpoints").glob("running/[1-9]*")) and None in [p.poll() for p in running]:
@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     running = start(2, tmp_path / "run", *more, "--noquiet", script="synthesize")
     errors = [process.communicate(timeout=600)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], errors
-    assert int(re.search(r"(\d+)/1500", errors[0])[1]) > saved, "went on from the checkpoint, not from the start"
+    assert int(re.search(r"(\d+)/500", errors[0])[1]) > saved, "went on from the checkpoint, not from the start"
     for name in ("synthesized.npy", "labels.npy"):
         whole = (tmp_path / "whole" / "images" / name).read_bytes()
         assert (tmp_path / "run" / "images" / name).read_bytes() == whole

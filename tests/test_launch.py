@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests import jobs
+from tests import jobs, quick_recipe
 from tests.jobs import TINY
 
 SMALL = ("--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
@@ -39,19 +39,19 @@ def finished(tmp_path_factory, data):
 
 
 def test_the_main_job_runs_at_another_image_size(tmp_path, data):
-    """At 48 px and with an ingredient taken away; the artefact then runs at that size, and at no other."""
+    """At 48 px and with ingredients taken away; the artefact then runs at that size, and at no other."""
     small = (*SMALL, "--config.quantization.bits=w6a8", "--quiet", f"--workdir={tmp_path / 'run'}")
     size = ("--config.image_size=48", f"--config.data=npz:{data}")
-    recipe = "--config.quantization.recipe=default-gptq"
+    recipe = f"--config.quantization.recipe={quick_recipe.NAME}"
     done = launch("quantize", f"--config.model={TINY}", *size, recipe, *small, config="configs/default.py")
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "run" / "images" / "synthesized.npy").shape == (4, 48, 48, 3)
-    artefact = tmp_path / "run" / "quantized" / "w6a8-default-gptq-synthesized"
+    artefact = tmp_path / "run" / "quantized" / f"w6a8-{quick_recipe.NAME}-synthesized"
     done = launch("evaluate", f"--config.model={artefact}", *size, f"--workdir={tmp_path / 'evaluated'}", "--quiet")
     assert done.returncode == 0, done.stderr
     runs = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
     measured = json.loads((tmp_path / "evaluated" / "results.json").read_text())["quantized"]
-    assert [(run["recipe"], run["top1"]) for run in runs] == [("default-gptq", measured["top1"])]
+    assert [(run["recipe"], run["top1"]) for run in runs] == [(quick_recipe.NAME, measured["top1"])]
     elsewhere = ("--config.image_size=32", f"--workdir={tmp_path / 'other'}")
     other = launch("evaluate", f"--config.model={artefact}", *elsewhere)
     assert other.returncode == 2 and "image_size is 32" in other.stderr and "48x48 alone" in other.stderr

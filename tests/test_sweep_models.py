@@ -12,7 +12,10 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
 from psaq_jax.sweep import run_sweep
 from psaq_jax.sweep_config import SweepQuantization
+from tests.quick_recipe import QUICK
 from tests.test_sweep import TINY, config, forbid, small_data, timeless
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def data(tmp_path_factory):
 def distillation(data, **changes):
     """A sweep of one seed and recipe "distill" alone."""
     settings = {
-        "seeds": (0,), "quantization": SweepQuantization(("w6a8",), "distill"),
+        "seeds": (0,), "quantization": SweepQuantization(("w6a8",), "distill", QUICK),
         "distillation": DistillationConfig(cycles=2, generator_iterations=2, student_steps=2, batch_size=4),
     }  # fmt: skip
     return config(data, **settings | changes)

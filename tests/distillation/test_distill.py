@@ -12,10 +12,12 @@ from psaq_jax.distillation import loop, turns
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import distill
 from psaq_jax.errors import InputError
-from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from tests.damages import DAMAGES
 from tests.golden_files import GOLDEN, golden, nhwc
+from tests.quick_recipe import QUICK
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 IMAGES = nhwc(golden("paper/vit/reference.npz")["calibration_images"])
 SHORT = DistillationConfig(cycles=2, generator_iterations=3, student_steps=3, batch_size=4, mixing=0.5)
@@ -27,14 +29,20 @@ def model():
 
 
 def quantized(model, weight_bits, activation_bits, **options):
-    ranges, options = psaq_jax.calibrate(model, IMAGES, recipe="default"), DefaultRecipe(reconstruct=False, **options)
+    ranges, options = psaq_jax.calibrate(model, IMAGES, recipe="default"), dataclasses.replace(QUICK, **options)
     return psaq_jax.quantize(model, ranges, weight_bits, activation_bits, "default", IMAGES, options)
 
 
 @pytest.fixture(scope="module")
 def start(model):
     """Kernels to nearest: something is left to learn."""
-    return quantized(model, 3, 4, gptq=False, coordinate_descent=False, two_sided=False)
+    return quantized(model, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def whole(model, start):
+    """What interrupted runs must end with."""
+    return distill(model, start, IMAGES, SHORT, seed=1)
 
 
 def leaves(q):
@@ -55,7 +63,7 @@ def test_brings_the_student_nearer_to_its_teacher(model, start):
 
 def test_the_first_steps_turn_no_code_of_kernels_that_second_moments_rounded(model):
     """These lie anywhere in or beyond their code's interval; turned all at once they would be rounded to nearest."""
-    q = quantized(model, 4, 8)
+    q = quantized(model, 4, 8, gptq=True, coordinate_descent=True, two_sided=True)
     config = DistillationConfig(cycles=1, generator_iterations=0, student_steps=10, batch_size=8)
     learned = distill(model, q, IMAGES, config).model
     before, after = (x.params["block_1"]["mlp"]["dense1"]["kernel"].codes for x in (q, learned))
@@ -79,9 +87,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("at", [2, 3, 5, 6, 8, 12])  # within and at the end of either's turn, and of the whole
-def test_an_interrupted_run_ends_with_the_same_bits(model, start, tmp_path, at):
-    whole = distill(model, start, IMAGES, SHORT, seed=1)
-
+def test_an_interrupted_run_ends_with_the_same_bits(model, start, whole, tmp_path, at):
     def interrupt(done, total):
         assert total == 12
         if done == at:
@@ -106,12 +112,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(model, start, tmp_path, at):
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
-def test_a_damaged_turn_is_made_again(model, start, tmp_path, damage, caplog):
+def test_a_damaged_turn_is_made_again(model, start, whole, tmp_path, damage, caplog):
     def interrupt(done, total):
         if done == 8:
             raise Killed
 
-    whole, checkpoints = distill(model, start, IMAGES, SHORT, seed=1), Checkpoints(tmp_path, every_seconds=0)
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
     with pytest.raises(Killed):
         distill(model, start, IMAGES, SHORT, seed=1, progress=interrupt, checkpoints=checkpoints)
     checkpoints.close()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
+from tests import quick_recipe
 from tests.jobs import TINY, settings
 
 SMALL = (
@@ -18,6 +19,7 @@ SMALL = (
     "--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4",
     "--config.distillation.cycles=3", "--config.distillation.generator_iterations=4",
     "--config.distillation.student_steps=4", "--config.distillation.batch_size=4", "--checkpoint_seconds=0",
+    *quick_recipe.FLAGS,
 )  # fmt: skip
 
 

@@ -9,11 +9,11 @@ import psaq_jax
 from psaq_jax.distillation import student
 from psaq_jax.distillation.student import KernelQuantizer, fake_quantize
 from psaq_jax.quantization import transform
-from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import GOLDEN, golden, nhwc
+from tests.quick_recipe import QUICK
 
-QUICK = DefaultRecipe(gptq=False, coordinate_descent=False, two_sided=False, reconstruct=False)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def quantized(family):

@@ -14,6 +14,8 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import GOLDEN, golden, nhwc
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 REFERENCE = golden("paper/vit/reference.npz")
 TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_images"])
 
@@ -134,7 +136,6 @@ def test_images_make_ranges_unnecessary(model):
         psaq_jax.quantize(model, None, 8, 8, recipe="default")
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     "name", ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"]
 )

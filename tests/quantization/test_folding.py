@@ -17,6 +17,8 @@ from psaq_jax.quantization.segments import chain
 from psaq_jax.sites import observe, record
 from tests.golden_files import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 C = 32
 
 
@@ -87,7 +89,6 @@ def test_a_channel_that_no_weight_takes_does_not_widen_the_range():
         assert reach[2] <= np.delete(reach, 2).max() * 1.0001
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     "name",
     ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded", "more/timm_swin_padded"],

@@ -14,6 +14,8 @@ from psaq_jax.quantization.segments import chain
 from psaq_jax.sites import apply_with_tap, record
 from tests.golden_files import GOLDEN, golden, nhwc
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 IMAGES = nhwc(golden("paper/vit/reference.npz")["calibration_images"])[:6]
 
 
@@ -22,7 +24,6 @@ def model():
     return psaq_jax.load_model(GOLDEN / "paper" / "vit")
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("name", ["paper/vit", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"])
 def test_rows_are_those_of_each_site_and_count_1_on_average(name):
     model = psaq_jax.load_model(GOLDEN / name)

@@ -1,5 +1,6 @@
 """Mixed precision: the best bits under a budget, against every other choice; costs measured without labels."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,6 +13,9 @@ from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
 from tests.quantization.artefacts import random_model, random_pixels
+from tests.quick_recipe import QUICK
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def random_costs(seed, layers):
@@ -109,7 +113,7 @@ def test_recipe_default_keeps_first_and_last_apart():
 def test_every_kernel_gets_its_bits(recipe):
     model, pixels = random_model(), random_pixels(count=8)
     bits = dict(zip(kernel_sizes(model.params), (2, 3, 4, 5, 6, 7), strict=True))
-    images, options = (None, None) if recipe == "paper" else (pixels, DefaultRecipe(reconstruct=False))
+    images, options = (None, None) if recipe == "paper" else (pixels, dataclasses.replace(QUICK, gptq=True))
     q = quantize(model, calibrate(model, pixels, recipe), bits, 8, recipe, images, options)
     assert dict(q.kernel_bits) == {f"{layer}/kernel": b for layer, b in bits.items()}
     layers = {"patch_embedding": q.params["patch_embedding"], "head": q.params["head"]}
@@ -123,9 +127,10 @@ def test_every_kernel_gets_its_bits(recipe):
 def test_activations_in_floating_point(recipe):
     """No site, weights as with quantized activations (paper), and closer to the float model than with 4 bits."""
     model, pixels = random_model(), random_pixels(count=8)
-    ranges, images = calibrate(model, pixels, recipe), None if recipe == "paper" else pixels
-    floats = quantize(model, {}, 6, None, recipe, images)
-    coarse = quantize(model, ranges, 6, 4, recipe, images)
+    ranges = calibrate(model, pixels, recipe)
+    images, options = (None, None) if recipe == "paper" else (pixels, DefaultRecipe(reconstruct=False))
+    floats = quantize(model, {}, 6, None, recipe, images, options)
+    coarse = quantize(model, ranges, 6, 4, recipe, images, options)
     assert floats.sites == {} and floats.activation_bits is None
     errors = [np.abs(q(pixels) - model(pixels)).mean() for q in (floats, coarse)]
     assert errors[0] < 0.7 * errors[1]

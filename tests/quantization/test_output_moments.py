@@ -15,6 +15,8 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.segments import chain
 from tests.golden_files import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def load(name, images=5):
     model = psaq_jax.load_model(GOLDEN / name)
@@ -52,7 +54,6 @@ def jacobian(model, images, layer):
     return np.stack(found).reshape(len(images), -1, int(np.prod(shape[:-1])), shape[-1])
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(("name", "block"), [
     ("paper/vit", "block_1"), ("checkpoints/hf_dinov2_swiglu", "block_1"), ("more/hf_swin_padded", "stage_0/block_1"),
 ])  # fmt: skip

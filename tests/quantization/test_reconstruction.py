@@ -144,11 +144,11 @@ def test_goes_on_behind_the_blocks_that_are_done(model, tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import sys
+import dataclasses, sys
 import jax, numpy as np
 import psaq_jax
 from psaq_jax.quantization import reconstruction
-from psaq_jax.quantization.recipes import DefaultRecipe
+from tests.quick_recipe import QUICK
 
 model = psaq_jax.load_model("tests/golden/paper/vit")
 images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
@@ -166,7 +166,7 @@ def noted(segment, *args):
 
 
 reconstruction.step = noted
-options = DefaultRecipe(reconstruct=True, reconstruction_steps=1, reconstruction_batch=8)
+options = dataclasses.replace(QUICK, reconstruct=True, reconstruction_steps=1)
 q = psaq_jax.quantize(model, ranges, 4, 4, "default", images, options)
 assert np.isfinite(q(images)).all() and np.isfinite(model(images)).all()
 np.savez(sys.argv[2], **found)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import math
 import os
@@ -97,8 +98,13 @@ def _one_line(main, several: bool):
     except KeyboardInterrupt:
         _end("stopped by Ctrl-C", 128 + signal.SIGINT)
     except BrokenPipeError:  # nobody reads what is printed, as behind `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still buffered
+        _drop_output()
         _end("stopped: nobody reads the output any more", 128 + signal.SIGPIPE)
+    except OSError as error:
+        if not _is_full(error):
+            raise
+        _drop_output()
+        _end(f"error: a disk is full ({error}); free some space and start the same command again", 2)
 
 
 def _with_others(main):
@@ -112,10 +118,21 @@ def _with_others(main):
     except SystemExit:  # after a signal all leave together
         distributed.finish()
         raise
-    except BaseException:
+    except BaseException as error:
+        if _is_full(error):
+            raise
         traceback.print_exc()
         distributed.fail(1)
     distributed.finish()
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _drop_output() -> None:
+    """What is still buffered, and could only fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: InputError) -> None:

@@ -47,6 +47,16 @@ def test_consoles_that_are_closed(redirection, code):
     assert done.returncode == code and "Traceback" not in done.stderr and "Error" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("letters", [1, 10**6])  # the error comes when all is flushed, or while it is printed
+def test_an_output_on_a_full_disk_is_one_line(letters):
+    talks = f"from launch import config\ndef main(): print('x' * {letters})\nconfig.run(main)"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", talks], timeout=600, **jobs.settings() | {"stdout": full})
+    assert done.returncode == 2, done.stderr
+    full = "error: a disk is full ([Errno 28] No space left on device)"
+    assert done.stderr == f"{full}; free some space and start the same command again\n"
+
+
 @pytest.mark.parametrize(("error", "code"), [("InputError", 2), ("TryAgain", 75)])
 def test_errors_have_their_code_also_where_their_line_finds_no_place(error, code):
     refuses = f"from launch import config; from psaq_jax import errors\ndef main(): raise errors.{error}('bad')\n"

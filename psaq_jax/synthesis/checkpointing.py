@@ -198,7 +198,8 @@ class Checkpoints:
 
     def _finished_files(self) -> list[tuple[int, int, pathlib.Path]]:
         """(first group, group after the last, file), in order."""
-        paths = sorted(self.directory.glob("groups_*.npz"))
+        number = "[0-9]" * 8
+        paths = sorted(self.directory.glob(f"groups_{number}_{number}.npz"))
         return [(*map(int, path.stem.split("_")[1:]), path) for path in paths]
 
     def close(self) -> None:

@@ -125,6 +125,16 @@ def test_a_checkpoint_that_cannot_be_read_now_stays(tmp_path):
     checkpoints.close()
 
 
+def test_only_files_of_its_own_are_groups(tmp_path):
+    checkpoints, others = Checkpoints(tmp_path, every_seconds=0), tmp_path / "groups_00000000_00000002 (copy).npz"
+    checkpoints.finish({"first": np.int64(0), "images": np.ones((2, 4, 8, 8, 3), np.float32)})
+    others.write_bytes(b"somebody's")
+    assert [len(part["images"]) for part in checkpoints.finished()] == [2]
+    checkpoints.drop(2)
+    assert list(tmp_path.glob("groups*")) == [others]
+    checkpoints.close()
+
+
 def command(workdir):
     fields = ("num_images=4", "group_size=2", "iterations=400")
     return [

@@ -104,7 +104,7 @@ def _one_line(main, several: bool):
         if not _is_full(error):
             raise
         _drop_output()
-        _end(f"error: a disk is full ({error}); free some space and start the same command again", 2)
+        _fail(InputError(f"a disk is full ({error}); free some space and start the same command again"))
 
 
 def _with_others(main):

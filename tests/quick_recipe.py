@@ -8,4 +8,5 @@ OFF = (
 )  # fmt: skip
 NAME = "-".join(("default", *OFF))
 QUICK = read_recipe(NAME)[1]
+ROUNDING = dict.fromkeys(("gptq", "coordinate_descent", "two_sided"), True)  # to switch on again
 FLAGS = tuple(f"--config.quantization.options.{name}=False" for name in OFF)

@@ -39,7 +39,7 @@ def read_json(path: pathlib.Path, hint: str) -> dict:
 
 
 def read_json_if_whole(path: pathlib.Path) -> dict | None:
-    """The same of a file that the caller can make again; None where it is missing or damaged."""
+    """What `read_json` gives of a file that the caller can make again; None where it is missing or damaged."""
     try:
         return read_json(path, "it is made again")
     except InputError:

@@ -15,7 +15,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from tests.damages import DAMAGES
 from tests.golden_files import GOLDEN, golden, nhwc
-from tests.quick_recipe import QUICK
+from tests.quick_recipe import QUICK, ROUNDING
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -63,7 +63,7 @@ def test_brings_the_student_nearer_to_its_teacher(model, start):
 
 def test_the_first_steps_turn_no_code_of_kernels_that_second_moments_rounded(model):
     """These lie anywhere in or beyond their code's interval; turned all at once they would be rounded to nearest."""
-    q = quantized(model, 4, 8, gptq=True, coordinate_descent=True, two_sided=True)
+    q = quantized(model, 4, 8, **ROUNDING)
     config = DistillationConfig(cycles=1, generator_iterations=0, student_steps=10, batch_size=8)
     learned = distill(model, q, IMAGES, config).model
     before, after = (x.params["block_1"]["mlp"]["dense1"]["kernel"].codes for x in (q, learned))

@@ -13,7 +13,7 @@ from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
 from tests.quantization.artefacts import random_model, random_pixels
-from tests.quick_recipe import QUICK
+from tests.quick_recipe import QUICK, ROUNDING
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -113,7 +113,7 @@ def test_recipe_default_keeps_first_and_last_apart():
 def test_every_kernel_gets_its_bits(recipe):
     model, pixels = random_model(), random_pixels(count=8)
     bits = dict(zip(kernel_sizes(model.params), (2, 3, 4, 5, 6, 7), strict=True))
-    images, options = (None, None) if recipe == "paper" else (pixels, dataclasses.replace(QUICK, gptq=True))
+    images, options = (None, None) if recipe == "paper" else (pixels, dataclasses.replace(QUICK, **ROUNDING))
     q = quantize(model, calibrate(model, pixels, recipe), bits, 8, recipe, images, options)
     assert dict(q.kernel_bits) == {f"{layer}/kernel": b for layer, b in bits.items()}
     layers = {"patch_embedding": q.params["patch_embedding"], "head": q.params["head"]}

@@ -3,4 +3,5 @@
 # `bash launch/demo.sh --workdir=/somewhere --config.seed=1`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-exec .venv/bin/python -m launch.quantize --config=configs/demo.py --workdir=demo "$@"
+case " $*" in *" --workdir"*) ;; *) set -- --workdir=demo "$@" ;; esac
+exec .venv/bin/python -m launch.quantize --config=configs/demo.py "$@"

@@ -18,7 +18,6 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import distributed, files, machine, pipeline, report
-from psaq_jax.models.tensors import read_json_if_whole
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
@@ -82,7 +81,7 @@ def finished_runs(workdir) -> dict[str, dict]:
 
     Those whose file is damaged are left out, and so made again.
     """
-    saved = {path.stem: read_json_if_whole(path) for path in sorted((workdir / "runs").glob("*.json"))}
+    saved = {path.stem: files.read_json_if_whole(path) for path in sorted((workdir / "runs").glob("*.json"))}
     whole = {name: x for name, x in saved.items() if x is not None and is_artefact(workdir / "quantized" / name)}
     return json.loads(distributed.gather_texts([json.dumps(whole)])[0])
 

@@ -139,7 +139,7 @@ class Mirror:
         content = read(self.fs, f"{self.root}/{INDEX}") or b"[]"
         try:
             names = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             names = content
         bad = [name for name in names if not _is_inside(name)] if isinstance(names, list) else [names]
         if bad:

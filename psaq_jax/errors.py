@@ -14,3 +14,8 @@ class TryAgain(InputError):
     """What may work a little later, such as a network disk that fails: the exit code is sysexits.h's "try again"."""
 
     code = 75
+
+
+def one_line(error: BaseException) -> str:
+    """The reason that another library gives, fit for one line of ours."""
+    return " ".join(str(error).split())[:300]

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 import tokenize
 import zipfile
@@ -13,8 +14,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from psaq_jax import buckets, checksums
-from psaq_jax.errors import InputError, TryAgain
+from psaq_jax.errors import InputError, TryAgain, one_line
 
+LARGEST_JSON = 2**24  # bytes
 UNFINISHED = ".unfinished-"  # begins the names of what is not yet in its place
 # What zipfile, and NumPy on the headers inside, raise on damaged bytes.
 DAMAGED_NPZ = (
@@ -82,6 +84,36 @@ def write_bytes(path, content: bytes) -> pathlib.Path:
 
 def write_json(path, value) -> pathlib.Path:
     return write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: pathlib.Path, hint: str) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+      InputError: missing, unreadable or oversized file, or not an object.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or device would block or never end
+            raise OSError("not a regular file")
+        if found.st_size > LARGEST_JSON:
+            raise OSError(f"{found.st_size} bytes, expected at most {LARGEST_JSON}")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {hint}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not readable JSON ({one_line(error)}); {hint}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a {type(value).__name__}, expected a JSON object; {hint}")
+    return value
+
+
+def read_json_if_whole(path: pathlib.Path) -> dict | None:
+    """What `read_json` gives of a file that the caller can make again; None where it is missing or damaged."""
+    try:
+        return read_json(path, "it is made again")
+    except InputError:
+        return None
 
 
 def write_npy(path, array: np.ndarray) -> pathlib.Path:

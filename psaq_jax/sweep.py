@@ -27,7 +27,6 @@ from psaq_jax.config import DISTILL
 from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import Metrics, metrics
-from psaq_jax.models.tensors import read_json_if_whole
 from psaq_jax.progress import Bars
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sweep_config import SweepConfig
@@ -199,7 +198,7 @@ def slug(source: str) -> str:
 
 def _read(path: pathlib.Path, words: dict, figures: Collection[str]) -> dict:
     """What a file holds: these words, at least these figures, and nothing beside them but numbers and null."""
-    found = read_json_if_whole(path)
+    found = files.read_json_if_whole(path)
     whole = found is not None and found.items() >= words.items() and found.keys() >= set(figures)
     if not whole or not all(x is None or type(x) in (int, float) for name, x in found.items() if name not in words):
         raise InputError(f"{path}: is not a cell of this sweep; delete it and start the same command again")

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 from psaq_jax import buckets, distributed, files
 from psaq_jax.errors import InputError
-from psaq_jax.models.tensors import read_json_if_whole
 
 
 @contextlib.contextmanager
@@ -85,7 +84,7 @@ def results_folder(path) -> Iterator[pathlib.Path]:
 def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:
     if not file.exists():
         return
-    before = read_json_if_whole(file)
+    before = files.read_json_if_whole(file)
     if before is None:
         raise InputError(f"{workdir}: config.json is no readable JSON; remove it or choose another --workdir")
     changes = list(_differences("", before, config))

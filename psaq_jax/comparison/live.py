@@ -8,7 +8,6 @@ the same pixels. Files in the job's folder, all of which a restarted job takes u
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 import time
@@ -33,6 +32,7 @@ from psaq_jax.synthesis_job import synthesize_for_job
 BY_RELEASE = "synthesized by the release"
 BY_US = "synthesized by psaq_jax"
 PARITY_IMAGES = 512
+AGAIN = "remove the work folder and start again"
 
 
 def compare_live(
@@ -97,7 +97,7 @@ def _our_synthesis(config, model, workdir, bars, every_seconds):
             "peak_memory_bytes": peak_process_memory(), "device_peak_bytes": on_device,
         }  # fmt: skip
         files.write_json(path, figures)
-    return result.images, held_out, json.loads(path.read_bytes())
+    return result.images, held_out, files.read_json(path, AGAIN)
 
 
 def _their_synthesis(config, release: Release, iterations: int, bars):
@@ -106,7 +106,7 @@ def _their_synthesis(config, release: Release, iterations: int, bars):
     release.job(seed=config.seed, iterations=iterations, groups=config.synthesis.groups, group_size=size)
     if not release.has("generated.npz"):
         release.run("generate", bars("the release synthesizes"))
-    figures = json.loads((release.folder / "generate.json").read_bytes())
+    figures = files.read_json(release.folder / "generate.json", AGAIN)
     seconds = figures.pop("seconds")
     figures |= {
         "iterations": iterations, "seconds": sum(seconds), "seconds_per_iteration": float(np.mean(seconds)),
@@ -135,7 +135,7 @@ def _their_quantization(config, release: Release, sets, pixels: Pixels, bars) ->
     release.job(runs=runs)
     if not (release.has("quantize.json") and all(release.has(f"{run['name']}.npz") for run in runs)):
         release.run("quantize", bars("the release quantizes"))
-    return json.loads((release.folder / "quantize.json").read_bytes())
+    return files.read_json(release.folder / "quantize.json", AGAIN)
 
 
 def slug(name: str) -> str:

@@ -97,7 +97,7 @@ def _images(directory: pathlib.Path) -> list[str]:
 def _class_names(path: str) -> list[tuple[str, str]]:
     """[(folder name, class name)] in the order of the labels."""
     try:
-        content = json.loads(pathlib.Path(path).read_text())
+        content = json.loads(pathlib.Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); give a list of folder names") from None
     try:

@@ -10,7 +10,6 @@ from psaq_jax.config import DISTILL, JobConfig
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import DistillationResult, distill
 from psaq_jax.models.model import Model
-from psaq_jax.models.tensors import read_json_if_whole
 from psaq_jax.pipeline import quantized_models, run_name
 from psaq_jax.progress import Bars, Progress
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
@@ -34,7 +33,7 @@ def students(
         yield run, start
         run = run | {"recipe": DISTILL}
         saved, folder = workdir / "quantized" / run_name(run), bits_folder(workdir, run["bits"])
-        if is_artefact(saved) and read_json_if_whole(folder / SUMMARY):
+        if is_artefact(saved) and files.read_json_if_whole(folder / SUMMARY):
             yield run, load_quantized(saved)
         else:
             bar = bars(f"distill {run['bits']}")
@@ -74,7 +73,7 @@ def distill_in_folder(
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:
     """{bits: what its distillation left in summary.json}, once `students` has given all."""
-    return {bits: read_json_if_whole(bits_folder(workdir, bits) / SUMMARY) for bits in config.quantization.bits}
+    return {bits: files.read_json_if_whole(bits_folder(workdir, bits) / SUMMARY) for bits in config.quantization.bits}
 
 
 def _summary(result: DistillationResult) -> dict:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.models import names
 from psaq_jax.models.architecture import Architecture
@@ -22,7 +23,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.models.positions import interpolate
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.sources import find_checkpoint
-from psaq_jax.models.tensors import TensorReader, read_json, tensor_files
+from psaq_jax.models.tensors import TensorReader, tensor_files
 
 LOG = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def load_model(
     """
     source = str(source)
     directory = find_checkpoint(source, revision)
-    config = read_json(
+    config = files.read_json(
         directory / "config.json", "a checkpoint's directory holds config.json and model.safetensors"
     )
     if "quantization_config" in config:
@@ -85,7 +86,7 @@ def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessi
         make = functools.partial(Preprocessing.from_timm, cfg)
     else:
         path = directory / "preprocessor_config.json"
-        preprocessor = read_json(path, "it holds the preprocessing") if path.exists() else None
+        preprocessor = files.read_json(path, "it holds the preprocessing") if path.exists() else None
         make = functools.partial(Preprocessing.from_huggingface, config, preprocessor)
     try:
         found = make()

@@ -1,53 +1,17 @@
 """Named tensors of a checkpoint's safetensors files: found, listed and read. Nothing is ever unpickled."""
 
-import json
 import pathlib
 import re
-import stat
 
 import numpy as np
 import safetensors
 
-from psaq_jax.errors import InputError
+from psaq_jax import files
+from psaq_jax.errors import InputError, one_line
 from psaq_jax.models.sources import INDEX, WEIGHTS
 
 OTHERS = {".bin", ".pth", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".safetensors"}
-LARGEST_JSON = 2**24  # bytes
 FLOATS = ("F16", "BF16", "F32", "F64")
-
-
-def read_json(path: pathlib.Path, hint: str) -> dict:
-    """Reads a JSON object.
-
-    Raises:
-      InputError: missing, unreadable or oversized file, or not an object.
-    """
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe or device would block or never end
-            raise OSError("not a regular file")
-        if found.st_size > LARGEST_JSON:
-            raise OSError(f"{found.st_size} bytes, expected at most {LARGEST_JSON}")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not readable JSON ({one_line(error)}); {hint}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}, expected a JSON object; {hint}")
-    return value
-
-
-def read_json_if_whole(path: pathlib.Path) -> dict | None:
-    """What `read_json` gives of a file that the caller can make again; None where it is missing or damaged."""
-    try:
-        return read_json(path, "it is made again")
-    except InputError:
-        return None
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -75,7 +39,7 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-    weight_map = read_json(index, "expected a map of tensor names to shards").get("weight_map")
+    weight_map = files.read_json(index, "expected a map of tensor names to shards").get("weight_map")
     if (
         not isinstance(weight_map, dict)
         or not weight_map

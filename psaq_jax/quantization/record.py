@@ -16,10 +16,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.models.fields import DEEPEST, LARGEST_WINDOW, MOST_STAGES
 from psaq_jax.models.layers import ACTIVATIONS
-from psaq_jax.models.loading import abstract_params, read_json
+from psaq_jax.models.loading import abstract_params
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import packing
@@ -84,7 +85,7 @@ def refuse_for(path: pathlib.Path) -> Refuse:
 
 
 def read_artefact_json(path: pathlib.Path) -> dict:
-    return read_json(path, "expected what save_quantized wrote")
+    return files.read_json(path, "expected what save_quantized wrote")
 
 
 def decoded(kind, value, where: str, refuse: Refuse):

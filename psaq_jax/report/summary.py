@@ -90,9 +90,9 @@ def _meaning(found) -> list[str]:
             "paper, so this shows that the job works without data, not what synthesized images are worth"
         ]
     collapse = f"noise loses up to {max(excess):.1f} points {than}, as in the paper"
-    collapsed = [(s, noise) for (s, noise, _), points in zip(triples, excess, strict=True) if points >= COLLAPSE]
-    chance = any(_may_be_chance(*pair) for pair in collapsed)
-    gains = sorted(s.mean - noise.mean for s, noise in collapsed)
+    collapsed = [(s, noise, lost) for (s, noise, _), lost in zip(triples, excess, strict=True) if lost >= COLLAPSE]
+    chance = any(_may_be_chance(s, noise) for s, noise, _ in collapsed)
+    gains = sorted(min(s.mean - noise.mean, lost) for s, noise, lost in collapsed)
     if chance or gains[0] <= 0:
         beyond = " by more than the spread of seeds" if chance else ""
         return [f"{collapse}, and synthesized images do not everywhere do better{beyond}"]

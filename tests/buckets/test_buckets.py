@@ -111,7 +111,9 @@ def test_what_an_index_names_outside_the_folder_is_not_removed(url, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "content", [b"word" * 100, b'{"a": 1}', b'"a"', b"\xff"], ids=["text", "dict", "string", "byte"]
+    "content",
+    [b"word" * 100, b'{"a": 1}', b'"a"', b"\xff", b"[" * 100_000],
+    ids=["text", "dict", "string", "byte", "deep"],
 )
 def test_an_index_that_is_no_list_is_refused(url, content):
     fs, root = buckets.open_bucket(url)

@@ -103,6 +103,7 @@ def test_settings_keep_order_and_gather_seeds():
             ["68.00 points above noise", "noise loses up to 69.5 points more than real images do", "win back 68.0"],
             ["collapse as"],
         ),
+        ({"noise": 20.0, "synthesized": 91.0}, ["71.00 points above noise", "win back 69.5"], ["win back 71"]),
         (
             {"noise": 20.0, "synthesized": 15.0},
             ["5.00 points below", "do not everywhere do better"],
@@ -125,8 +126,8 @@ def test_settings_keep_order_and_gather_seeds():
         ),
     ],
     ids=[
-        "below", "above", "level", "collapse-recovered", "collapse-not-recovered", "few-bits-cost-as-much",
-        "no-real-images", "within-the-spread",
+        "below", "above", "level", "collapse-recovered", "more-than-recovered", "collapse-not-recovered",
+        "few-bits-cost-as-much", "no-real-images", "within-the-spread",
     ],
 )
 def test_sentence_follows_the_numbers(levels, said, not_said):

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from tqdm import tqdm
 
 from psaq_jax import config, distributed
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, one_line
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
@@ -97,6 +97,11 @@ def _one_line(main, several: bool):
         _fail(error)
     except KeyboardInterrupt:
         _end("stopped by Ctrl-C", 128 + signal.SIGINT)
+    except RuntimeError as error:
+        if not str(error).startswith("Unable to initialize backend"):
+            raise
+        found = f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}"
+        _fail(InputError(f"{found}: {one_line(error)}; correct it or leave it out"))
     except BrokenPipeError:  # nobody reads what is printed, as behind `| head`
         _drop_output()
         _end("stopped: nobody reads the output any more", 128 + signal.SIGPIPE)

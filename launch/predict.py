@@ -47,8 +47,8 @@ def predict(config, model, dataset, workdir):
         top5 = [{"label": model.labels[i], "probability": round(float(row[i]), 6)} for i in best]
         lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False))
     print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
-    text = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")  # as JSON escapes surrogates
-    print(f"  labels: {files.write_bytes(workdir / 'predictions.jsonl', text)}")
+    text = "".join(f"{line}\n" for line in lines)
+    print(f"  labels: {files.write_text(workdir / 'predictions.jsonl', text)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import pathlib
 import shlex
+import shutil
 import sys
 
 from absl import flags
@@ -18,7 +19,7 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import distributed, files, machine, pipeline, report
-from psaq_jax.quantization.artefact import is_artefact
+from psaq_jax.quantization.artefact import is_whole_artefact
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
 from psaq_jax.synthesis_job import synthesize_for_job
@@ -79,10 +80,13 @@ def quantize(config, model, dataset, workdir):
 def finished_runs(workdir) -> dict[str, dict]:
     """{name: figures} of the runs whose models process 0 has saved: a job that was killed goes on behind them.
 
-    Those whose file is damaged are left out, and so made again.
+    Those of which a file is damaged are left out, and so made again.
     """
+    models = workdir / "quantized"
     saved = {path.stem: files.read_json_if_whole(path) for path in sorted((workdir / "runs").glob("*.json"))}
-    whole = {name: x for name, x in saved.items() if x is not None and is_artefact(workdir / "quantized" / name)}
+    whole = {name: x for name, x in saved.items() if x is not None and is_whole_artefact(models / name)}
+    for name in saved.keys() - whole.keys():
+        shutil.rmtree(models / name, ignore_errors=True)
     return json.loads(distributed.gather_texts([json.dumps(whole)])[0])
 
 
@@ -100,7 +104,7 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
         sizes=pipeline.stored_sizes(model, models, results) if first else None, coverage=report.coverage_rows(plan(q)),
         seconds=results["seconds"], peak_memory_bytes=results["peak_memory_bytes"],
     )  # fmt: skip
-    return files.write_bytes(workdir / "report.html", page.encode())
+    return files.write_text(workdir / "report.html", page)
 
 
 if __name__ == "__main__":

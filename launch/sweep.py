@@ -49,7 +49,7 @@ def write_page(workdir, config, result) -> pathlib.Path:
         config=dataclasses.asdict(config),
         command=f"python -m launch.sweep {shlex.join(sys.argv[1:])}",
     )  # fmt: skip
-    return files.write_bytes(workdir / sweep.slug(result["model"]) / "report.html", page.encode())
+    return files.write_text(workdir / sweep.slug(result["model"]) / "report.html", page)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class QuantizationConfig:
     def __post_init__(self):
         bits = (self.bits,) if isinstance(self.bits, str) else tuple(self.bits)
         bits = tuple(f"{b}a8" if re.fullmatch(r"auto:[\d.]+", str(b)) else b for b in bits)
-        object.__setattr__(self, "bits", bits)
+        object.__setattr__(self, "bits", tuple(dict.fromkeys(bits)))
         if not bits:
             raise InputError("quantization.bits is empty, expected settings such as ('w8a8', 'w4a8')")
         for setting in bits:
@@ -53,7 +53,7 @@ class QuantizationConfig:
 
     @property
     def recipes(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.recipe.split(","))
+        return tuple(dict.fromkeys(name.strip() for name in self.recipe.split(",")))
 
     def check_recipe(self, name: str) -> None:
         """Raises InputError for a recipe that the job does not know."""
@@ -97,7 +97,7 @@ class JobConfig:
 
     def __post_init__(self):
         wanted = (self.calibration,) if isinstance(self.calibration, str) else tuple(self.calibration)
-        object.__setattr__(self, "calibration", wanted)
+        object.__setattr__(self, "calibration", tuple(dict.fromkeys(wanted)))
         for name in wanted:
             check_choice("calibration", name, CALIBRATIONS)
         if not wanted:

@@ -82,8 +82,29 @@ def write_bytes(path, content: bytes) -> pathlib.Path:
     return write(path, lambda temporary: temporary.write_bytes(content))
 
 
+def write_text(path, text: str) -> pathlib.Path:
+    return write_bytes(path, encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8; what it has no code for, as labels and files' names may hold, as JSON escapes it."""
+    return text.encode(errors="backslashreplace")
+
+
 def write_json(path, value) -> pathlib.Path:
-    return write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def check_regular(path: pathlib.Path) -> os.stat_result:
+    """Of a file that is about to be read: a pipe or a device would block or never end.
+
+    Raises:
+      OSError: missing, or no regular file.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("not a regular file")
+    return found
 
 
 def read_json(path: pathlib.Path, hint: str) -> dict:
@@ -93,11 +114,9 @@ def read_json(path: pathlib.Path, hint: str) -> dict:
       InputError: missing, unreadable or oversized file, or not an object.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe or device would block or never end
-            raise OSError("not a regular file")
-        if found.st_size > LARGEST_JSON:
-            raise OSError(f"{found.st_size} bytes, expected at most {LARGEST_JSON}")
+        size = check_regular(path).st_size
+        if size > LARGEST_JSON:
+            raise OSError(f"{size} bytes, expected at most {LARGEST_JSON}")
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {hint}") from None

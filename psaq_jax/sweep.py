@@ -60,6 +60,8 @@ def run_sweep(
     dataset = pipeline.load_data(config)  # nothing is written where it cannot be opened
     if dataset is not None:
         settings["data_contents"] = dataset.identity()
+    for source in config.models[1:]:  # nor, hours later, where a further model cannot be loaded
+        pipeline.open_data(config, pipeline.load_float(config, source))
     with open_workdir(workdir, settings):
         for source in config.models:
             results.append({"model": source, "float": None, "runs": []})

@@ -60,8 +60,8 @@ def write(workdir: pathlib.Path, results: list[dict]) -> dict[str, pathlib.Path]
     """Writes runs.json (every run, by model), sweep.csv and sweep.md; returns {what it is: path}."""
     return {
         "runs": files.write_json(workdir / "runs.json", results),
-        "table": files.write_bytes(workdir / "sweep.csv", as_csv(results).encode()),
-        "Markdown": files.write_bytes(workdir / "sweep.md", (markdown(results) + "\n").encode()),
+        "table": files.write_text(workdir / "sweep.csv", as_csv(results)),
+        "Markdown": files.write_text(workdir / "sweep.md", markdown(results) + "\n"),
     }
 
 

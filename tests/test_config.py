@@ -152,3 +152,9 @@ def test_bits_are_read(setting, bits):
 def test_mixed_precision_without_activation_bits_means_eight():
     assert config.QuantizationConfig(bits=("auto:4.5", "w4a8")).bits == ("auto:4.5a8", "w4a8")
     assert config.QuantizationConfig(bits="auto:4").bits == ("auto:4a8",)
+
+
+def test_what_is_given_twice_counts_once():
+    quantization = config.QuantizationConfig(bits=("w4a8", "w8a8", "w4a8"), recipe="paper,default, paper")
+    assert quantization.bits == ("w4a8", "w8a8") and quantization.recipes == ("paper", "default")
+    assert config.JobConfig(model="a", calibration=("noise", "noise")).calibration == ("noise",)

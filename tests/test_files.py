@@ -65,3 +65,8 @@ def test_nan_is_not_json(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_text_that_utf_8_has_no_code_for_is_written_escaped(tmp_path):
+    """As the name of a file that is no UTF-8, or a label."""
+    assert files.write_text(tmp_path / "x.txt", "é\udce9\n").read_bytes() == "é\\udce9\n".encode()

@@ -58,13 +58,18 @@ def test_the_main_job_runs_at_another_image_size(tmp_path, data):
 
 
 def test_a_killed_main_job_goes_on_behind_the_models_it_has_saved(finished, data, tmp_path):
-    """As if killed after the first of six: that one stays, the others come again, and all figures are the same."""
+    """As if killed after the third of six, two of which were damaged since: the sound one stays, the others come again,
+    and all figures are the same.
+    """
     workdir, done = finished
     shutil.copytree(workdir, tmp_path / "run")
     first, *others = [path.stem for path in (tmp_path / "run" / "runs").iterdir()]
-    for name in others:
-        (tmp_path / "run" / "runs" / f"{name}.json").unlink()
-        shutil.rmtree(tmp_path / "run" / "quantized" / name)
+    truncated, emptied, *missing = (tmp_path / "run" / "quantized" / name for name in others)
+    (truncated / "model.safetensors").write_bytes((truncated / "model.safetensors").read_bytes()[:-1])
+    (emptied / "config.json").write_text("{}")
+    for folder in missing:
+        (tmp_path / "run" / "runs" / f"{folder.name}.json").unlink()
+        shutil.rmtree(folder)
     (tmp_path / "run" / "results.json").unlink()
     kept = (tmp_path / "run" / "quantized" / first / "model.safetensors").stat().st_mtime_ns
     given = (f"--config.model={TINY}", f"--config.data=npz:{data}", "--config.quantization.recipe=paper")
@@ -83,7 +88,7 @@ def test_runs_whose_figures_are_damaged_are_made_again(tmp_path):
     (tmp_path / "runs").mkdir()
     for i, content in enumerate((b'{"top1": 1.0}', b"", b"\xff", b'{"top1": 1', b"[1]")):
         (tmp_path / "runs" / f"run{i}.json").write_bytes(content)
-    script = "import pathlib, sys; from launch import quantize; quantize.is_artefact = lambda folder: True; "
+    script = "import pathlib, sys; from launch import quantize; quantize.is_whole_artefact = lambda folder: True; "
     script += "print(quantize.finished_runs(pathlib.Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", script, tmp_path], timeout=600, **jobs.settings())
     assert done.stdout == "{'run0': {'top1': 1.0}}\n", done.stderr
@@ -205,6 +210,15 @@ def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
     done = launch("quantize", *arguments)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path):
+    settings = jobs.settings()
+    settings["env"]["JAX_PLATFORMS"] = "nonsense"
+    command = (sys.executable, "-m", "launch.quantize", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}")
+    done = subprocess.run(command, timeout=600, **settings)
+    assert done.returncode == 2 and "error: JAX_PLATFORMS is 'nonsense': Unable" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -112,6 +112,12 @@ def test_data_that_is_not_there_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_further_model_that_is_not_there_is_named_before_the_first_is_quantized(data, tmp_path):
+    with pytest.raises(InputError, match="typo"):
+        run_sweep(config(data, models=(str(TINY), str(tmp_path / "typo"))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_data_is_needed(tmp_path):
     (results,) = run_sweep(config("", seeds=(3,), calibration=("synthesized", "noise", "real")), tmp_path)
     assert results["float"] is None and {r["calibration"] for r in results["runs"]} == {"synthesized", "noise"}

@@ -50,7 +50,7 @@ def compare_with_release(
         shown = {name: str(path.relative_to(workdir)) for name, path in pictures.items()}
         facts = _facts(config, model, machine, versions, identity["baseline_source"], command)
         text = page.markdown(found, facts, shown)
-        return page.console(found), files.write_bytes(workdir / "comparison.md", text.encode())
+        return page.console(found), files.write_text(workdir / "comparison.md", text)
 
 
 def _facts(config, model, machine, versions, source, command) -> dict[str, str]:

@@ -45,7 +45,11 @@ def load_dataset(
             f"class_index, labels_file: found with {spec!r}, expected with folder:DIR only; leave them out"
         )
     options = (class_index, labels_file) if kind == "folder" else ()
-    source, train = _OPENERS[kind](rest, *options)
+    try:
+        source, train = _OPENERS[kind](rest, *options)
+    except OSError as error:
+        where = error.filename or rest
+        raise InputError(f"{str(where)[:300]}: cannot be read ({error.strerror or error}); correct the path") from None
     return Dataset(source, None if train is None else Dataset(train, errors=errors), errors)
 
 

@@ -5,7 +5,8 @@ import pathlib
 
 from PIL import Image
 
-from psaq_jax.errors import InputError
+from psaq_jax import files
+from psaq_jax.errors import InputError, one_line
 from psaq_jax.models.images import to_rgb
 
 
@@ -16,11 +17,12 @@ def decode(encoded: bytes | pathlib.Path) -> Image.Image:
       InputError: not an image, damaged, cut short, or too large.
     """
     try:
+        if isinstance(encoded, pathlib.Path):
+            files.check_regular(encoded)
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             image.load()
             return to_rgb(image)
     except InputError:
         raise
     except Exception as error:  # Pillow's readers raise whatever they run into, from OSError to TypeError
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot be decoded ({reason}); replace or remove the image") from None
+        raise InputError(f"cannot be decoded ({one_line(error)}); replace or remove the image") from None

@@ -89,9 +89,22 @@ def folder_source(directory, class_index: str | None = None, labels_file: str | 
 
 def _images(directory: pathlib.Path) -> list[str]:
     found = []
-    for root, _, names in sorted(os.walk(directory, followlinks=True)):
-        found += [os.path.join(root, name) for name in sorted(names) if name.lower().endswith(SUFFIXES)]
-    return found
+    for root, folders, names in os.walk(directory, onerror=_refuse, followlinks=True):
+        folders[:] = [folder for folder in folders if not _leads_back(os.path.join(root, folder))]
+        found.append((root, [os.path.join(root, name) for name in sorted(names) if name.lower().endswith(SUFFIXES)]))
+    return [path for _, paths in sorted(found) for path in paths]
+
+
+def _refuse(error: OSError):
+    raise error
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether it is a link to a folder that it lies in, which would go on for ever."""
+    if not os.path.islink(folder):
+        return False
+    target = os.path.realpath(folder)
+    return os.path.commonpath([target, os.path.realpath(os.path.dirname(folder))]) == target
 
 
 def _class_names(path: str) -> list[tuple[str, str]]:
@@ -106,11 +119,7 @@ def _class_names(path: str) -> list[tuple[str, str]]:
         names = [(entry, entry) if isinstance(entry, str) else (entry[0], entry[1]) for entry in content]
     except (KeyError, TypeError, IndexError):
         names = []
-    if (
-        not names
-        or len(dict(names)) != len(names)
-        or not all(isinstance(n, str) for pair in names for n in pair)
-    ):
+    if not (names and all(isinstance(n, str) for pair in names for n in pair) and len(dict(names)) == len(names)):
         raise InputError(
             f"{path}: found another structure, expected a JSON list of different folder names, or "
             '{"0": ["n01440764", "tench"], ...} numbered without gaps; correct it'
@@ -120,9 +129,10 @@ def _class_names(path: str) -> list[tuple[str, str]]:
 
 def _flat(directory: pathlib.Path, labels_file: str, class_names) -> FolderSource:
     try:
-        lines = [line.rsplit(maxsplit=1) for line in pathlib.Path(labels_file).read_text().splitlines() if line.strip()]
+        text = pathlib.Path(labels_file).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{labels_file}: cannot be read ({error}); give a text file of labels") from None
+    lines = [line.rsplit(maxsplit=1) for line in text.splitlines() if line.strip()]
     images = _images(directory)
     if len(lines) != len(images) or not lines:
         raise InputError(

@@ -7,7 +7,7 @@ import numpy as np
 
 from psaq_jax import checksums, files
 from psaq_jax.data.pipeline import UNLABELLED
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, one_line
 
 
 class ArraySource:
@@ -72,6 +72,7 @@ class NpzSource(ArraySource):
     def __init__(self, path):
         path = pathlib.Path(path)
         try:
+            files.check_regular(path)
             with zipfile.ZipFile(path) as archive:
                 self._stamps = [(info.filename, info.CRC, info.file_size) for info in archive.infolist()]
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -87,9 +88,8 @@ class NpzSource(ArraySource):
         except InputError:
             raise
         except files.DAMAGED_NPZ as error:
-            reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"{path}: cannot be read ({reason}), expected an npz file without pickled objects; "
+                f"{path}: cannot be read ({one_line(error)}), expected an npz file without pickled objects; "
                 "save it with numpy.savez"
             ) from None
         super().__init__(images, labels, str(path))

@@ -83,8 +83,9 @@ class Dataset:
 
     def names(self) -> list[str]:
         """What to call each image that `batches` counted, in order: those skipped so far are left out."""
-        names = map(self.source.describe, range(len(self)))
-        return [n for n in names if not any(message.startswith(f"{n}: ") for message in self.skipped)]
+        names = list(map(self.source.describe, range(len(self))))
+        skipped = {max((n for n in names if m.startswith(f"{n}: ")), key=len, default=None) for m in self.skipped}
+        return [n for n in names if n not in skipped]
 
     def batches(self, preprocess: Preprocessing, batch_size: int, workers: int = 0) -> Iterator[Batch]:
         """Every image exactly once, in order; the last batch padded with zeros. Memory: a few batches.

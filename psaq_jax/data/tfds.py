@@ -6,7 +6,8 @@ import pathlib
 import re
 
 from psaq_jax.data.decoding import decode
-from psaq_jax.errors import InputError
+from psaq_jax.data.pipeline import UNLABELLED
+from psaq_jax.errors import InputError, one_line
 
 BLOCK = 2**16  # bytes; array_record fills its files up to a multiple
 
@@ -36,11 +37,13 @@ class TfdsSource:
     def __getitem__(self, index):
         try:
             record = self.records[index]
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
-            raise InputError(f"the record cannot be read ({error}); prepare the data set again") from None
-        if not record[self.image_key]:  # what a damaged array_record gives instead of an error
+            image = record[self.image_key]
+            label = int(record[self.label_key]) if image else UNLABELLED
+        except Exception as error:  # array_record, protobuf and TFDS raise what they run into
+            raise InputError(f"the record cannot be read ({one_line(error)}); prepare the data set again") from None
+        if not image:  # what a damaged array_record gives instead of an error
             raise InputError("the record is empty; prepare the data set again")
-        return decode(record[self.image_key]), int(record[self.label_key])
+        return decode(image), label
 
     def describe(self, index):
         return f"{self.directory}, split {self.split}, record {index}"
@@ -54,7 +57,7 @@ class TfdsSource:
 
 def _stamp(path) -> tuple:
     """A shard's name, size and the SHA-256 of its last blocks, where the places of its records are: sizes alone go by
-    whole blocks. Its name alone where it is missing: a split that nobody reads need not be here.
+    whole blocks. Its name alone where it cannot be read: a split that nobody reads need not be here.
     """
     name = os.path.basename(path)
     try:
@@ -62,7 +65,7 @@ def _stamp(path) -> tuple:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 2 * BLOCK, 0))
             return name, size, hashlib.sha256(file.read()).hexdigest()
-    except FileNotFoundError:
+    except OSError:
         return (name,)
 
 
@@ -121,7 +124,7 @@ def _builder(directory: str):
         builder = tfds.builder_from_directory(directory)
     except (FileNotFoundError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise InputError(
-            f"{directory}: cannot be read ({_one_line(error)}); prepare the data set again"
+            f"{directory}: cannot be read ({one_line(error)}); prepare the data set again"
         ) from None
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
@@ -137,11 +140,13 @@ def _open(builder, split: str, image_key: str):
     import tensorflow_datasets as tfds
 
     try:
-        return builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        len(records)  # a slice that ends before it begins
+        return records
     except (ValueError, KeyError, AssertionError, FileNotFoundError, NotImplementedError) as error:
         splits = ", ".join(builder.info.splits) or "none"
         raise InputError(
-            f"{builder.data_dir}: cannot open split {split!r} ({_one_line(error)}); it has: {splits}"
+            f"{builder.data_dir}: cannot open split {split!r} ({one_line(error)}); it has: {splits}"
         ) from None
 
 
@@ -160,7 +165,3 @@ def _classification_keys(features, directory) -> tuple[str, str, tuple[str, ...]
             "ClassLabel; choose a classification data set"
         )
     return image, label, tuple(features[label].names)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

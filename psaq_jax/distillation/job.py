@@ -1,6 +1,7 @@
 """The job of `launch.distill` between synthesis and evaluation: at each pair of bit-widths a start and a student."""
 
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,7 @@ from psaq_jax.distillation.driver import DistillationResult, distill
 from psaq_jax.models.model import Model
 from psaq_jax.pipeline import quantized_models, run_name
 from psaq_jax.progress import Bars, Progress
-from psaq_jax.quantization.artefact import is_artefact, load_quantized
+from psaq_jax.quantization.artefact import is_whole_artefact, load_quantized
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
 from psaq_jax.synthesis.checkpointing import open_checkpoints
@@ -33,9 +34,10 @@ def students(
         yield run, start
         run = run | {"recipe": DISTILL}
         saved, folder = workdir / "quantized" / run_name(run), bits_folder(workdir, run["bits"])
-        if is_artefact(saved) and files.read_json_if_whole(folder / SUMMARY):
+        if is_whole_artefact(saved) and files.read_json_if_whole(folder / SUMMARY):
             yield run, load_quantized(saved)
         else:
+            shutil.rmtree(saved, ignore_errors=True)
             bar = bars(f"distill {run['bits']}")
             yield run, distill_for_job(config, model, start, images, folder, bar, every_seconds)
 

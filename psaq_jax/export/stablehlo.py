@@ -48,6 +48,8 @@ def export_stablehlo(
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
         raise InputError(f"platforms is {platforms!r}, expected some of {PLATFORMS}")
     path = pathlib.Path(directory) / FILE
+    if weights == "beside":
+        _check_replaceable(path.with_name(WEIGHTS))
     tensors = stored_arrays(model) if weights == "beside" else {}
     content = stablehlo_bytes(model, weights, platforms)
     arguments = (tensors,) if tensors else ()
@@ -58,6 +60,13 @@ def export_stablehlo(
         written.insert(0, files.write_bytes(path.with_name(WEIGHTS), safetensors.numpy.save(tensors)))
     more = {"format": "stablehlo", "platforms": list(platforms), "weights": weights}
     return [*written, checking.write_description(path.with_name(DESCRIPTION), model, written, checked, **more)]
+
+
+def _check_replaceable(weights: pathlib.Path) -> None:
+    """Checkpoints and artefacts call their weights by the same name."""
+    ours = (files.read_json_if_whole(weights.with_name(DESCRIPTION)) or {}).get("files") or ()
+    if weights.exists() and weights.name not in ours:
+        raise InputError(f"{weights}: is there and was not exported, it may be a model's; choose another folder")
 
 
 def stablehlo_bytes(model, weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS) -> bytes:

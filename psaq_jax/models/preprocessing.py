@@ -14,6 +14,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.models import images as pictures
 from psaq_jax.models import preprocessing_configs as configs
 
+MOST_PIXELS = 2**26  # of a resized image: a strip of 60,000x1 would become 60,000 times the crop
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "lanczos": Image.Resampling.LANCZOS,
@@ -154,6 +155,11 @@ class Preprocessing:
             if isinstance(image, np.ndarray):
                 image = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
             height, width = self._resized(*size)
+            if height * width > MOST_PIXELS:
+                raise InputError(
+                    f"image: found {size[0]}x{size[1]} pixels, which resizing makes {height}x{width}, expected at most "
+                    f"{MOST_PIXELS} pixels; crop or remove it"
+                )
             image = image.resize((width, height), FILTERS[self.interpolation])
         array = np.asarray(image)
         array = array[..., None] if array.ndim == 2 else array

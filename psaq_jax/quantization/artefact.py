@@ -149,6 +149,15 @@ def is_artefact(directory: str | os.PathLike) -> bool:
         return False
 
 
+def is_whole_artefact(directory: str | os.PathLike) -> bool:
+    """Whether `load_quantized` takes it."""
+    try:
+        load_quantized(directory)
+    except InputError:
+        return False
+    return True
+
+
 def _weight_bits(record: Record, parameters: Mapping, refuse: Refuse) -> int | float:
     """The model's bits, or its kernels' average; the kernels' own must be what they say."""
     if record.weight_bits is None:

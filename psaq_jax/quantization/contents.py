@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 import psaq_jax
+from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.models.loading import find_checkpoint, tensor_files
 from psaq_jax.quantization import packing
@@ -67,7 +68,7 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
         WEIGHTS: weights,
         CONFIG: _json(config | {"quantization_config": fields | {HASH: record_hash(fields, preprocessing)}}),
         PREPROCESSOR: _json(preprocessing),
-        CARD: model_card(q, record, figures).encode(),
+        CARD: files.encoded(model_card(q, record, figures)),
     }
 
 

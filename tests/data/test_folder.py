@@ -1,6 +1,8 @@
 """Folders of image files: order, class numbers, labels files, broken files."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -43,6 +45,31 @@ def test_order_and_labels_are_those_of_torchvision(tree):
     assert dataset.train is None and dataset.labelled
 
 
+def test_links_are_followed_but_not_in_circles(tree, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    save(elsewhere / "y.png", 6)
+    (tree / "emu" / "more").symlink_to(elsewhere)
+    (tree / "cat" / "again").symlink_to(tree / "cat")
+    (tree / "dog" / "all").symlink_to(tree)
+    (tree / "dog" / "nowhere").symlink_to(tree / "nowhere")
+    assert read(load_dataset(f"folder:{tree}")) == ([0, 1, 2, 3, 5, 4, 6], [0, 0, 1, 1, 2, 2, 2])
+
+
+def test_what_the_system_refuses_is_named(tree, monkeypatch):
+    with pytest.raises(InputError, match="x: cannot be read .File name too long"):
+        load_dataset(f"folder:{'x' * 5000}")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the superuser may read every folder
+    with pytest.raises(InputError, match="dog: cannot be read .Permission denied"):
+        load_dataset(f"folder:{tree}")
+
+
 @pytest.mark.parametrize(
     "content, names",
     {
@@ -70,6 +97,8 @@ def test_class_index_gives_the_numbers(tree, tmp_path_factory, content, names):
         "twice": ('["emu", "emu"]', "different folder names"),
         "numbers": ("[1, 2]", "JSON list"),
         "empty": ("[]", "JSON list"),
+        "lists": ('[[["emu"], "Emu"]]', "JSON list"),
+        "objects": ('[[{}, "Emu"]]', "JSON list"),
         "deep": ("[" * 100_000, "cannot be read as JSON"),
     }.values(),
 )
@@ -150,7 +179,7 @@ def test_a_folder_of_splits_is_evaluated_on_val_and_calibrated_on_train(tmp_path
         load_dataset(f"folder:{tmp_path}")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "palette cut", "tiff"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "palette cut", "tiff", "pipe"])
 def test_a_broken_image_stops_or_is_skipped(tree, damage):
     path = tree / "dog" / "b.png"
     content = path.read_bytes()
@@ -161,6 +190,9 @@ def test_a_broken_image_stops_or_is_skipped(tree, damage):
     elif damage == "tiff":  # the places of its strips become a text
         Image.new("RGB", (8, 8)).save(path, "tiff")
         path.write_bytes(path.read_bytes().replace(b"\x11\x01\x04\x00", b"\x11\x01\x02\x00"))
+    elif damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
     else:
         path.write_bytes({"truncated": content[: len(content) // 2], "text": b"<html>", "empty": b""}[damage])
     with pytest.raises(InputError, match=r"b\.png: cannot be decoded") as error:

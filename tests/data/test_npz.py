@@ -1,5 +1,7 @@
 """npz files and arrays in memory."""
 
+import functools
+import os
 import pickle
 import zipfile
 
@@ -77,7 +79,7 @@ def test_pickled_objects_are_never_loaded(tmp_path, member):
         load_dataset(f"npz:{tmp_path / 'x.npz'}")
 
 
-@pytest.mark.parametrize("damage", ["absent", "text", "npy", "cut", "folder", "flipped"])
+@pytest.mark.parametrize("damage", ["absent", "text", "npy", "cut", "folder", "pipe", "flipped"])
 def test_unreadable_files(tmp_path, damage):
     path = tmp_path / "x.npz"
     np.savez_compressed(path, images=IMAGES, labels=LABELS)
@@ -88,10 +90,10 @@ def test_unreadable_files(tmp_path, damage):
     elif damage == "npy":
         with path.open("wb") as file:
             np.save(file, IMAGES)
-    elif damage in ("absent", "folder"):
+    elif damage in ("absent", "folder", "pipe"):
         path.unlink()
-        if damage == "folder":
-            path.mkdir()
+        if damage != "absent":
+            (path.mkdir if damage == "folder" else functools.partial(os.mkfifo, path))()
     else:
         path.write_bytes(b"hello" if damage == "text" else content[:300])
     with pytest.raises(InputError, match=r"x\.npz: ") as error:

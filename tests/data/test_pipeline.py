@@ -77,6 +77,16 @@ def test_workers_report_broken_images(tmp_path):
         list(load_dataset(f"folder:{tmp_path}").batches(PREPROCESSING, 2, workers=1))
 
 
+def test_a_skipped_image_whose_name_begins_with_another_name_is_itself(tmp_path):
+    for name in ("x.png", "x.png: y.png"):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / "cat" / name, "png")
+    (tmp_path / "cat" / "x.png: y.png").write_bytes(b"broken")
+    dataset = load_dataset(f"folder:{tmp_path}", errors="skip")
+    list(dataset.batches(PREPROCESSING, 2))
+    assert dataset.names() == [str(tmp_path / "cat" / "x.png")]
+
+
 def test_sample_draws_without_replacement_and_repeats():
     dataset = numbered(30)
     first, again, other = (dataset.sample(PREPROCESSING, 12, seed) for seed in (3, 3, 4))

@@ -160,6 +160,28 @@ def test_damaged_records(data_dir, damage):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("record", [b"\xff" * 20, b"", "no label"], ids=["garbage", "empty", "no label"])
+def test_records_of_another_kind(data_dir, record):
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets import features as kinds
+
+    prepare(data_dir / "toy" / "1.0.0", {"test": [1]})
+    if record == "no label":
+        record = kinds.FeaturesDict({"image": kinds.Image()}).serialize_example({"image": encoded(1, "RGB")})
+    path = data_dir / "toy" / "1.0.0" / "toy-test.array_record-00000-of-00001"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    writer.write(record)
+    writer.close()
+    with pytest.raises(InputError, match=r"record 0: the record (cannot be read|is empty)"):
+        list(load_dataset("tfds:toy:test").batches(PREPROCESSING, 1))
+
+
+def test_a_slice_that_ends_before_it_begins(data_dir):
+    prepare(data_dir / "toy" / "1.0.0", {"test": range(20)})
+    with pytest.raises(InputError, match=r"cannot open split 'test\[10:5\]'"):
+        load_dataset("tfds:toy:test[10:5]")
+
+
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(InputError, match=r'pip install "psaq_jax\[data\]"'):

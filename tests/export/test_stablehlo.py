@@ -108,6 +108,19 @@ def test_what_is_off_is_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_beside_replace_exported_ones_alone(tmp_path):
+    """A checkpoint's own weights have the same name."""
+    (tmp_path / "model.safetensors").write_text("a checkpoint's")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"model\.safetensors: is there and was not exported"):
+            export_stablehlo(random_model(), tmp_path, "beside")
+        assert (tmp_path / "model.safetensors").read_text() == "a checkpoint's"
+        export_stablehlo(random_model(), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    export_stablehlo(random_model(), tmp_path, "beside")
+    export_stablehlo(random_model(), tmp_path, "beside")
+
+
 def test_an_unknown_place():
     with pytest.raises(InputError, match="inside, beside"):
         export_stablehlo(random_model(), "unused", "elsewhere")

@@ -161,6 +161,14 @@ def test_without_resizing_the_size_must_fit():
         preprocessing(picture(31, 32))
 
 
+def test_a_strip_is_not_blown_up():
+    """A file of a few hundred bytes would take gigabytes."""
+    cover = Preprocessing((224, 224), (0.0,) * 3, (1.0,) * 3, resize="cover")
+    with pytest.raises(InputError, match="image: found 1x60000 pixels, which resizing makes 224x13440000"):
+        cover([Image.new("L", (60_000, 1))])
+    assert cover([Image.new("L", (100, 1))]).shape == (1, 224, 224, 3)
+
+
 def test_another_image_size_scales_what_is_before_the_crop():
     timm = Preprocessing.from_timm({"input_size": [3, 224, 224], "crop_pct": 0.9}).with_image_size(384, 384)
     assert (timm.image_size, timm.resize_size) == ((384, 384), (426, 426))

@@ -3,6 +3,7 @@
 With several processes, all call these functions alike: each takes its share of the images, all get the whole result.
 """
 
+import collections
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -137,12 +138,19 @@ class _Part:
 
 
 def check_classes(dataset: Dataset, labels: tuple[str, ...]) -> None:
-    """Raises InputError where a class of the data set, by its name a model's label, has another number there."""
-    for number, name in enumerate(dataset.class_names or ()):
-        if name in labels and labels[number : number + 1] != (name,):
+    """Raises InputError where a class of the data set, by its name a model's label, has another number there.
+
+    Capitals don't count. Names that several classes have say nothing: ImageNet has two cranes, and in Keras's list two
+    maillots.
+    """
+    names, known = ([name.strip().casefold() for name in x] for x in (dataset.class_names or (), labels))
+    several = {name for x in (names, known) for name, count in collections.Counter(x).items() if count > 1}
+    numbers = {name: number for number, name in enumerate(known) if name not in several}
+    for number, name in enumerate(names):
+        if numbers.get(name, number) != number:
             raise InputError(
-                f"data set: found class {name!r} as number {number}, the model has it as {labels.index(name)}; "
-                "give a class_index file in the model's order"
+                f"data set: found class {dataset.class_names[number]!r} as number {number}, the model has it as "
+                f"{numbers[name]}; give a class_index file in the model's order"
             )
 
 

@@ -196,8 +196,21 @@ def test_the_same_classes_in_another_order_are_refused():
         evaluate(Linear(2, labels=("dog", "cat")), Dataset(source))
     with pytest.raises(InputError, match="class 'dog' as number 1, the model has it as 2; give a class_index"):
         evaluate(Linear(3, labels=("cat", "cow", "dog")), Dataset(source))  # some of the model's classes
-    for labels in (("cat", "dog"), ("tench", "goldfish"), None):
+    with pytest.raises(InputError, match="class 'cat' as number 0, the model has it as 1; give a class_index"):
+        evaluate(Linear(2, labels=("Dog", "Cat ")), Dataset(source))
+    for labels in (("cat", "dog"), ("tench", "goldfish"), ("Cat", "DOG"), None):
         assert evaluate(Linear(2, labels=labels), Dataset(source)).examples == 2
+
+
+def test_names_of_several_classes_say_nothing():
+    """Keras's class index of ImageNet has maillots at 638 and 639, transformers' labels call the second otherwise."""
+    source = ArraySource(numbered(2), np.array([0, 1]))
+    for names, labels in (
+        (("maillot", "maillot"), ("maillot", "maillot, tank suit")),
+        (("crane", "crane bird"), ("bird", "crane", "crane")),
+    ):
+        source.class_names = names
+        assert evaluate(Linear(len(labels), labels=labels), Dataset(source)).examples == 2
 
 
 def test_bad_arguments():

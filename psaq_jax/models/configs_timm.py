@@ -89,7 +89,7 @@ def _swin(match, config, source, tensor_names):
     if len(heads) != len(depths):
         raise f.error("num_heads", f"{len(depths)} numbers, as many as depths has")
     widths = tuple(f.whole("embed_dim", LARGEST_WIDTH) * 2**i for i in range(len(depths)))
-    original = is_original_swin(tensor_names())
+    original = is_original_swin(tensor_names)
     module = SwinTransformer(
         **_common(f), widths=widths, depths=depths, heads=heads, window=f.pair("window_size", LARGEST_IMAGE),
         hidden=tuple(f.hidden("mlp_ratio", width) for width in widths),
@@ -110,6 +110,7 @@ def is_original_swin(tensor_names: Iterable[str]) -> bool:
     )
 
 
+WRAPPER = "timm_model."  # what transformers' TimmWrapperForImageClassification may put before the names
 _SIDE = r"\d{1,4}"
 FAMILIES: dict[str, Callable] = {
     rf"(vit|deit)_(?P<size>{'|'.join(VIT_SIZES)})(?P<distilled>_distilled)?"
@@ -126,7 +127,10 @@ def read(config: Mapping[str, Any], source: str, tensor_names: Callable[[], Iter
     for pattern, build in FAMILIES.items():
         match = re.fullmatch(pattern, architecture)
         if match:
-            module, table = build(match, config, source, tensor_names)
+            found = list(tensor_names())
+            wrapper = WRAPPER if found and all(name.startswith(WRAPPER) for name in found) else ""
+            module, table = build(match, config, source, [name.removeprefix(wrapper) for name in found])
+            table = {path: tuple(wrapper + name for name in sources) for path, sources in table.items()}
             return Architecture(module, table, "", _labels(config, module.classes, where), False)
     raise InputError(
         f"{where} has architecture = {architecture[:80]!r}; supported are timm's "
@@ -136,9 +140,10 @@ def read(config: Mapping[str, Any], source: str, tensor_names: Callable[[], Iter
 
 
 def _labels(config: Mapping, classes: int, where: str) -> tuple[str, ...]:
-    labels = config.get("label_names")
+    name = "labels" if config.get("label_names") is None else "label_names"  # as timm 0.6 and before called it
+    labels = config.get(name)
     if labels is None:
         return tuple(str(i) for i in range(classes))
     if not isinstance(labels, list) or len(labels) != classes:
-        raise Fields(config, where).error("label_names", f"a list of {classes} names, as many as num_classes")
+        raise Fields(config, where).error(name, f"a list of {classes} names, as many as num_classes")
     return tuple(map(str, labels))

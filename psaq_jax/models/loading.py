@@ -26,6 +26,8 @@ from psaq_jax.models.sources import find_checkpoint
 from psaq_jax.models.tensors import TensorReader, tensor_files
 
 LOG = logging.getLogger(__name__)
+OTHER_PROBLEMS = ("regression", "multi_label_classification")
+USUAL_PIXELS = 16.0  # normalised ones lie within 3
 
 
 def load_model(
@@ -55,6 +57,12 @@ def load_model(
         raise InputError(f"{source}: its weights are quantized; psaq_jax.load_quantized reads what psaq_jax saved")
     architecture = read_architecture(config, source, lambda: TensorReader(tensor_files(directory)).shapes)
     module = architecture.module
+    kind = config.get("problem_type")
+    if module.classes == 1 or kind in OTHER_PROBLEMS:
+        LOG.warning(
+            "%s: has %d classes and problem_type %s; top-1, agreement and probabilities here are those of one class an "
+            "image, the one of the greatest logit", source, module.classes, kind,
+        )  # fmt: skip
     preprocessing = _read_preprocessing(directory, config)
     size = preprocessing.image_size if architecture.resizable else module.image_size
     if image_size is not None:
@@ -94,6 +102,13 @@ def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessi
         raise InputError(f"{path if path.exists() else directory}: {error}") from None
     if not path.exists():
         LOG.warning("%s has no preprocessor_config.json; assumed is what is usual: %s", directory, found)
+    least, greatest = found.lower.min(), found.upper.max()
+    if max(-least, greatest) > USUAL_PIXELS:
+        LOG.warning(
+            "%s: takes pixels from %g to %g; the synthesis starts from noise of standard deviation 1 and will not fill "
+            "that range, and what is calibrated on its images will clip: take mean and std into the patch embedding",
+            path, least, greatest,
+        )  # fmt: skip
     return found
 
 

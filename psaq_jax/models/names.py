@@ -175,24 +175,29 @@ def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
     """Compares {name: shape} of what the model needs with what the checkpoint has.
 
     Raises:
-      InputError: naming every missing, misshapen and unexpected tensor in one line.
+      InputError: naming the missing, misshapen and unexpected tensors in one line, of each kind the first ones.
     """
     problems = []
     missing = [f"{shown(name)} {list(shape)}" for name, shape in expected.items() if name not in found]
     if missing:
-        problems.append(f"missing: {', '.join(missing)}")
+        problems.append(f"missing: {_first(missing)}")
     misshapen = [
         f"{shown(name)} is {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     if misshapen:
-        problems.append(f"wrong shape: {', '.join(misshapen)}")
+        problems.append(f"wrong shape: {_first(misshapen)}")
     unexpected = sorted(shown(name) for name in found if name not in expected and not IGNORED.fullmatch(name))
     if unexpected:
-        problems.append(f"unexpected: {', '.join(unexpected)}")
+        problems.append(f"unexpected: {_first(unexpected)}")
     if problems:
         raise InputError(
             f"{source}: the tensors do not fit its config.json: {'; '.join(problems)}. "
             "Give the config.json of these weights, or save the checkpoint again from its own library."
         )
+
+
+def _first(items: list[str], count: int = 6) -> str:
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + more

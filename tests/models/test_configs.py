@@ -76,7 +76,8 @@ def test_labels():
     assert read_architecture({"architectures": VIT["architectures"], "num_labels": 3}, "DIR").labels[2] == "LABEL_2"
     assert len(read_architecture({"architectures": VIT["architectures"]}, "DIR").labels) == 2
     assert read_architecture(TIMM, "DIR").labels == ("0", "1", "2", "3", "4")
-    assert read_architecture(TIMM | {"label_names": list("abcde")}, "DIR").labels == tuple("abcde")
+    for name in ("label_names", "labels"):  # timm 0.6 and before wrote the second
+        assert read_architecture(TIMM | {name: list("abcde")}, "DIR").labels == tuple("abcde")
     ten = {str(i): f"c{i}" for i in reversed(range(11))}
     assert read_architecture(VIT | {"id2label": ten}, "DIR").labels == tuple(f"c{i}" for i in range(11))
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 import psaq_jax
 from psaq_jax.models.sources import DOWNLOADED, find_checkpoint
 from tests.golden_files import GOLDEN
-from tests.models.checkpoints import BFLOAT16, copied, refused, shard, tensors, write_tensors
+from tests.models.checkpoints import BFLOAT16, copied, edit_config, refused, shard, tensors, write_tensors
 
 HEAD = "classifier.weight"
 
@@ -144,6 +144,34 @@ def test_image_size_interpolates_the_position_embeddings(name):
     assert larger.params["position_embedding"].shape[0] == special + patches
     same = psaq_jax.load_model(directory, image_size=own.image_size)
     assert same_params(own, same)
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "timm_swin"])
+def test_timm_models_in_transformers_wrapper(name, tmp_path):
+    """Its weights may be called timm_model.NAME."""
+    directory = copied(name, tmp_path)
+    plain = psaq_jax.load_model(directory)
+    write_tensors(directory, {f"timm_model.{tensor}": value for tensor, value in tensors(directory).items()})
+    assert same_params(psaq_jax.load_model(directory), plain)
+
+
+def test_pixels_that_are_not_normalised_are_warned_of(vit, tmp_path, caplog):
+    psaq_jax.load_model(vit)
+    assert "takes pixels" not in caplog.text
+    path = vit / "preprocessor_config.json"
+    raw = json.loads(path.read_text()) | {"do_rescale": False, "do_normalize": False}
+    path.write_text(json.dumps(raw))
+    psaq_jax.load_model(vit)
+    assert "preprocessor_config.json: takes pixels from 0 to 255" in caplog.text
+
+
+def test_models_that_do_not_choose_one_class_are_warned_of(vit, caplog):
+    edit_config(vit, problem_type="single_label_classification")
+    psaq_jax.load_model(vit)
+    assert "problem_type" not in caplog.text
+    edit_config(vit, problem_type="multi_label_classification")
+    psaq_jax.load_model(vit)
+    assert "classes and problem_type multi_label_classification; top-1" in caplog.text
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "224", True, (32,), (32, 32, 3), 10**9, (32, None), ()])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import io
 import logging
 import math
 import os
@@ -75,6 +76,10 @@ def run(main: Callable[[], None], several: bool = False) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by 2>&-
             setattr(sys, name, open(os.devnull, "w"))
+        if isinstance(getattr(sys, name), io.TextIOWrapper):  # a terminal may know ASCII alone
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+    if sys.flags.optimize:
+        _fail(InputError("Python runs with -O (PYTHONOPTIMIZE), where Flax's interceptors leak tracers; leave it out"))
     absl_logging.set_verbosity(absl_logging.WARNING)  # the checkpoint library tells every step of every save
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # "no TPU found" is no news to anybody
     try:

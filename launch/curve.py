@@ -42,7 +42,7 @@ def read_sweeps(folder: pathlib.Path) -> dict[str, dict[float, dict[int, dict]]]
             config, runs = (json.loads(file.read_bytes()) for file in (path.with_name("config.json"), path))
             iterations, bandwidth = (config["synthesis"].pop(name) for name in ("iterations", "bandwidth"))
             models = [results["model"] for results in runs]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: found no sweep's runs.json and config.json, remove the folder") from None
         first = first or config
         if config != first:

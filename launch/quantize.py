@@ -22,6 +22,7 @@ from psaq_jax import distributed, files, machine, pipeline, report
 from psaq_jax.quantization.artefact import is_whole_artefact
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
+from psaq_jax.synthesis.checkpointing import warn_damaged
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
@@ -86,6 +87,7 @@ def finished_runs(workdir) -> dict[str, dict]:
     saved = {path.stem: files.read_json_if_whole(path) for path in sorted((workdir / "runs").glob("*.json"))}
     whole = {name: x for name, x in saved.items() if x is not None and is_whole_artefact(models / name)}
     for name in saved.keys() - whole.keys():
+        warn_damaged(models / name)
         shutil.rmtree(models / name, ignore_errors=True)
     return json.loads(distributed.gather_texts([json.dumps(whole)])[0])
 

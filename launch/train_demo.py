@@ -38,6 +38,8 @@ MEAN, STD = 0.286, 0.353  # of the training images, as published with the data s
 def load(split):
     images = read_idx(pathlib.Path(DATA.value) / f"{split}-images-idx3-ubyte.gz")
     labels = read_idx(pathlib.Path(DATA.value) / f"{split}-labels-idx1-ubyte.gz")
+    if len(images) != len(labels):
+        raise InputError(f"--data_dir={DATA.value}: found {len(images)} images and {len(labels)} labels of {split}")
     pixels = (np.repeat(images[..., None], 3, axis=-1) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
     return pixels, labels.astype(np.int32)
 
@@ -63,6 +65,8 @@ def main():
     except OSError as error:
         raise InputError(f"--output={output}: is no folder to write to ({error.strerror}); choose another") from None
     log, saved = output / "training_log.jsonl", output / "training_state.msgpack"
+    if (output / "config.json").exists() and not saved.exists():
+        raise InputError(f"--output={output}: has another model's config.json; choose another folder")
     if saved.exists():
         try:
             state = serialization.from_bytes(state, saved.read_bytes())

@@ -58,13 +58,19 @@ def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pa
     return path
 
 
-def remove_unfinished(folder: pathlib.Path) -> None:
-    """Removes what killed processes left in a folder and all below it. None may be at work there."""
-    for path in list(folder.rglob(f"{UNFINISHED}*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def remove_unfinished(folder: pathlib.Path, lock: str) -> None:
+    """Removes what killed processes left in a folder and all below it; not in folders with a lock of their own, where
+    others may be at work.
+    """
+    for path in list(folder.iterdir()):
+        folder = path.is_dir() and not path.is_symlink()
+        if path.name.startswith(UNFINISHED):
+            if folder:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        elif folder and not (path / lock).exists():
+            remove_unfinished(path, lock)
 
 
 def check_space(folder: str | os.PathLike, size: int) -> None:

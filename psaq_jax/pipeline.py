@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax import distributed
@@ -116,7 +117,7 @@ def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None,
             sets[name] = np.asarray(synthesized)
         elif name == "noise":
             key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # a stream that no group of images uses
-            sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape)))
+            sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape), jnp.float32))
         elif dataset is not None:
             pool = dataset.train or dataset
             sets[name] = pool.sample(model.preprocessing, count, config.seed, fewer=True)

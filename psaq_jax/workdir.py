@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from psaq_jax import buckets, distributed, files
 from psaq_jax.errors import InputError
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
@@ -22,24 +24,28 @@ def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
       InputError: another process works there, its config.json differs (naming the fields), or no right to write.
     """
     distributed.check_same(f"--workdir={path}'s run", json.dumps(config))
-    with local_folder(path) as folder:
+    with local_folder(path) as folder, _locked(path, folder):
+        config = json.loads(json.dumps(config))
+        _check_same(path, folder / "config.json", config)
+        files.remove_unfinished(folder, LOCK)
+        files.write_json(folder / "config.json", config)
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked(path, folder: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and keeps others out while the block runs; the system opens the lock of who dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise InputError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
+    with lock:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / ".lock").open("w")
-        except OSError as error:
-            raise InputError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"--workdir={path}: another run is at work there; wait for it or choose another"
-                ) from None
-            config = json.loads(json.dumps(config))
-            _check_same(path, folder / "config.json", config)
-            files.remove_unfinished(folder)
-            files.write_json(folder / "config.json", config)
-            yield folder
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"--workdir={path}: another run is at work there; wait for it or choose another") from None
+        yield
 
 
 @contextlib.contextmanager
@@ -65,20 +71,17 @@ def results_folder(path) -> Iterator[pathlib.Path]:
     """`local_folder` of a job that writes at its end: tried before the work, and no folder of another kind of job.
 
     Raises:
-      InputError: a folder with a config.json, or no right to write.
+      InputError: a folder with a config.json, another process at work there, or no right to write.
     """
     with local_folder(path) as folder:
         try:
-            if (folder / "config.json").exists():
-                raise InputError(
-                    f"--workdir={path}: has the config.json of another job or model; choose another folder"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            other = (folder / "config.json").exists()
         except OSError as error:
-            raise InputError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
-        yield folder
+            raise InputError(f"--workdir={path}: cannot be read ({error.strerror}); choose another folder") from None
+        if other:
+            raise InputError(f"--workdir={path}: has the config.json of another job or model; choose another folder")
+        with _locked(path, folder):
+            yield folder
 
 
 def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:

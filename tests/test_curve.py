@@ -18,11 +18,13 @@ def write_sweep(folder, iterations, bandwidth=0.01, **settings):
     (folder / "runs.json").write_text(json.dumps([results(seeds=(0, 1))]))
 
 
-def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path):
+def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path, monkeypatch):
+    tmp_path = tmp_path / "é"
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     for iterations, bandwidth in ((20, 0.01), (100, 0.01), (20, 0.05)):
         write_sweep(tmp_path / f"{iterations}-{bandwidth}", iterations, bandwidth)
     done = launch("curve", f"--workdir={tmp_path}", config=None)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "\\xe9" in done.stdout, done.stderr
     with Image.open(tmp_path / f"{slug('bundled:fashion_mnist_vit')}.png") as picture:
         picture.load()
         assert picture.format == "PNG"
@@ -41,5 +43,8 @@ def test_refuses_what_is_no_sweep(tmp_path):
     assert done.returncode == 2 and "found no sweep (*/runs.json)" in done.stderr
     write_sweep(tmp_path / "20", 20)
     (tmp_path / "20" / "runs.json").write_text("[{}]")
+    done = launch("curve", f"--workdir={tmp_path}", config=None)
+    assert done.returncode == 2 and "20/runs.json: found no sweep's" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "20" / "config.json").write_text('{"synthesis": 20}')
     done = launch("curve", f"--workdir={tmp_path}", config=None)
     assert done.returncode == 2 and "20/runs.json: found no sweep's" in done.stderr and "Traceback" not in done.stderr

@@ -57,6 +57,13 @@ def test_an_output_on_a_full_disk_is_one_line(letters):
     assert done.stderr == f"{full}; free some space and start the same command again\n"
 
 
+def test_python_without_assertions_is_refused():
+    """Flax's interceptors leak tracers there."""
+    talks = "from launch import config\nconfig.run(lambda: print('not reached'))"
+    done = subprocess.run([sys.executable, "-O", "-c", talks], timeout=600, **jobs.settings())
+    assert done.returncode == 2 and done.stderr.startswith("error: Python runs with -O") and not done.stdout
+
+
 @pytest.mark.parametrize(("error", "code"), [("InputError", 2), ("TryAgain", 75)])
 def test_errors_have_their_code_also_where_their_line_finds_no_place(error, code):
     refuses = f"from launch import config; from psaq_jax import errors\ndef main(): raise errors.{error}('bad')\n"

@@ -41,8 +41,13 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path):
     dies = "import os, sys\nfrom psaq_jax import files\nfiles.write(sys.argv[1], lambda path: os.kill(os.getpid(), 9))"
     subprocess.run([sys.executable, "-c", dies, tmp_path / "quantized" / "large.npz"], timeout=60, **jobs.settings())
     assert len(list((tmp_path / "quantized").iterdir())) == 2
-    with open_workdir(tmp_path, CONFIG):
-        assert list((tmp_path / "quantized").iterdir()) == []
+    other = tmp_path / "another_run" / "images"
+    with open_workdir(tmp_path / "another_run", CONFIG):
+        other.mkdir()
+        (other / f"{files.UNFINISHED}x").write_text("")
+        with open_workdir(tmp_path, CONFIG):
+            assert list((tmp_path / "quantized").iterdir()) == []
+        assert len(list(other.iterdir())) == 1  # of a run at work
 
 
 def test_a_config_that_cannot_be_read_is_named(tmp_path):
@@ -65,6 +70,12 @@ def test_a_file_in_its_place_is_named(tmp_path):
             pass
 
 
+def test_results_of_two_jobs_do_not_mix(tmp_path):
+    with results_folder(tmp_path), pytest.raises(InputError, match="another run is at work there"):
+        with results_folder(tmp_path):
+            pass
+
+
 def test_results_go_into_no_other_job_s_folder(tmp_path):
     """A job's results.json would be overwritten; and what cannot be written is known before the work."""
     with open_workdir(tmp_path / "run", CONFIG):
@@ -75,4 +86,4 @@ def test_results_go_into_no_other_job_s_folder(tmp_path):
         with pytest.raises(InputError, match=message), results_folder(tmp_path / name):
             pytest.fail("the work began")
     with results_folder(tmp_path / "new") as folder:
-        assert list(folder.iterdir()) == []
+        assert [path.name for path in folder.iterdir()] == [".lock"]

@@ -118,7 +118,7 @@ def check_clone(clone) -> pathlib.Path:
     Raises:
       InputError: no such folder, or another one.
     """
-    clone = pathlib.Path(clone).expanduser().absolute()
+    clone = pathlib.Path(os.path.expanduser(clone)).absolute()
     missing = [part for part in PARTS if not (clone / part).is_file()]
     if missing:
         found = f"has no {missing[0]}" if clone.is_dir() else "is no directory"
@@ -138,7 +138,7 @@ def open_release(clone: pathlib.Path, python: str, folder: pathlib.Path, device:
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if os.sep in python:
-        python = str(pathlib.Path(python).expanduser().absolute())  # the working directory is the job's
+        python = str(pathlib.Path(os.path.expanduser(python)).absolute())  # the working directory is the job's
     release = Release(clone, python, folder)
     release.job(clone=str(clone), device=device)
     return release, release.run("probe", timeout=PROBE_SECONDS)
@@ -147,7 +147,7 @@ def open_release(clone: pathlib.Path, python: str, folder: pathlib.Path, device:
 def source_hash(clone: pathlib.Path) -> str:
     """SHA-256 over the clone's Python files: which release it was."""
     digest = hashlib.sha256()
-    for path in sorted(clone.rglob("*.py")):
+    for path in sorted(path for path in clone.rglob("*.py") if path.is_file()):
         digest.update(str(path.relative_to(clone)).encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -83,9 +83,10 @@ def prepared_directory(name: str) -> pathlib.Path:
     Raises:
       InputError: nothing is prepared there, or there are several configs to choose from.
     """
-    if name.startswith(("/", "./", "../", "~")) and (pathlib.Path(name).expanduser() / "dataset_info.json").is_file():
-        return pathlib.Path(name).expanduser()
-    root = pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    given = pathlib.Path(os.path.expanduser(name))
+    if name.startswith(("/", "./", "../", "~")) and (given / "dataset_info.json").is_file():
+        return given
+    root = pathlib.Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
     parts = name.replace(":", "/").split("/")
     if not all(re.fullmatch(r"[\w.\-]+", part) for part in parts) or ".." in parts:
         raise InputError(

@@ -42,7 +42,7 @@ class DistillationConfig:
     def __post_init__(self):
         check_types("distillation", self)
         for name, least in (("cycles", 1), ("generator_iterations", 0), ("student_steps", 1), ("batch_size", 1)):
-            check_whole(f"distillation.{name}", getattr(self, name), least)
+            check_whole(f"distillation.{name}", getattr(self, name), least, 10**6)
         for name in ("discrepancy_weight", "generator_cross_entropy", "feature_weight"):
             check_weight(f"distillation.{name}", getattr(self, name))
         for name in ("kernel_rate", "scale_rate", "float_rate"):

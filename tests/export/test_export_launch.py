@@ -17,7 +17,9 @@ def launch(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_an_artefact_becomes_stablehlo(tmp_path):
+def test_an_artefact_becomes_stablehlo(tmp_path, monkeypatch):
+    """In JAX's x64 mode too."""
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
     save_quantized(random_quantized(), tmp_path / "q")
     done = launch(f"--config.model={tmp_path / 'q'}", "--execution=integer", f"--workdir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr

@@ -195,7 +195,7 @@ class _Cells:
 def slug(source: str) -> str:
     """A folder's name for a model: different sources get different ones."""
     name = re.sub(r"[^A-Za-z0-9.]+", "_", source).strip("_.")[-80:]
-    return f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(files.encoded(source)).hexdigest()[:8]}"
 
 
 def _read(path: pathlib.Path, words: dict, figures: Collection[str]) -> dict:

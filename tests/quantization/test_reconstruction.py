@@ -85,7 +85,7 @@ def with_layer_scale(model, scale):
     flat = traverse_util.flatten_dict(model.params, sep="/")
     for block in range(model.module.depth):
         for number, layer in ((1, "attention/projection"), (2, "mlp/dense2")):
-            flat[f"block_{block}/layer_scale{number}"] = jnp.full(model.module.width, scale)
+            flat[f"block_{block}/layer_scale{number}"] = jnp.full(model.module.width, scale, jnp.float32)
             for name in ("kernel", "bias"):
                 flat[f"block_{block}/{layer}/{name}"] /= scale
     params = traverse_util.unflatten_dict(flat, sep="/")

@@ -62,15 +62,14 @@ def remove_unfinished(folder: pathlib.Path, lock: str) -> None:
     """Removes what killed processes left in a folder and all below it; not in folders with a lock of their own, where
     others may be at work.
     """
-    for path in list(folder.iterdir()):
-        folder = path.is_dir() and not path.is_symlink()
-        if path.name.startswith(UNFINISHED):
-            if folder:
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        elif folder and not (path / lock).exists():
-            remove_unfinished(path, lock)
+    for root, folders, names in os.walk(folder):
+        for name in names:
+            if name.startswith(UNFINISHED):
+                pathlib.Path(root, name).unlink(missing_ok=True)
+        for name in folders:
+            if name.startswith(UNFINISHED):
+                shutil.rmtree(os.path.join(root, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not os.path.exists(os.path.join(root, name, lock))]
 
 
 def check_space(folder: str | os.PathLike, size: int) -> None:

@@ -88,23 +88,19 @@ def folder_source(directory, class_index: str | None = None, labels_file: str | 
 
 
 def _images(directory: pathlib.Path) -> list[str]:
-    found = []
-    for root, folders, names in os.walk(directory, onerror=_refuse, followlinks=True):
-        folders[:] = [folder for folder in folders if not _leads_back(os.path.join(root, folder))]
+    """Those of a folder and all below it. A link to a folder that is being walked would go on for ever: left out."""
+    top, place = os.fspath(directory), pathlib.Path(os.path.realpath(directory))
+    found, above = [], {top: {*map(str, (place, *place.parents))}}  # real paths of each and of what led there
+    for root, folders, names in os.walk(top, onerror=_refuse, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in above[root]]
+        above |= {os.path.join(root, name): above[root] | {real[name]} for name in folders}
         found.append((root, [os.path.join(root, name) for name in sorted(names) if name.lower().endswith(SUFFIXES)]))
     return [path for _, paths in sorted(found) for path in paths]
 
 
 def _refuse(error: OSError):
     raise error
-
-
-def _leads_back(folder: str) -> bool:
-    """Whether it is a link to a folder that it lies in, which would go on for ever."""
-    if not os.path.islink(folder):
-        return False
-    target = os.path.realpath(folder)
-    return os.path.commonpath([target, os.path.realpath(os.path.dirname(folder))]) == target
 
 
 def _class_names(path: str) -> list[tuple[str, str]]:

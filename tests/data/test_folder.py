@@ -53,6 +53,11 @@ def test_links_are_followed_but_not_in_circles(tree, tmp_path_factory):
     (tree / "dog" / "all").symlink_to(tree)
     (tree / "dog" / "nowhere").symlink_to(tree / "nowhere")
     assert read(load_dataset(f"folder:{tree}")) == ([0, 1, 2, 3, 5, 4, 6], [0, 0, 1, 1, 2, 2, 2])
+    (tree / "dog" / "all").unlink()
+    (elsewhere / "back").symlink_to(tree / "emu")
+    (tree / "cat" / "more").symlink_to(elsewhere)
+    images = [0, 1, 6, 5, 4, 2, 3, 5, 4, 6]
+    assert read(load_dataset(f"folder:{tree}")) == (images, [0] * 5 + [1] * 2 + [2] * 3)
 
 
 def test_what_the_system_refuses_is_named(tree, monkeypatch):

@@ -74,10 +74,10 @@ def run(main: Callable[[], None], several: bool = False) -> None:
     `several`: whether several processes can share the job's work.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, as by 2>&-
-            setattr(sys, name, open(os.devnull, "w"))
-        if isinstance(getattr(sys, name), io.TextIOWrapper):  # a terminal may know ASCII alone
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+        stream = getattr(sys, name) or open(os.devnull, "w")  # none where it is closed, as by 2>&-
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know ASCII alone
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
     if sys.flags.optimize:
         _fail(InputError("Python runs with -O (PYTHONOPTIMIZE), where Flax's interceptors leak tracers; leave it out"))
     absl_logging.set_verbosity(absl_logging.WARNING)  # the checkpoint library tells every step of every save

@@ -19,7 +19,7 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import distributed, files, machine, pipeline, report
-from psaq_jax.quantization.artefact import is_whole_artefact
+from psaq_jax.quantization.artefact import load_quantized_if_whole
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
 from psaq_jax.synthesis.checkpointing import warn_damaged
@@ -85,7 +85,7 @@ def finished_runs(workdir) -> dict[str, dict]:
     """
     models = workdir / "quantized"
     saved = {path.stem: files.read_json_if_whole(path) for path in sorted((workdir / "runs").glob("*.json"))}
-    whole = {name: x for name, x in saved.items() if x is not None and is_whole_artefact(models / name)}
+    whole = {name: x for name, x in saved.items() if x is not None and load_quantized_if_whole(models / name)}
     for name in saved.keys() - whole.keys():
         warn_damaged(models / name)
         shutil.rmtree(models / name, ignore_errors=True)

@@ -43,11 +43,11 @@ class QuantizationConfig:
     def __post_init__(self):
         bits = (self.bits,) if isinstance(self.bits, str) else tuple(self.bits)
         bits = tuple(f"{b}a8" if re.fullmatch(r"auto:[\d.]+", str(b)) else b for b in bits)
-        object.__setattr__(self, "bits", tuple(dict.fromkeys(bits)))
         if not bits:
             raise InputError("quantization.bits is empty, expected settings such as ('w8a8', 'w4a8')")
         for setting in bits:
             parse_bits(setting)
+        object.__setattr__(self, "bits", tuple(dict.fromkeys(bits)))
         for name in self.recipes:
             self.check_recipe(name)
 
@@ -97,9 +97,9 @@ class JobConfig:
 
     def __post_init__(self):
         wanted = (self.calibration,) if isinstance(self.calibration, str) else tuple(self.calibration)
-        object.__setattr__(self, "calibration", tuple(dict.fromkeys(wanted)))
         for name in wanted:
             check_choice("calibration", name, CALIBRATIONS)
+        object.__setattr__(self, "calibration", tuple(dict.fromkeys(wanted)))
         if not wanted:
             raise InputError(f"calibration is empty, expected some of {', '.join(CALIBRATIONS)}")
         if set(wanted) == {"real"} and not self.data:

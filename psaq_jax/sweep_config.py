@@ -43,13 +43,14 @@ class SweepConfig(JobConfig):
         models, seeds = (
             tuple(x) if isinstance(x, list | tuple) else (x,) for x in (self.models, self.seeds)
         )
-        object.__setattr__(self, "models", tuple(dict.fromkeys(models or (self.model,))))
-        object.__setattr__(self, "seeds", tuple(dict.fromkeys(seeds or (self.seed,))))
-        for name in self.models:
+        models, seeds = models or (self.model,), seeds or (self.seed,)
+        for name in models:
             if not isinstance(name, str) or not name:
                 raise InputError(f"models has {name!r}, expected sources such as 'bundled:fashion_mnist_vit'")
-        for seed in self.seeds:
+        for seed in seeds:
             check_seed(seed, "one of seeds")
+        object.__setattr__(self, "models", tuple(dict.fromkeys(models)))
+        object.__setattr__(self, "seeds", tuple(dict.fromkeys(seeds)))
         if self.crop_fraction and not 0.1 <= self.crop_fraction <= 1:
             raise InputError(f"crop_fraction is {self.crop_fraction!r}, expected 0.1 to 1, or 0: the checkpoint's own")
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -74,11 +75,7 @@ def results_folder(path) -> Iterator[pathlib.Path]:
       InputError: a folder with a config.json, another process at work there, or no right to write.
     """
     with local_folder(path) as folder:
-        try:
-            other = (folder / "config.json").exists()
-        except OSError as error:
-            raise InputError(f"--workdir={path}: cannot be read ({error.strerror}); choose another folder") from None
-        if other:
+        if os.path.exists(folder / "config.json"):
             raise InputError(f"--workdir={path}: has the config.json of another job or model; choose another folder")
         with _locked(path, folder):
             yield folder

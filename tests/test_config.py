@@ -158,3 +158,10 @@ def test_what_is_given_twice_counts_once():
     quantization = config.QuantizationConfig(bits=("w4a8", "w8a8", "w4a8"), recipe="paper,default, paper")
     assert quantization.bits == ("w4a8", "w8a8") and quantization.recipes == ("paper", "default")
     assert config.JobConfig(model="a", calibration=("noise", "noise")).calibration == ("noise",)
+
+
+def test_what_is_no_name_is_refused_before_it_is_counted():
+    with pytest.raises(InputError, match=r"quantization.bits has \['w8a8'\]"):
+        config.QuantizationConfig(bits=(["w8a8"],))
+    with pytest.raises(InputError, match=r"calibration is \[\], known are"):
+        config.JobConfig(model="a", calibration=([],))

@@ -13,7 +13,7 @@ from psaq_jax.distillation.driver import DistillationResult, distill
 from psaq_jax.models.model import Model
 from psaq_jax.pipeline import quantized_models, run_name
 from psaq_jax.progress import Bars, Progress
-from psaq_jax.quantization.artefact import is_whole_artefact, load_quantized
+from psaq_jax.quantization.artefact import load_quantized_if_whole
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
 from psaq_jax.synthesis.checkpointing import open_checkpoints
@@ -34,8 +34,9 @@ def students(
         yield run, start
         run = run | {"recipe": DISTILL}
         saved, folder = workdir / "quantized" / run_name(run), bits_folder(workdir, run["bits"])
-        if is_whole_artefact(saved) and files.read_json_if_whole(folder / SUMMARY):
-            yield run, load_quantized(saved)
+        student = load_quantized_if_whole(saved) if files.read_json_if_whole(folder / SUMMARY) else None
+        if student is not None:
+            yield run, student
         else:
             shutil.rmtree(saved, ignore_errors=True)
             bar = bars(f"distill {run['bits']}")

@@ -14,8 +14,8 @@ def read_architecture(
 
     Args:
       source: for messages.
-      tensor_names: gives the names in the checkpoint; asked only where the config leaves the layout
-        open (Swin: timm's or the original release's).
+      tensor_names: gives the names in the checkpoint; asked only for timm's config, which leaves the layout open
+        (Swin: timm's or the original release's; any: under transformers' wrapper or not).
     Raises:
       InputError: an architecture that is not supported, or a field that is missing or impossible.
     """

@@ -149,13 +149,12 @@ def is_artefact(directory: str | os.PathLike) -> bool:
         return False
 
 
-def is_whole_artefact(directory: str | os.PathLike) -> bool:
-    """Whether `load_quantized` takes it."""
+def load_quantized_if_whole(directory: str | os.PathLike) -> QuantizedModel | None:
+    """What `load_quantized` gives of a model that the caller can make again; None where it is missing or damaged."""
     try:
-        load_quantized(directory)
+        return load_quantized(directory)
     except InputError:
-        return False
-    return True
+        return None
 
 
 def _weight_bits(record: Record, parameters: Mapping, refuse: Refuse) -> int | float:

@@ -40,7 +40,7 @@ def test_tasks_run_what_there_is(path):
     module = config.removeprefix("--config=").removesuffix(".py").replace("/", ".")
     settings = importlib.import_module(module).get_config().to_dict()
     from_mapping(JobConfig, settings | dict(x.removeprefix("--config.").split("=", 1) for x in overrides))
-    assert "--workdir=$WORKDIR" in task["run"] and (ROOT / task["setup"].split()[1]).exists()
+    assert '--workdir="$WORKDIR"' in task["run"] and (ROOT / task["setup"].split()[1]).exists()
     assert task["resources"]["use_spot"] and task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 143]
 
 
@@ -61,6 +61,31 @@ def test_a_dry_run_of_a_pod_prints_the_command():
         assert part in done.stdout
 
 
+@pytest.mark.parametrize(
+    "workdir, name",
+    [
+        ("gs://b/Ü_x.y", "psaq----x-y"),
+        ("gs://b/a-run-with-a-very-long-name", "psaq-a-run-with-a-very-long-na"),
+        ("gs://b/a-run-with-a-very-long-é", "psaq-a-run-with-a-very-long"),
+    ],
+)
+def test_pods_have_names_that_kubernetes_takes(workdir, name):
+    command = shlex.split(launch("--dryrun", "gke", workdir, **CLUSTER).stdout)
+    assert command[command.index("--workload") + 1] == name
+
+
+@pytest.mark.parametrize("target", [*(path.stem for path in TASKS), "gke"])
+def test_only_jobs_that_run_there_are_started(target):
+    """Several processes: those that `launch.config.run` lets share the work."""
+    several, one = {"evaluate", "quantize", "synthesize"}, {"distill", "sweep"}
+    accepted = {
+        job
+        for job in several | one | {"nosuch", "config", "train_demo", "a b"}
+        if launch("--dryrun", target, "gs://b/x", JOB=job, **CLUSTER).returncode == 0
+    }
+    assert accepted == (several | one if target in ("gpu", "tpu") else several)
+
+
 FLAGS = "--config=configs/demo.py", "--config.quantization.bits=('w8a8','w6a6')", "--config.data=folder:/a b"
 
 
@@ -71,7 +96,7 @@ def test_flags_reach_the_job_as_they_were_given(target, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    command = shlex.split(launch("--dryrun", target, "gs://bucket/run", *FLAGS, **CLUSTER).stdout.splitlines()[0])
+    command = shlex.split(launch("--dryrun", target, "gs://bucket/my run", *FLAGS, **CLUSTER).stdout.splitlines()[0])
     if target == "gke":
         script, environment = command[command.index("--command") + 1], {}
     else:
@@ -79,7 +104,7 @@ def test_flags_reach_the_job_as_they_were_given(target, tmp_path):
         environment = dict(x.split("=", 1) for flag, x in itertools.pairwise(command) if flag == "--env")
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[:5] == ["-m", "launch.synthesize", *FLAGS], done.stderr
-    assert "--workdir=gs://bucket/run" in done.stdout.splitlines()
+    assert "--workdir=gs://bucket/my run" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -89,11 +114,21 @@ def test_flags_reach_the_job_as_they_were_given(target, tmp_path):
         (("gpu", "/here"), "gs://BUCKET/RUN"),
         (("cpu", "gs://b/x"), "found the target 'cpu'"),
         (("gke", "gs://b/x"), "CLUSTER"),
+        (("gpu", "gs://"), "gs://BUCKET/RUN"),
     ],
 )
 def test_a_bad_command_is_told(arguments, message):
     done = launch("--dryrun", *arguments)
     assert done.returncode and re.search(message, done.stderr), done.stderr
+
+
+def test_a_dry_run_behind_the_target_starts_nothing(tmp_path):
+    (tmp_path / "sky").write_text("#!/bin/sh\necho started\n")
+    (tmp_path / "sky").chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    assert launch("gpu", "gs://b/x", "--config=configs/demo.py", PATH=path).stdout == "started\n"
+    done = launch("gpu", "gs://b/x", "--config=configs/demo.py", "--dryrun", PATH=path)
+    assert (done.returncode, done.stdout) == (2, "") and "give --dryrun before the target" in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted(CLOUD.glob("*.sh")), ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 import os
 import re
 
+from psaq_jax import buckets
 from psaq_jax.data.bundled import bundled_source
 from psaq_jax.data.folder import folder_source
 from psaq_jax.data.npz import ArraySource, NpzSource
@@ -25,7 +26,7 @@ def load_dataset(
       spec: one of
         bundled:fashion_mnist[:test | :train];
         tfds:NAME[/CONFIG][:VERSION]:SPLIT, prepared as array_record under TFDS_DATA_DIR; slices such as
-        "validation[:10%]" work; tfds:DIR:SPLIT, where DIR is a prepared data set's own folder (/..., ./..., ~...);
+        "validation[:10%]" work; tfds:DIR:SPLIT, where DIR is a prepared data set's own folder;
         folder:DIR, one folder per class (or flat, with `labels_file` or unlabelled); a DIR that holds the
         folders "train" and "val" ("validation", "test") and no others is evaluated on the latter;
         npz:FILE, `images` uint8 [n, h, w, 3 or 1] and `labels` int [n] (optional).
@@ -40,6 +41,8 @@ def load_dataset(
     kind, _, rest = spec.partition(":")
     if kind not in _OPENERS or not rest:
         raise InputError(f"data: found {spec!r}, expected {SPECS}; correct the spec")
+    if buckets.is_url(rest):
+        raise InputError(f"data: found {spec!r}, expected a path on this machine; copy the data here and name it")
     if kind != "folder" and (class_index or labels_file):
         raise InputError(
             f"class_index, labels_file: found with {spec!r}, expected with folder:DIR only; leave them out"

@@ -78,13 +78,13 @@ def has_split(directory, split: str) -> bool:
 def prepared_directory(name: str) -> pathlib.Path:
     """The folder of NAME[/CONFIG][/VERSION] (or NAME:VERSION) under TFDS_DATA_DIR, the newest version; or a folder.
 
-    `name` may be the path of a prepared data set itself, such as /data/toy/1.0.0 or ./run/dataset.
+    `name` may be the path of a prepared data set itself, such as /data/toy/1.0.0 or run/dataset.
 
     Raises:
       InputError: nothing is prepared there, or there are several configs to choose from.
     """
     given = pathlib.Path(os.path.expanduser(name))
-    if name.startswith(("/", "./", "../", "~")) and (given / "dataset_info.json").is_file():
+    if (given / "dataset_info.json").is_file():
         return given
     root = pathlib.Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
     parts = name.replace(":", "/").split("/")

@@ -98,6 +98,19 @@ def test_the_newest_version_and_named_configs(data_dir):
         load_dataset("tfds:toy:test")
 
 
+@pytest.mark.parametrize("path", ["{}", "a run/dataset", "./a run/dataset", "a run/../a run/dataset"])
+def test_a_folder_is_opened_by_any_path(data_dir, monkeypatch, path):
+    monkeypatch.chdir(data_dir)
+    prepare(data_dir / "a run" / "dataset", {"train": [5]})
+    assert read(load_dataset(f"tfds:{path.format(data_dir / 'a run' / 'dataset')}:train")) == ([5], [0])
+
+
+@pytest.mark.parametrize("spec", ["tfds:file:///b/dataset:train", "tfds:gs://b/dataset:train", "folder:gs://b/images"])
+def test_urls_are_refused(spec):
+    with pytest.raises(InputError, match=f"found '{spec}', expected a path on this machine; copy the data here"):
+        load_dataset(spec)
+
+
 def test_not_prepared_says_how(data_dir):
     with pytest.raises(InputError, match="tfds build toy --file_format=array_record.*folder:DIR"):
         load_dataset("tfds:toy:test")

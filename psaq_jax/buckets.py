@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -32,10 +33,12 @@ def open_bucket(url: str):
     """(fsspec file system, path in it) of a folder or object.
 
     Raises:
-      InputError: a scheme that nothing here knows, or whose package is missing.
+      InputError: nothing behind "://", a scheme that nothing here knows, or one whose package is missing.
     """
     import fsspec
 
+    if not url.partition("://")[2].strip("/"):
+        raise InputError(f"{url}: found nothing behind ://, expected gs://BUCKET/PATH; name the folder")
     options = {"auto_mkdir": True} if url.startswith("file:") else {}
     try:
         return fsspec.core.url_to_fs(url.rstrip("/"), use_listings_cache=False, **options)
@@ -60,6 +63,8 @@ def write(url: str, writer: Callable[[pathlib.Path], None]) -> str:
 def local_copy(url: str) -> Iterator[pathlib.Path]:
     """A local folder with what the bucket's folder holds; what changes in it goes there, until the block ends.
 
+    What the block prints and raises names the bucket's files in place of their copies here, which end with it.
+
     Raises:
       InputError: another run is at work there or took over from this one, the bucket cannot be reached or written, or
         its index names files outside the folder.
@@ -70,7 +75,7 @@ def local_copy(url: str) -> Iterator[pathlib.Path]:
         with _repeated(mirror.lock.sign):
             mirror.fetch()
             try:
-                with _repeated(mirror.push):
+                with _repeated(mirror.push), _named(mirror.folder, url):
                     yield mirror.folder
             except BaseException:
                 with contextlib.suppress(InputError):  # the first error is what matters
@@ -180,6 +185,31 @@ def _repeated(action: Callable[[], None]):
     finally:
         stop.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def _named(folder: pathlib.Path, url: str):
+    """Puts `url` in the place of `folder` in what the block prints and in its errors."""
+    names = str(folder), url.rstrip("/")
+    try:
+        with contextlib.redirect_stdout(_Renaming(sys.stdout, *names)):
+            yield
+    except InputError as error:
+        error.args = (str(error).replace(*names),)
+        raise
+
+
+class _Renaming:
+    """A stream that writes one name for another."""
+
+    def __init__(self, stream, *names: str):
+        self._stream, self._names = stream, names
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text.replace(*self._names))
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
 
 
 def _is_inside(name) -> bool:

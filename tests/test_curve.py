@@ -6,6 +6,7 @@ import shutil
 from PIL import Image
 
 from psaq_jax.sweep import slug
+from psaq_jax.workdir import local_folder
 from tests.report.samples import results
 from tests.test_launch import launch
 
@@ -36,6 +37,17 @@ def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path, monkeypatch):
         done = launch("curve", f"--workdir={tmp_path}", config=None)
         assert done.returncode == 2 and complaint in done.stderr
         shutil.rmtree(tmp_path / "other")
+
+
+def test_a_picture_in_a_bucket_is_named_there(tmp_path):
+    url = f"file://{tmp_path}/run"
+    with local_folder(url) as folder:
+        write_sweep(folder / "20", 20)
+    done = launch("curve", f"--workdir={url}", config=None)
+    name = f"{slug('bundled:fashion_mnist_vit')}.png"
+    assert f": {url}/{name}\n" in done.stdout and (tmp_path / "run" / name).exists(), done.stderr
+    done = launch("curve", f"--workdir={url}/nothing", config=None)
+    assert done.returncode == 2 and f"error: {url}/nothing: found no sweep" in done.stderr
 
 
 def test_refuses_what_is_no_sweep(tmp_path):

@@ -123,6 +123,13 @@ def test_an_index_that_is_no_list_is_refused(url, content):
             pass
 
 
+def test_what_is_told_names_the_bucket(url, capsys):
+    with pytest.raises(InputError, match=f"^{url}/a: is damaged$"), buckets.local_copy(f"{url}/") as folder:
+        print(f"  report: {folder / 'report.html'}", folder)
+        raise InputError(f"{folder / 'a'}: is damaged")
+    assert capsys.readouterr().out == f"  report: {url}/report.html {url}\n"
+
+
 def test_another_config_is_refused_there_too(url):
     with open_workdir(url, {"iterations": 1}) as folder:
         assert json.loads((folder / "config.json").read_text()) == {"iterations": 1}
@@ -137,7 +144,13 @@ def test_single_files_go_there_whole(url):
 
 
 @pytest.mark.parametrize(
-    "bad, message", [("nonsense://b/x", "nonsense"), ("gs://b/x", r'pip install "psaq_jax\[cloud\]"')]
+    "bad, message",
+    [
+        ("nonsense://b/x", "nonsense"),
+        ("gs://b/x", r'pip install "psaq_jax\[cloud\]"'),
+        ("gs://", "^gs://: found nothing behind ://, expected gs://BUCKET/PATH"),
+        ("file:///", "found nothing behind ://"),
+    ],
 )
 def test_unusable_schemes_are_named(bad, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)

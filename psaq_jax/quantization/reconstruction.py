@@ -19,7 +19,7 @@ import optax
 from flax import traverse_util
 
 from psaq_jax import meshes
-from psaq_jax.quantization import quantizers
+from psaq_jax.quantization import qdrop, quantizers
 from psaq_jax.quantization.finished import finished
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer, UniformQuantizer
@@ -87,12 +87,13 @@ def learn(segment: Segment, problem: Problem, learned: dict, images: Images, opt
     problem, learned, state = jax.device_put((problem, learned, make_optimizer(steps).init(learned)), everywhere)
     power = jnp.maximum(mean_error(segment, problem, learned, some.x, some.target), 1e-20)
     sizes = units(segment, problem, learned, some.x)
+    shapes = qdrop.shapes(segment, soft_params(problem, learned), problem.sites, some.x)
     generator = np.random.default_rng(options.seed)
     for i in range(steps):
         rows = np.sort(generator.choice(len(images.x), size, replace=False))
-        key = jax.random.fold_in(jax.random.key(options.seed), i)
         some, progress = jax.device_put(images.rows(rows), shares), np.float32(i / steps)
-        learned, state = step(segment, problem, learned, state, sizes, some, power, key, progress, steps)
+        drawn = jax.device_put(qdrop.draw(jax.random.fold_in(jax.random.key(options.seed), i), shapes), shares)
+        learned, state = step(segment, problem, learned, state, sizes, some, power, drawn, progress, steps)
     return jax.device_get(learned)
 
 
@@ -193,21 +194,16 @@ def size(x) -> jax.Array:
     return jnp.where(square > 0, jnp.sqrt(square), 1.0)
 
 
-def run(segment: Segment, problem: Problem, learned: dict, x, key=None):
-    """The block with soft rounding; with a key, half of the activations' elements stay unquantized (QDrop)."""
-    flat = soft_params(problem, learned)
-    number = [0]
+def run(segment: Segment, problem: Problem, learned: dict, x, drawn: dict | None = None):
+    """The block with soft rounding; with `qdrop.draw`'s, elements that are not drawn stay unquantized."""
 
     def tap(name, y):
         if name not in problem.sites:
             return y
         quantized = straight_through(scaled(problem.sites[name], learned["scales"].get(name, 0.0)), y)
-        if key is None:
-            return quantized
-        number[0] += 1
-        return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, number[0]), 0.5, y.shape), quantized, y)
+        return quantized if drawn is None else jnp.where(drawn[name], quantized, y)
 
-    return segment(traverse_util.unflatten_dict(flat, sep="/"), x, tap=tap)
+    return segment(traverse_util.unflatten_dict(soft_params(problem, learned), sep="/"), x, tap=tap)
 
 
 @functools.partial(jax.jit, static_argnames="segment")
@@ -216,15 +212,17 @@ def mean_error(segment, problem, learned, x, target):
 
 
 @functools.partial(jax.jit, static_argnames=("segment", "steps"), donate_argnames=("learned", "state"))
-def step(segment, problem, learned, state, sizes, images: Images, power, key, progress, steps: int):
-    """One step of Adam: (learned, state). `sizes`: `units`; `power`: what the error starts from; `progress`: 0 to 1."""
-    key_input, key_sites = jax.random.split(key)
-    mixed = jnp.where(jax.random.bernoulli(key_input, 0.5, images.x.shape), images.x, images.x_float)
+def step(segment, problem, learned, state, sizes, images: Images, power, drawn: dict, progress, steps: int):
+    """One step of Adam: (learned, state).
+
+    `sizes`: of `units`; `power`: what the error starts from; `drawn`: of `qdrop`; `progress`: 0 to 1.
+    """
+    mixed = jnp.where(drawn[qdrop.INPUTS], images.x, images.x_float)
     weights = sum(floor.size for floor in problem.floors.values())
     exponent = 20.0 + (2.0 - 20.0) * jnp.clip((progress - WARM_UP) / (1 - WARM_UP), 0, 1)
 
     def loss(learned):
-        error = jnp.mean(jnp.square(run(segment, problem, learned, mixed, key_sites) - images.target)) / power
+        error = jnp.mean(jnp.square(run(segment, problem, learned, mixed, drawn) - images.target)) / power
         softness = sum(jnp.sum(1 - jnp.abs(2 * up(v) - 1) ** exponent) for v in learned["rounding"].values())
         return error + (progress > WARM_UP) * ROUNDING_WEIGHT * softness / weights
 

@@ -36,15 +36,18 @@ def main():
 def read_sweeps(folder: pathlib.Path) -> dict[str, dict[float, dict[int, dict]]]:
     """{model: {bandwidth: {iterations: results}}} of every sweep below the folder; all else must be the same."""
     found: dict[str, dict[float, dict[int, dict]]] = {}
-    first = None
+    first, first_seeds = None, None
     for path in sorted(folder.glob("*/runs.json")):
         try:
             config, runs = (json.loads(file.read_bytes()) for file in (path.with_name("config.json"), path))
             iterations, bandwidth = (config["synthesis"].pop(name) for name in ("iterations", "bandwidth"))
             models = [results["model"] for results in runs]
+            seeds = sorted({run["seed"] for results in runs for run in results["runs"]})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: found no sweep's runs.json and config.json, remove the folder") from None
-        first = first or config
+        first, first_seeds = first or config, first_seeds or seeds
+        if seeds != first_seeds:
+            raise InputError(f"{path}: holds the seeds {seeds}, the other sweeps {first_seeds}; run what is missing")
         if config != first:
             more = "differs from the other sweeps in more than synthesis.iterations and synthesis.bandwidth"
             raise InputError(f"{path}: {more}, remove it")

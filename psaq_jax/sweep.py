@@ -49,31 +49,26 @@ def run_sweep(
 
     Args:
       bars: progress bars by title.
-      tell: called with the results so far, after every seed of every model.
+      tell: called after every seed of every model with what is on the disk by then, from earlier commands too.
       every_seconds: between checkpoints of a synthesis or distillation.
     Raises:
       InputError: the folder belongs to another sweep, bad input of any cell.
     """
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
     settings["quantization"] = {"options": dataclasses.asdict(config.quantization.options)}
-    results = []
-    dataset = pipeline.load_data(config)  # nothing is written where it cannot be opened
+    dataset = pipeline.load_data(config)  # nothing is written where it or any of the models cannot be opened
     if dataset is not None:
         settings["data_contents"] = dataset.identity()
-    for source in config.models[1:]:  # nor, hours later, where a further model cannot be loaded
-        pipeline.open_data(config, pipeline.load_float(config, source))
+    models = [_Cells(config, source, workdir / slug(source), bars, every_seconds) for source in config.models]
     with open_workdir(workdir, settings):
-        for source in config.models:
-            results.append({"model": source, "float": None, "runs": []})
-            cells = _Cells(config, source, workdir / slug(source), bars, every_seconds)
+        for cells in models:
             with open_workdir(cells.folder, {"model_fingerprint": cells.model.fingerprint()}), cells.distillations():
                 for seed in config.seeds:
-                    results[-1]["runs"] += cells.of_seed(seed)
-                    base = cells.float_figures()
-                    results[-1] |= {"float": base, "evaluated_on": pipeline.evaluated_on(config, base)}
+                    cells.complete(seed)
                     if tell:
-                        tell(results)
-    return results
+                        tell([found for each in models if (found := each.results())["runs"]])
+            cells.forget_logits()
+        return [cells.results() for cells in models]
 
 
 class _Cells:
@@ -95,24 +90,38 @@ class _Cells:
     def seed_folder(self, seed: int, recipe: str) -> pathlib.Path:
         return (self.folder / "distillation" if recipe == DISTILL else self.folder) / f"seed_{seed}"
 
-    def of_seed(self, seed: int) -> list[dict]:
-        """Every cell of a seed, computed where it is not on the disk."""
-        config = dataclasses.replace(self.config, seed=seed, seeds=(seed,))
-        cells = [
-            (recipe, calibration, bits)
+    def paths(self, seed: int) -> dict[tuple[str, str, str], pathlib.Path]:
+        """{(recipe, calibration, bits): file} of every cell of a seed."""
+        config = self.config
+        return {
+            (recipe, calibration, bits): self.seed_folder(seed, recipe) / f"{bits}-{recipe}-{calibration}.json"
             for recipe in config.quantization.recipes
             for calibration in config.calibration
             for bits in config.quantization.bits
             if calibration != "real" or self.dataset is not None
-        ]
-        paths = {cell: self.seed_folder(seed, cell[0]) / f"{cell[2]}-{cell[0]}-{cell[1]}.json" for cell in cells}
-        missing = [cell for cell in cells if not paths[cell].exists()]
+        }
+
+    def complete(self, seed: int) -> None:
+        """Computes the cells of a seed that are not on the disk, and the float model's figures."""
+        config = dataclasses.replace(self.config, seed=seed, seeds=(seed,))
+        paths = self.paths(seed)
+        missing = [cell for cell, path in paths.items() if not path.exists()]
         if missing:
             for cell, figures in self.compute(config, missing):
                 files.write_json(paths[cell], figures)
                 shutil.rmtree(paths[cell].parent / pipeline.run_name(figures), ignore_errors=True)  # checkpoints
-        words = ("recipe", "calibration", "bits")
-        return [_read(path, dict(zip(words, cell, strict=True), seed=seed), FIGURES) for cell, path in paths.items()]
+        self.float_figures()
+
+    def results(self) -> dict:
+        """Of the cells that are on the disk."""
+        words, runs = ("recipe", "calibration", "bits"), []
+        for seed in self.config.seeds:
+            for cell, path in self.paths(seed).items():
+                if path.exists():
+                    runs.append(_read(path, dict(zip(words, cell, strict=True), seed=seed), FIGURES))
+        base = self.float_figures() if runs else None
+        evaluated_on = pipeline.evaluated_on(self.config, base)
+        return {"model": self.source, "float": base, "runs": runs, "evaluated_on": evaluated_on}
 
     def compute(self, config: SweepConfig, cells: list):
         """Yields (cell, its figures)."""
@@ -182,6 +191,10 @@ class _Cells:
             self._float_logits, labels = examples.logits(self.model, self.config.batch_size, bar)
             files.write_json(self.folder / "float.json", metrics(self._float_logits, labels)._asdict())
         return self._float_logits
+
+    def forget_logits(self) -> None:
+        """Frees their memory for the next model."""
+        self._float_logits = None
 
     def float_figures(self) -> dict | None:
         """{"top1", "top5", "loss", "examples"}, or None without a data set."""

@@ -11,12 +11,12 @@ from tests.report.samples import results
 from tests.test_launch import launch
 
 
-def write_sweep(folder, iterations, bandwidth=0.01, **settings):
+def write_sweep(folder, iterations, bandwidth=0.01, seeds=(0, 1), **settings):
     folder.mkdir(parents=True)
     synthesis = {"iterations": iterations, "bandwidth": bandwidth}
     config = {"data": "bundled:fashion_mnist", "synthesis": synthesis} | settings
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "runs.json").write_text(json.dumps([results(seeds=(0, 1))]))
+    (folder / "runs.json").write_text(json.dumps([results(seeds=seeds)]))
 
 
 def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path, monkeypatch):
@@ -32,6 +32,7 @@ def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path, monkeypatch):
     for other, complaint in (
         ((50, 0.01, {"data": "npz:FILE"}), "differs from the other sweeps in more than synthesis.iterations and"),
         ((20, 0.05, {}), "a second sweep of 20 iterations and bandwidth 0.05"),
+        ((50, 0.01, {"seeds": (1,)}), "other/runs.json: holds the seeds [1], the other sweeps [0, 1]"),
     ):
         write_sweep(tmp_path / "other", *other[:2], **other[2])
         done = launch("curve", f"--workdir={tmp_path}", config=None)

@@ -90,7 +90,9 @@ def test_a_missing_cell_alone_is_computed_from_the_same_images(done, data, monke
     forbid(monkeypatch, "psaq_jax.synthesis.driver._run_wave")
     computed = []
     monkeypatch.setattr(sweep.pipeline, "score", lambda *a, score=sweep.pipeline.score: computed.append(a) or score(*a))
-    assert timeless(run_sweep(config(data), workdir)) == timeless(results) and len(computed) == 1
+    told = []
+    assert timeless(run_sweep(config(data), workdir, tell=told.append)) == timeless(results) and len(computed) == 1
+    assert [[len(result["runs"]) for result in so_far] for so_far in told] == [[7], [8]]  # seed 1's others at once
 
 
 def test_a_sweep_may_grow_but_not_change(done, data, monkeypatch):

@@ -49,11 +49,14 @@ def shard_name(name: str, split: str, index: int, shards: int) -> str:
 def write_shard(path, kinds, examples: Iterable[Mapping]) -> None:
     """One file of records, whole or not at all; `path` may be a URL."""
     module = require("array_record.python.array_record_module", "data")
+    serializer = require("tensorflow_datasets.core.example_serializer", "data").ExampleSerializer
+    serializer = serializer(kinds.get_serialized_info())
 
     def write(temporary: pathlib.Path):
         writer = module.ArrayRecordWriter(str(temporary), "group_size:1")
         for example in examples:
-            writer.write(kinds.serialize_example(example))
+            record = serializer.get_tf_example(kinds.encode_example(example))
+            writer.write(record.SerializeToString(deterministic=True))  # else its fields' order is each process's own
         writer.close()
 
     files.write(path, write)

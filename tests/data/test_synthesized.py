@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 import psaq_jax
 from psaq_jax.config import JobConfig
@@ -68,7 +70,10 @@ def test_parts_of_any_size_make_the_same_shards(tmp_path, model, whole, small_sh
         out.add(part(whole, first, last))
     out.close()
     check(tmp_path / "dataset", model, whole, exact=True)
-    assert len(list((tmp_path / "dataset").glob("*array_record*"))) == 3
+    shards = list((tmp_path / "dataset").glob("*array_record*"))
+    assert len(shards) == 3
+    for record in array_record_module.ArrayRecordReader(str(shards[0])).read_all():  # its order is no process's own
+        assert tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True) == record
 
 
 def test_a_second_writer_goes_on_behind_the_whole_shards(tmp_path, model, whole, small_shards):

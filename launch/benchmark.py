@@ -59,6 +59,7 @@ def main():
 def measure_cases(config, workdir):
     results = []
     cases = CASES.value or config.cases
+    benchmark.check_loadable(cases)
     for i, name in enumerate(cases):
         profile = workdir / "profile" if PROFILE.value and i == len(cases) - 1 else None
         results.append(benchmark.measure(name, config.batch_size, config.dtype, config.repeats, profile=profile))

@@ -11,9 +11,10 @@ import dataclasses
 from absl import flags
 
 from launch import config as launch_config
-from psaq_jax import files, latency
+from psaq_jax import benchmark, files, latency
 from psaq_jax.config import parse_bits
 from psaq_jax.machine import describe_machine
+from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
@@ -28,8 +29,9 @@ def main():
 
 
 def measure(config, workdir):
-    rows, products = [], {}
-    for name in CASES.value or config.cases:
+    rows, products, cases = [], {}, CASES.value or config.cases
+    benchmark.check_loadable([name for name in cases if not is_artefact(name)])
+    for name in cases:
         models = latency.executions(name, *parse_bits(config.bits))
         products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
         rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))

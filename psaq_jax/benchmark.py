@@ -9,6 +9,7 @@ import functools
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +65,15 @@ class BenchmarkConfig:
 def check_cases(cases: tuple[str, ...]) -> None:
     if not cases:
         raise InputError(f"cases is empty, expected some of {', '.join(SHAPES)}, or sources of models")
+
+
+def check_loadable(cases: Iterable[str]) -> None:
+    """Raises InputError where a model cannot be loaded: before, not after, the others are measured."""
+    for name in cases:
+        try:
+            name in SHAPES or load_model(name)
+        except InputError as error:
+            raise InputError(f"{error}; cases are sources of models, or {', '.join(SHAPES)}") from None
 
 
 class Seconds(NamedTuple):

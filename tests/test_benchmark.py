@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,14 @@ def test_a_case_has_the_fields_that_are_promised(tmp_path):
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert any("fusion" in event.get("name", "") for event in events)  # the compiled operations
     assert list(trace.parent.glob("*.xplane.pb"))  # what XProf reads
+
+
+def test_a_misspelt_case_is_named_before_the_others_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: pytest.fail("was measured"))
+    monkeypatch.setattr(launch_benchmark, "CASES", types.SimpleNamespace(value=()))
+    config = benchmark.BenchmarkConfig((str(TINY), str(TINY.parent / "deit_tny")))
+    with pytest.raises(InputError, match="deit_tny.*cases are sources of models, or deit_tiny, deit_small"):
+        launch_benchmark.measure_cases(config, tmp_path)
 
 
 def test_runs_take_turns(monkeypatch):

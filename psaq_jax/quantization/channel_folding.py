@@ -16,11 +16,18 @@ from psaq_jax.quantization import clipping, folding, statistics, streaming
 from psaq_jax.quantization.recipes import MERGING, DefaultRecipe, site_filter
 from psaq_jax.quantization.segments import Segment
 
+FLOAT_BITS = 16  # as good as floating point beside any weights
+
 
 @dataclasses.dataclass(frozen=True)
 class Bits:
     weights: dict[str, int]  # by layer, names relative to the segment
     activations: int | None  # None: floating point
+
+    @property
+    def inputs(self) -> int:
+        """What folding takes the activations to have: those in floating point leave all errors to the weights."""
+        return self.activations or FLOAT_BITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +84,6 @@ def norm_folds(parts: Parts) -> list[NormFold]:
 
 def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -> dict:
     """The segment's parameters with per-channel ranges folded in: the same function."""
-    if bits.activations is None:
-        return params
     flat = traverse_util.flatten_dict(params, sep="/")
     folds = Folds(
         norms=tuple((fold, _may_shift(fold, parts, flat)) for fold in norm_folds(parts)) if options.fold_norms else (),
@@ -95,7 +100,7 @@ def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -
     searched = {name: m for name, m in moments.items() if name != HIDDEN or folds.gated}
     ends = best_channel_ranges(segment, params, x, searched, bits, options)
     own = {path: value for path, value in flat.items() if path.rpartition("/")[0] in folds.modules}
-    layer_bits = {layer: (n, options.bits(layer, bits.activations)) for layer, n in bits.weights.items()}
+    layer_bits = {layer: (n, options.bits(layer, bits.inputs)) for layer, n in bits.weights.items()}
     return folding.changed(params, _folded(own, ends, moments, layer_bits, folds, options.folding_strength))
 
 
@@ -163,7 +168,7 @@ def activation_factor(moments: streaming.Moments) -> jax.Array:
 
 def folds_activation(parts: Parts, flat: dict, bits: Bits) -> bool:
     """Whether channels of an activation get scales: below 8 bits its searched grid loses less without them."""
-    return HIDDEN in parts.sites and not is_gated(flat) and bits.activations >= 8
+    return HIDDEN in parts.sites and not is_gated(flat) and (bits.activations or 0) >= 8
 
 
 def is_gated(flat: dict) -> bool:
@@ -181,7 +186,7 @@ def best_channel_ranges(segment, params, x, moments, bits: Bits, options: Defaul
     ends = {}
     for name, m in moments.items():
         centers = statistics.bin_centers(m.low, m.high, streaming.CHANNEL_BINS)
-        site_bits = np.float32(options.bits(name, bits.activations))
+        site_bits = np.float32(options.bits(name, bits.inputs))
         ends[name] = clipping.channel_ranges(counts[name], centers, m.low, m.high, site_bits, options.coverage)
     return ends
 

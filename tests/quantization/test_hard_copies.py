@@ -24,9 +24,9 @@ def images(models):
     return np.random.default_rng(0).normal(size=(500, *models[0].image_shape)).astype(np.float32)
 
 
-def agrees(model, images, recipe):
+def agrees(model, images, recipe, weights=6, activations=6):
     ranges = psaq_jax.calibrate(model, CALIBRATION, recipe=recipe)
-    q = psaq_jax.quantize(model, ranges, 6, 6, recipe=recipe, images=CALIBRATION)
+    q = psaq_jax.quantize(model, ranges, weights, activations, recipe=recipe, images=CALIBRATION)
     return agreement(np.asarray(q(images)), np.asarray(model(images)))
 
 
@@ -39,6 +39,12 @@ def test_the_copy_computes_the_same(models, images):
 def test_the_default_recipe_agrees_as_often_on_the_copy(models, images):
     original, hard = (agrees(model, images, "default") for model in models)
     assert abs(hard - original) < 3  # 500 images; other last bits, other roundings
+
+
+def test_nor_does_it_fail_there_with_activations_in_floating_point(models, images):
+    """Kernels' rows differ as much as the channels that they take: folding evens them out, 87 and 85 %; else 87, 69."""
+    original, hard = (agrees(model, images, "default", 4, None) for model in models)
+    assert hard > original - 6
 
 
 def test_the_papers_recipe_does_not(models, images):

@@ -79,7 +79,7 @@ class DefaultRecipe:
         because synthesized ones know the inputs' second moments only roughly.
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
-      reconstruct: None: where weights or activations have at most 4 bits; True; False.
+      reconstruct: None: where weights have at most 3 bits or activations at most 4; True; False.
       learn_scales: whether reconstruction also learns the activations' scales; None: of those with more than 4 bits.
         With 4 they fit the calibration images, which helps where these are like what will be seen.
       learn_rounding: reconstruction also learns which weights are rounded up; for many images.

@@ -116,9 +116,9 @@ def test_activations_are_folded_at_8_bits(model):
 
 @pytest.mark.parametrize(
     "weights, activations, wanted",
-    [(4, 8, True), (8, 4, True), (3, 3, True), (4, None, True), (5, 5, False), (8, 8, False), (5, None, False)],
+    [(4, 8, False), (3, 8, True), (8, 4, True), (3, 3, True), (4, None, False), (3, None, True), (8, 8, False)],
 )
-def test_blocks_are_reconstructed_at_four_bits_and_fewer(weights, activations, wanted):
+def test_blocks_are_reconstructed_where_few_bits_are_left(weights, activations, wanted):
     bits = Bits({"mlp/dense1": 8, "mlp/dense2": weights}, activations)
     assert wants_reconstruction(bits, DefaultRecipe()) == wanted
     assert wants_reconstruction(bits, DefaultRecipe(reconstruct=True))

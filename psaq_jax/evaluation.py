@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from psaq_jax import distributed, meshes
+from psaq_jax.checks import check_whole
 from psaq_jax.data import UNLABELLED, ArraySource, Batch, Dataset, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import check_floats
@@ -219,8 +220,7 @@ def _counted(model, logits, batch: Batch):
 
 def _batch_size(wanted: int, examples: int) -> int:
     """No larger than needed, and a multiple of the devices."""
-    if wanted < 1:
-        raise InputError(f"batch_size: found {wanted}, expected at least 1; correct it")
+    check_whole("batch_size", wanted, 1)
     devices = jax.local_device_count()
     return -(-min(wanted, examples) // devices) * devices
 

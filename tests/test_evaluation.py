@@ -214,8 +214,12 @@ def test_names_of_several_classes_say_nothing():
 
 
 def test_bad_arguments():
-    with pytest.raises(InputError, match="batch_size: found 0"):
+    with pytest.raises(InputError, match="batch_size is 0"):
         evaluate(Linear(), images_and_labels(3), 0)
+    with pytest.raises(InputError, match="batch_size is 2.5, expected a whole number"):
+        evaluate(Linear(), images_and_labels(3), 2.5)
+    with pytest.raises(InputError, match="images are of several shapes"):
+        predict_logits(Linear(), [np.zeros((4, 4, 3)), np.zeros((5, 4, 3))])
     with pytest.raises(InputError, match=r"pixels: found shape \[4, 4, 3\]"):
         predict_logits(Linear(), np.zeros((4, 4, 3)))
     with pytest.raises(InputError, match="labels: found int64"):

@@ -47,7 +47,7 @@ class Classifier:
     data_fields=["params"],
     meta_fields=["module", "labels", "preprocessing", "source"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Model(Classifier):
     """A float vision transformer. A pytree whose leaves are `params`: hand it to jit, grad or vmap as it is.
 
@@ -106,7 +106,10 @@ def check_float_model(model, function: str) -> None:
 
 def check_floats(pixels, what: str = "images"):
     """The images as an array, or InputError where they are no floats; works on tracers too."""
-    pixels = pixels if isinstance(pixels, jax.Array) else np.asarray(pixels)
+    try:
+        pixels = pixels if isinstance(pixels, jax.Array) else np.asarray(pixels)
+    except ValueError:
+        raise InputError(f"{what} are of several shapes, expected one array; `preprocess` makes it") from None
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise InputError(
             f"{what} are {pixels.dtype}, expected normalised floats; `preprocess` of the model makes them of raw pixels"

@@ -1,6 +1,7 @@
 """Calibration: the ranges of a model's sites on calibration images."""
 
 import functools
+import logging
 
 import jax
 import numpy as np
@@ -11,6 +12,9 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, check_images, exact_products
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.sites import Ranges, observe
+
+LOG = logging.getLogger(__name__)
+STRANGE = 10  # times the greatest normalised value of a pixel; noise reaches six times where that is 1
 
 
 def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32) -> Ranges:
@@ -54,7 +58,20 @@ def check_pixels(model: Model, pixels) -> np.ndarray:
     pixels = np.asarray(check_images(pixels, model.image_shape, what, some=True), np.float32)
     if not np.isfinite(pixels).all():
         raise InputError(f"{what} hold NaN or infinite pixels; expected finite normalised pixels")
+    _warn_of_strange(model, pixels)
     return pixels
+
+
+def _warn_of_strange(model: Model, pixels: np.ndarray) -> None:
+    """Ranges of pixels that were never normalised, or of no pictures at all, would be of no use."""
+    low, high, p = pixels.min(), pixels.max(), model.preprocessing
+    if max(-low, high) > STRANGE * max(-p.lower.min(), p.upper.max()):
+        LOG.warning(
+            "calibration images reach from %g to %g where this model's pixels reach from %g to %g; were they "
+            "normalised? `preprocess` of the model does it", low, high, p.lower.min(), p.upper.max(),
+        )  # fmt: skip
+    if low == high:
+        LOG.warning("calibration images are %g everywhere; what they make of the model is of little use", low)
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "placement"))

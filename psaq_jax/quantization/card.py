@@ -34,26 +34,37 @@ Weights: {weights}. Activations: {activations}. Recipe: {recipe}.
 
 Post-training quantization by psaq\\_jax (PSAQ-ViT, Li et al., ECCV 2022), in JAX.
 Weights: symmetric, one scale per output channel, every Dense and patch embedding kernel.
-Activations: one grid per site, as config.json lists them.
+Activations: {grids}.
 Versions: {versions}.
 
 ## Use
 
     q = psaq_jax.load_quantized(DIRECTORY)
     logits = q(q.preprocess(images))
-    q = psaq_jax.load_quantized(DIRECTORY, execution="integer")  # int8 products where they can be
-
+{integer}
 ## Figures
 
 {figures}
 
 ## Limits
 
-- Weights are stored as integers. Products run in floating point on rounded numbers (simulated quantization), or on
-  integers on demand, which need not be faster: `python -m launch.latency` measures it.
+- Weights are stored as integers. {products}
 - Not quantized: {floats}.
 - Whatever the source gets wrong, this model gets wrong too: check it on your own images first.
 """
+
+
+INTEGER = {
+    "grids": "one grid per site, as config.json lists them",
+    "integer": '    q = psaq_jax.load_quantized(DIRECTORY, execution="integer")  # int8 products where they can be\n',
+    "products": "Products run in floating point on rounded numbers (simulated quantization), or on\n  integers on "
+    "demand, which need not be faster: `python -m launch.latency` measures it.",
+}
+FLOAT = {
+    "grids": "none; they stay in floating point",
+    "integer": "",
+    "products": "All products run in floating point on rounded weights (simulated quantization).",
+}
 
 
 def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) -> str:
@@ -63,12 +74,14 @@ def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) ->
     floats += ["residual sums"] * ("residual1" not in kinds)
     if "attention_probabilities" not in kinds:
         floats.append("softmax outputs (so attention·value is no integer product)")
+    if not q.sites:
+        floats = ["activations", "biases"]
     rows = [f"| {_escaped(name)} | {_escaped(value)} |" for name, value in figures.items()]
     return TEMPLATE.format(
         title=_escaped(pathlib.PurePath(q.source).name or record.family),
         family=record.family, classes=q.classes, height=q.image_size[0], width=q.image_size[1],
         weights=_weights(q, record.kernels),
-        activations="floating point" if q.activation_bits is None else f"{q.activation_bits} bits",
+        activations=_activations(q), **(INTEGER if q.sites else FLOAT),
         recipe=_escaped(q.recipe), source=_escaped(q.source or "not recorded"),
         hashes="\n".join(f"- {_escaped(n)}: SHA-256 {x}" for n, x in record.source_sha256.items())
         or "The hash of its weights was not recorded: no folder of this name held them.",
@@ -76,6 +89,13 @@ def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) ->
         figures="\n".join(["| figure | value |", "|---|---|", *rows]) if rows else "None were recorded.",
         floats=", ".join(floats),
     )  # fmt: skip
+
+
+def _activations(q: QuantizedModel) -> str:
+    if q.activation_bits is None:
+        return "floating point"
+    bits = sorted({int(site.bits) for site in q.sites.values()})
+    return f"{bits[0]} bits" if len(bits) == 1 else f"{bits[0]} to {bits[-1]} bits (config.json lists each site's)"
 
 
 def _weights(q: QuantizedModel, bits: Mapping[str, int]) -> str:

@@ -32,7 +32,7 @@ from psaq_jax.quantization.transform import QuantizedModel
         "options", "products",
     ],
 )  # fmt: skip
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class IntegerModel(QuantizedModel):
     """A quantized model whose products run on integers where they can.
 

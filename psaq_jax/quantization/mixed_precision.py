@@ -63,9 +63,14 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
       pixels: calibration images [n, height, width, 3] normalised; at most the first 128, in whole batches of 32.
       progress: called with (layers done, in all).
     Raises:
-      InputError: no float model, images of another shape.
+      InputError: no float model, one class, images of another shape.
     """
     check_float_model(model, "kernel_costs")
+    if model.classes == 1:
+        raise InputError(
+            f"{model.source}: has one class, whose probability is always 1, and mixed precision goes by probabilities; "
+            "give whole bits, such as w4a8"
+        )
     pixels = check_pixels(model, pixels)[:IMAGES]
     pixels = pixels[: max(len(pixels) // BATCH * BATCH, min(len(pixels), BATCH))]  # batches of one size
     flat, reference, costs = traverse_util.flatten_dict(model.params, sep="/"), _log_probabilities(model, pixels), {}

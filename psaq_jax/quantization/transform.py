@@ -39,7 +39,7 @@ from psaq_jax.sites import Ranges, apply_with_tap, site_names
         "options",
     ],
 )  # fmt: skip
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class QuantizedModel(Classifier):
     """A vision transformer in simulated quantization.
 
@@ -101,7 +101,7 @@ def quantize(
       ranges: of `calibrate` with the same recipe; every quantized site must be there. Only checked, and None will do,
         where `images` of recipe "default" or floating-point activations leave them without a use.
       weight_bits: 2 to 8; or mixed precision: {layer, such as "block_0/mlp/dense1": 2 to 8} of every layer with a
-        kernel, as `mixed_precision.allocate` finds them.
+        kernel, as `mixed_precision.choose_bits` finds them.
       activation_bits: 2 to 8; None leaves activations in floating point.
       recipe: "paper": DESIGN §6, the first and last layer included. "default": the inputs of every matrix product,
         and `options`.

@@ -87,8 +87,13 @@ def measure_sensitivity(
 
 
 def sqnr_db(reference: np.ndarray, logits: np.ndarray) -> float:
-    """Signal-to-quantization-noise ratio in dB of logits [n, classes] against the float ones, at most 140."""
-    reference, logits = (x.astype(np.float64) - x.mean(axis=1, keepdims=True) for x in (reference, logits))
+    """Signal-to-quantization-noise ratio in dB of logits [n, classes] against the float ones, at most 140.
+
+    What all logits of an image have in common changes no probability and doesn't count, where there are several.
+    """
+    reference, logits = reference.astype(np.float64), logits.astype(np.float64)
+    if reference.shape[1] > 1:
+        reference, logits = (x - x.mean(axis=1, keepdims=True) for x in (reference, logits))
     signal, error = np.sum(reference**2), np.sum((reference - logits) ** 2)
     if error <= signal * 10 ** (-HIGHEST_SQNR / 10):
         return HIGHEST_SQNR

@@ -34,6 +34,9 @@ def test_every_pair_of_bits_loads_bit_for_bit(calibrated, tmp_path, weight_bits,
     q = quantize(*calibrated, weight_bits, activation_bits)
     assert save_quantized(q, tmp_path / "q") == tmp_path / "q"
     assert_equal(load_quantized(tmp_path / "q"), q)
+    card = (tmp_path / "q" / "README.md").read_text()
+    assert (f"Activations: {activation_bits} bits." in card) == ("no integer product" in card)
+    assert ("Activations: floating point." in card) == ("Not quantized: activations, biases." in card)
 
 
 def test_mixed_precision(calibrated, tmp_path):

@@ -12,7 +12,7 @@ from psaq_jax.quantization.mixed_precision import BITS, allocate, choose_bits, f
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
-from tests.quantization.artefacts import random_model, random_pixels
+from tests.quantization.artefacts import VIT, random_model, random_pixels
 from tests.quick_recipe import QUICK, ROUNDING
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -140,6 +140,8 @@ def test_refusals():
     model, pixels = random_model(), random_pixels()
     with pytest.raises(InputError, match="budget of mixed precision is 1.5"):
         choose_bits(model, {}, 1.5)
+    with pytest.raises(InputError, match="has one class, whose probability is always 1"):
+        kernel_costs(random_model(VIT.clone(classes=1)), pixels, [])
     with pytest.raises(InputError, match="layer 'head' is missing"):
         bits = {layer: 4 for layer in kernel_sizes(model.params) if layer != "head"}
         quantize(model, calibrate(model, pixels), bits, 8)

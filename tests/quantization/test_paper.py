@@ -116,6 +116,21 @@ def test_bad_calibration_images_are_named(model, pixels, message):
         psaq_jax.calibrate(model, pixels)
 
 
+def test_images_that_were_not_normalised_and_empty_ones_are_warned_of(model, caplog):
+    noise = np.random.default_rng(0).normal(size=(64, 32, 32, 3)).astype(np.float32)
+    calibration.check_pixels(model, noise)
+    assert not caplog.text
+    calibration.check_pixels(model, np.clip(127.5 + 50 * noise, 0, 255))
+    assert "from 0 to 255 where this model's pixels reach from" in caplog.text
+    calibration.check_pixels(model, np.zeros_like(noise))
+    assert "calibration images are 0 everywhere" in caplog.text
+
+
+def test_models_are_compared_by_identity(model, ranges):
+    for one in (model, psaq_jax.quantize(model, ranges)):
+        assert one == one and one != jax.tree.map(lambda x: x, one) and {one: 1}[one]
+
+
 def test_unknown_recipe_is_named(model):
     with pytest.raises(psaq_jax.InputError, match="known are paper"):
         psaq_jax.calibrate(model, CALIBRATION, recipe="papper")

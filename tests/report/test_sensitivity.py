@@ -96,6 +96,7 @@ def test_units():
     np.testing.assert_allclose(sqnr_db(reference, reference * 1.1), 20, rtol=1e-6)
     assert sqnr_db(reference, reference) == 140
     assert sqnr_db(reference, reference + 5) == 140  # softmax does not see it
+    np.testing.assert_allclose(sqnr_db(reference[:, :1], reference[:, :1] * 1.1), 20, rtol=1e-6)  # one class has none
     assert agreement(reference, reference * [[1], [-1]]) == 50
 
 

@@ -10,9 +10,13 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def run(script: str, devices: int, path) -> dict[str, np.ndarray]:
-    """Runs `script` with arguments (devices, path); returns the arrays that it leaves in the npz file `path`."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+def run(script: str, devices: int, path, more_flags: str = "") -> dict[str, np.ndarray]:
+    """Runs `script` with arguments (devices, path); returns the arrays that it leaves in the npz file `path`.
+
+    Args:
+      more_flags: of XLA.
+    """
+    flags = f"{os.environ['XLA_FLAGS']} {more_flags} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, str(devices), str(path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)

@@ -9,6 +9,7 @@ from tests.golden_files import GOLDEN
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = GOLDEN / "paper" / "vit"
+QUICKLY = "--xla_backend_optimization_level=0"
 
 
 def settings(cache: pathlib.Path | None = None) -> dict:
@@ -19,7 +20,7 @@ def settings(cache: pathlib.Path | None = None) -> dict:
     Args:
       cache: a folder for what it compiles, where it may be killed while it writes there.
     """
-    flags = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} {QUICKLY}"
     own = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     environment = os.environ | own | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

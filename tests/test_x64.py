@@ -2,13 +2,16 @@
 
 import jax
 import numpy as np
+import pytest
 
 import psaq_jax
 from psaq_jax.quantization.recipes import DefaultRecipe
 from tests.golden_files import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 SHORT = psaq_jax.SynthesisConfig(num_images=4, group_size=4, iterations=2)
-OPTIONS = DefaultRecipe(reconstruction_steps=2)
+OPTIONS = DefaultRecipe(reconstruct=True, reconstruction_steps=2)
 
 
 def made():

@@ -27,6 +27,8 @@ from psaq_jax.quantization.transform import kernel_sizes
 from tests.export.small_models import with_activation_scales
 from tests.quantization.artefacts import MODULES, VIT, assert_equal, random_model, random_pixels, stored
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.mark.parametrize("activation_bits", [*range(2, 9), None])
 @pytest.mark.parametrize("weight_bits", range(2, 9))

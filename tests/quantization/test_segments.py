@@ -10,6 +10,8 @@ from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.segments import chain
 from tests.golden_files import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 FAMILIES = (
     "checkpoints/hf_vit", "checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_registers", "more/hf_swin_padded",
 )  # fmt: skip

@@ -129,16 +129,12 @@ class Folds:
 
 @functools.partial(jax.jit, static_argnames=("folds", "strength"))
 def _folded(flat: dict, ends: dict, moments: dict, bits: dict, folds: Folds, strength: float | None) -> dict:
-    """{path: value} of everything in `flat` after folding; bits: {layer: (weights, inputs)}."""
+    """{path: value} of everything in `flat` after folding; bits: {layer: (weights, inputs)}.
+
+    The LayerNorms come last: what their channels are divided by goes by the kernels that take them, whose outputs are
+    then evened out, as large in a copy with outlier channels as in the original.
+    """
     params = traverse_util.unflatten_dict(flat, sep="/")
-    for item, may_shift in folds.norms:
-        low = jnp.min(jnp.stack([ends[site][0] for site in item.sites]), 0)
-        high = jnp.max(jnp.stack([ends[site][1] for site in item.sites]), 0)
-        shift = (low + high) / 2 * may_shift
-        kernel = jnp.concatenate([flat[f"{layer}/kernel"] for layer in item.layers], axis=1)
-        square = jnp.max(jnp.stack([moments[site].variance_about(shift) for site in item.sites]), 0)
-        factor = balance(low - shift, high - shift, square, kernel, bits[item.layers[0]], strength)
-        params = folding.fold_norm(params, item.norm, item.layers, factor, shift)
     if folds.gated:
         kernel = flat["mlp/dense2/kernel"]
         factor = balance(*ends[HIDDEN], moments[HIDDEN].square, kernel, bits["mlp/dense2"], strength)
@@ -147,6 +143,15 @@ def _folded(flat: dict, ends: dict, moments: dict, bits: dict, folds: Folds, str
         params = folding.fold_activation(params, "mlp", activation_factor(moments[HIDDEN]))
     if folds.attention:
         params = fold_attention(params, flat, ends, moments, bits, strength)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for item, may_shift in folds.norms:
+        low = jnp.min(jnp.stack([ends[site][0] for site in item.sites]), 0)
+        high = jnp.max(jnp.stack([ends[site][1] for site in item.sites]), 0)
+        shift = (low + high) / 2 * may_shift
+        kernel = jnp.concatenate([flat[f"{layer}/kernel"] for layer in item.layers], axis=1)
+        square = jnp.max(jnp.stack([moments[site].variance_about(shift) for site in item.sites]), 0)
+        factor = balance(low - shift, high - shift, square, kernel, bits[item.layers[0]], strength)
+        params = folding.fold_norm(params, item.norm, item.layers, factor, shift)
     return traverse_util.flatten_dict(params, sep="/")
 
 

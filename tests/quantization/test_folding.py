@@ -101,6 +101,20 @@ def test_folded_models_give_the_same_logits(name):
     np.testing.assert_allclose(folded(images), model(images), atol=5e-5)
 
 
+@pytest.mark.parametrize("activation_bits", [4, None])
+@pytest.mark.parametrize(
+    "name", ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"]
+)
+def test_a_hard_copy_folds_into_the_originals_parameters(name, activation_bits):
+    """Outputs of qkv differ by 100 times, of which the LayerNorm before it must see nothing."""
+    model = psaq_jax.load_model(GOLDEN / name)
+    found = (folded_model(m, pixels(m), activation_bits, DefaultRecipe()) for m in (model, hard_copy(model)))
+    one, other = (traverse_util.flatten_dict(m.params, sep="/") for m in found)
+    for path, value in one.items():
+        if path.endswith("kernel"):
+            np.testing.assert_allclose(other[path], value, atol=0.02 * np.abs(value).max(), err_msg=path)
+
+
 def test_activations_that_differ_by_channel_get_nearer_ranges(model):
     params = model.params
     for block in range(model.module.depth):

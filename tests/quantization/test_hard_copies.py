@@ -42,9 +42,9 @@ def test_the_default_recipe_agrees_as_often_on_the_copy(models, images):
 
 
 def test_nor_does_it_fail_there_with_activations_in_floating_point(models, images):
-    """Kernels' rows differ as much as the channels that they take: folding evens them out, 87 and 85 %; else 87, 69."""
+    """Kernels' rows differ as much as the channels that they take, and folding evens them out."""
     original, hard = (agrees(model, images, "default", 4, None) for model in models)
-    assert hard > original - 6
+    assert abs(hard - original) < 2
 
 
 def test_the_papers_recipe_does_not(models, images):

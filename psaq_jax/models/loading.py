@@ -102,7 +102,7 @@ def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessi
         raise InputError(f"{path if path.exists() else directory}: {error}") from None
     if not path.exists():
         LOG.warning("%s has no preprocessor_config.json; assumed is what is usual: %s", directory, found)
-    least, greatest = found.lower.min(), found.upper.max()
+    least, greatest = found.pixel_range
     if max(-least, greatest) > USUAL_PIXELS:
         LOG.warning(
             "%s: takes pixels from %g to %g; the synthesis starts from noise of standard deviation 1 and will not fill "

@@ -127,6 +127,11 @@ class Preprocessing:
         """White in normalised space: float32 [3], (255·rescale_factor − mean) / std."""
         return _table(self.mean, self.std, self.rescale_factor)[:, 255].copy()
 
+    @property
+    def pixel_range(self) -> tuple[float, float]:
+        """Least and greatest normalised value of any pixel: known without data."""
+        return float(self.lower.min()), float(self.upper.max())
+
     def _empty(self):
         return np.zeros((0, *self.image_size, 3), np.uint8)
 

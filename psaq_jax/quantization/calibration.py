@@ -64,11 +64,11 @@ def check_pixels(model: Model, pixels) -> np.ndarray:
 
 def _warn_of_strange(model: Model, pixels: np.ndarray) -> None:
     """Ranges of pixels that were never normalised, or of no pictures at all, would be of no use."""
-    low, high, p = pixels.min(), pixels.max(), model.preprocessing
-    if max(-low, high) > STRANGE * max(-p.lower.min(), p.upper.max()):
+    low, high, (least, greatest) = pixels.min(), pixels.max(), model.preprocessing.pixel_range
+    if max(-low, high) > STRANGE * max(-least, greatest):
         LOG.warning(
             "calibration images reach from %g to %g where this model's pixels reach from %g to %g; were they "
-            "normalised? `preprocess` of the model does it", low, high, p.lower.min(), p.upper.max(),
+            "normalised? `preprocess` of the model does it", low, high, least, greatest,
         )  # fmt: skip
     if low == high:
         LOG.warning("calibration images are %g everywhere; what they make of the model is of little use", low)

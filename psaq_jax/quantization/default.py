@@ -45,7 +45,7 @@ def default_params_and_sites(
       images: [n, height, width, 3] float32 normalised.
       progress: called as progress(segments done, all); folder: of the reconstruction.
     """
-    params, sites, kernels = model.params, {}, {}
+    params, sites, kernels, pixels = model.params, {}, {}, model.preprocessing.pixel_range
     near = close_ups(images, options.seed) if options.close_ups else None
     if options.plain_grounds:
         images = with_plain_grounds(images, options.seed)
@@ -62,7 +62,7 @@ def default_params_and_sites(
         bits = Bits({layer: weight_bits[link.full_name(layer)] for layer in parts.layers}, activation_bits)
         folded = fold(segment, parts, link.parameters(params), x_float, bits, options)
         weights = {name: rows for name in parts.sites if (rows := importance.get(link.full_name(name))) is not None}
-        found = choose_quantizers(segment, parts, folded, x, bits, options, pixel_range(model), weights)
+        found = choose_quantizers(segment, parts, folded, x, bits, options, pixels, weights)
         target, means = streaming.propagate_float(segment, folded, x_float)
         given = gradients.get(link.full_name("residual2"))
         few = any(b < 8 for b in bits.weights.values())
@@ -91,16 +91,6 @@ def wants_reconstruction(bits: Bits, options: DefaultRecipe) -> bool:
 def _replaced(params: dict, link: Link, part: dict) -> dict:
     flat = traverse_util.flatten_dict(part, sep="/")
     return folding.changed(params, {link.full_name(name): value for name, value in flat.items()})
-
-
-def pixel_range(model: Model) -> tuple[float, float]:
-    """Least and greatest normalised value of any pixel: known without data.
-
-    The input's range is this and what the calibration images hold: the paper's synthesis clips to ImageNet's range,
-    whatever the model's own, and what the quantizer cuts off would shift every mean that bias correction sees.
-    """
-    p = model.preprocessing
-    return float(p.lower.min()), float(p.upper.max())
 
 
 def choose_quantizers(
@@ -142,7 +132,11 @@ def kernels_of(params, parts: Parts) -> dict[str, jax.Array]:
 
 @jax.jit
 def tensor_grounds(moments: dict, kernels: dict, pixels) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
-    """{site: (low, high, what an error costs in each channel [c])}; zero is inside, and for "input" all `pixels`."""
+    """{site: (low, high, what an error costs in each channel [c])}; zero is inside, and for "input" all `pixels`.
+
+    The input's range is `pixels` and what the calibration images hold: the paper's synthesis clips to ImageNet's range,
+    whatever the model's own, and what the quantizer cuts off would shift every mean that bias correction sees.
+    """
     grounds = {}
     for name, m in moments.items():
         low, high = jnp.minimum(m.low.min(), 0.0), jnp.maximum(m.high.max(), 0.0)

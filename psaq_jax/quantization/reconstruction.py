@@ -87,7 +87,8 @@ def learn(segment: Segment, problem: Problem, learned: dict, images: Images, opt
     problem, learned, state = jax.device_put((problem, learned, make_optimizer(steps).init(learned)), everywhere)
     power = jnp.maximum(mean_error(segment, problem, learned, some.x, some.target), 1e-20)
     sizes = units(segment, problem, learned, some.x)
-    shapes = qdrop.shapes(segment, soft_params(problem, learned), problem.sites, some.x)
+    params = traverse_util.unflatten_dict(soft_params(problem, learned), sep="/")
+    shapes = qdrop.shapes(segment, params, problem.sites, some.x)
     generator = np.random.default_rng(options.seed)
     for i in range(steps):
         rows = np.sort(generator.choice(len(images.x), size, replace=False))

@@ -23,6 +23,7 @@ from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantiz
 from psaq_jax.sites import Site
 
 LARGEST = 2**24  # float32 holds every whole number up to it
+PARTS = 127  # sums of so many parts, each at most LARGEST, fit int32
 
 # (equation, X, W or Y, grid of X, grid of Y or None for W) -> the sums, whole numbers rounded to float32
 Sums = Callable[[str, jax.Array, jax.Array, UniformQuantizer, UniformQuantizer | None], jax.Array]
@@ -31,7 +32,8 @@ Sums = Callable[[str, jax.Array, jax.Array, UniformQuantizer, UniformQuantizer |
 def float_sums(equation: str, x, y, of_x=None, of_y=None) -> jax.Array:
     """einsum(equation, x, y) of codes, in float32; the equation contracts the last axis of x.
 
-    As many terms at once as float32 surely sums exactly; these sums are whole numbers, added in int32.
+    As many terms at once as float32 surely sums exactly; these sums are whole numbers, added in int32, and from
+    65,000 terms on in two words of it.
     """
     axis, terms, step = contracted_axis(equation), x.shape[-1], LARGEST // (255 * (255 if of_y else 128))
     parts = []
@@ -41,7 +43,11 @@ def float_sums(equation: str, x, y, of_x=None, of_y=None) -> jax.Array:
         parts.append(jnp.einsum(equation, x[..., start:end], b.astype(jnp.float32)))
     if len(parts) == 1:
         return parts[0]
-    return sum(part.astype(jnp.int32) for part in parts).astype(jnp.float32)
+    parts = [part.astype(jnp.int32) for part in parts]
+    if len(parts) <= PARTS:
+        return sum(parts).astype(jnp.float32)
+    high, low = sum(part >> 12 for part in parts), sum(part & 4095 for part in parts)
+    return high.astype(jnp.float32) * 4096 + low.astype(jnp.float32)  # both exact: the sum alone rounds
 
 
 def contracted_axis(equation: str) -> int:
@@ -51,7 +57,7 @@ def contracted_axis(equation: str) -> int:
 
 
 def forward(module, params: dict, sites: dict, pixels, sums: Sums = float_sums, integers: Collection[str] = ()):
-    """The quantized model's logits; traceable.
+    """The quantized model's logits, NaN for an image that holds NaN; traceable.
 
     Args:
       params: kernels as `QuantizedKernel`; sites: {site: quantizer}.
@@ -59,7 +65,9 @@ def forward(module, params: dict, sites: dict, pixels, sums: Sums = float_sums, 
     """
     intercept = interceptor(params, sites, lambda name: sums if name in integers else float_sums)
     with exact_products(jnp.float32), nn.intercept_methods(intercept):
-        return module.apply({"params": dequantize_params(params)}, pixels)
+        logits = module.apply({"params": dequantize_params(params)}, pixels)
+    # No integer is NaN: codes of such an image are any.
+    return jnp.where(jnp.isnan(pixels).any((1, 2, 3))[:, None], jnp.nan, logits)
 
 
 def interceptor(params: dict, sites: dict, sums_of: Callable[[str], Sums]):

@@ -72,6 +72,26 @@ def test_sums_are_the_same_bits_at_the_largest_codes():
     np.testing.assert_array_equal(found[0], (x.astype(np.int64) @ weights.astype(np.int64)).astype(np.float32))
 
 
+@pytest.mark.parametrize("weights", [127, -128, 7])
+def test_sums_beyond_int32(weights):
+    """Float sums are there for what does not fit int32, and round once all the same."""
+    x, terms = np.full((2, 70_001), 255, np.float32), 70_001
+    x[1, ::3] = -254
+    codes = np.full((terms, 1), weights, np.int8)
+    found = float_sums("...i,io->...o", x, codes)
+    np.testing.assert_array_equal(found, (x.astype(np.int64) @ codes.astype(np.int64)).astype(np.float32))
+
+
+@pytest.mark.parametrize("run", [lambda q: q, integer_model])
+def test_an_image_with_nan_has_nan_for_logits(run):
+    model, pixels = run(random_quantized(VIT, 8, 8)), random_pixels(VIT, 2)
+    sound = model(pixels)[1]
+    pixels[0, 3, 4, 1] = np.nan
+    logits = np.asarray(model(pixels))
+    assert np.isnan(logits[0]).all()
+    np.testing.assert_array_equal(logits[1], sound)
+
+
 def test_products_of_the_graph_are_integer():
     """What is compiled multiplies int8 by int8 into int32, once a product that is called integer."""
     model = integer_model(random_quantized(VIT, 8, 8))

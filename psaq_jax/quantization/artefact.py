@@ -26,6 +26,7 @@ from psaq_jax.models.preprocessing_configs import LEAST_STD
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.packing import Refuse, shown
+from psaq_jax.quantization.provenance import Provenance
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.record import (
     CARD,
@@ -137,6 +138,7 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
         params=params, sites=sites, module=module, labels=record.labels, preprocessing=preprocessing,
         source=record.source, weight_bits=weight_bits, activation_bits=record.activation_bits,
         recipe=record.recipe, kernel_bits=tuple(record.kernels.items()), options=record.options,
+        provenance=Provenance({n: x for n, x in config.items() if n != "quantization_config"}, record.source_sha256),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.loading import find_checkpoint, tensor_files
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.card import model_card
+from psaq_jax.quantization.provenance import Provenance
 from psaq_jax.quantization.record import (
     CARD,
     CONFIG,
@@ -48,7 +49,7 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
         if type(quantizer) not in packing.KINDS.values():
             found = type(quantizer).__name__
             raise InputError(f"site {name}: {found} cannot be saved, add it to packing.KINDS")
-    config, hashes = _read_source(q.source)
+    known = _read_source(q.source) if q.provenance.config is None else q.provenance
     weights = safetensors.numpy.save(packing.to_tensors(q), metadata={"format": packing.FORMAT})
     sites = tuple(
         {"name": name, "kind": type(x).__name__}
@@ -59,14 +60,15 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
         quant_method=METHOD, format_version=VERSION, family=type(q.module).__name__, module=encoded(q.module),
         recipe=q.recipe, options=q.options, weight_bits=q.weight_bits if isinstance(q.weight_bits, int) else None,
         activation_bits=q.activation_bits, kernels=dict(q.kernel_bits), sites=sites, labels=q.labels,
-        source=q.source, source_sha256=hashes, model_bytes=len(weights),
+        source=q.source, source_sha256=dict(known.sha256), model_bytes=len(weights),
         model_sha256=hashlib.sha256(weights).hexdigest(), versions=_versions(),
     )  # fmt: skip
     fields, preprocessing = encoded(record) | {"options": q.options and encoded(q.options)}, encoded(q.preprocessing)
     _json([fields, preprocessing])  # names what JSON cannot hold, which the hash would trip over
+    hashed = fields | {HASH: record_hash(fields, preprocessing)}
     return {
         WEIGHTS: weights,
-        CONFIG: _json(config | {"quantization_config": fields | {HASH: record_hash(fields, preprocessing)}}),
+        CONFIG: _json(_without_nan(known.config) | {"quantization_config": hashed}),
         PREPROCESSOR: _json(preprocessing),
         CARD: files.encoded(model_card(q, record, figures)),
     }
@@ -75,21 +77,28 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
 def _json(value) -> bytes:
     try:
         return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the model has a field that JSON cannot hold ({error}); quantize again") from None
 
 
-def _read_source(source: str) -> tuple[dict, dict[str, str]]:
-    """(config.json, {file of weights: hash}) of a checkpoint on this machine; empty where it is not."""
+def _without_nan(config: Mapping) -> dict:
+    """The same as JSON knows it, which has no NaN."""
+    try:
+        return json.loads(json.dumps(config), parse_constant=lambda _: None)
+    except RecursionError:
+        raise InputError(f"the source's {CONFIG} is nested too deeply to be kept; remove what nests there") from None
+
+
+def _read_source(source: str) -> Provenance:
+    """What is known of a checkpoint on this machine; nothing where it is not."""
     try:
         if source and (source.startswith("bundled:") or pathlib.Path(source).is_dir()):
             directory = find_checkpoint(source)
             config = read_artefact_json(directory / CONFIG)
-            standard = json.loads(json.dumps(config), parse_constant=lambda _: None)  # NaN is not JSON
-            return standard, {path.name: sha256(path) for path in tensor_files(directory)}
+            return Provenance(config, {path.name: sha256(path) for path in tensor_files(directory)})
     except (InputError, OSError):
         pass  # moved or deleted since: the artefact needs nothing of it
-    return {}, {}
+    return Provenance({})
 
 
 def _versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, exact, quantizers
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.default import default_params_and_sites
+from psaq_jax.quantization.provenance import Provenance
 from psaq_jax.quantization.recipes import DefaultRecipe, site_filter
 from psaq_jax.quantization.representation import (
     QuantizedKernel,
@@ -36,7 +37,7 @@ from psaq_jax.sites import Ranges, apply_with_tap, site_names
     data_fields=["params", "sites"],
     meta_fields=[
         "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "kernel_bits",
-        "options",
+        "options", "provenance",
     ],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
@@ -50,6 +51,7 @@ class QuantizedModel(Classifier):
       activation_bits: None: activations in floating point.
       kernel_bits: (path of a kernel, its bits) of every kernel.
       options: the ingredients of recipe "default"; None for "paper".
+      provenance: what the artefact that it was loaded from knows of its source, and the next one will.
     """
 
     params: dict
@@ -63,6 +65,7 @@ class QuantizedModel(Classifier):
     recipe: str
     kernel_bits: tuple[tuple[str, int], ...]
     options: DefaultRecipe | None = None
+    provenance: Provenance = Provenance()
 
     def __post_init__(self):
         if type(self.sites) is dict:  # which jax would sort by name

@@ -211,6 +211,27 @@ def test_the_source_is_described_and_no_longer_needed(tmp_path):
     assert_equal(load_quantized(save_quantized(load_quantized(tmp_path / "q"), tmp_path / "again")), q)
 
 
+@pytest.mark.parametrize("now", ["other weights", "gone"])
+@pytest.mark.parametrize("execution", ["simulated", "integer"])
+def test_what_an_artefact_knows_of_its_source_stays_when_it_is_saved_again(tmp_path, now, execution):
+    """Whatever lies there by then: the model was not made from it."""
+    module = VIT.clone(image_size=(16, 16), patch_size=(4, 4))
+    source, half = tmp_path / "source", (0.5,) * 3
+    save_huggingface_vit(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), half, half)
+    q = quantize(load_model(str(source)), None, 4, None)
+    first = save_quantized(q, tmp_path / "first")
+    if now == "gone":
+        shutil.rmtree(source)
+    else:
+        weights = source / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    loaded = load_quantized(first, execution)
+    for again in (loaded, jax.tree.map(lambda x: x, loaded), dataclasses.replace(loaded, recipe="paper")):
+        second = save_quantized(again, tmp_path / "second")
+        for name in ("config.json", "preprocessor_config.json", "README.md"):
+            assert (second / name).read_bytes() == (first / name).read_bytes(), name
+
+
 def test_a_model_that_could_not_be_loaded_is_not_saved(calibrated, tmp_path):
     q = quantize(*calibrated)
     broken = dataclasses.replace(q, params=q.params | {"class_token": q.params["class_token"] * np.nan})

@@ -1,0 +1,18 @@
+"""What an artefact knows of the checkpoint that it was made from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """All are equal: what is known of its source makes no other model of it, and compiles nothing anew.
+
+    Attributes:
+      config: the fields of the source's own config.json; None: not looked at yet, saving the model does.
+      sha256: {file of weights: hash}; empty where the source was out of reach.
+    """
+
+    config: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
+    sha256: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)

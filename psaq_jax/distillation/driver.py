@@ -1,5 +1,6 @@
 """`distill`: generator and student take turns, with progress and checkpoints; killed, it ends with the same bits."""
 
+import dataclasses
 import pathlib
 import time
 from typing import NamedTuple
@@ -98,7 +99,8 @@ def distill(
             progress(tick + 1, config.ticks)
     grids, learned = jax.tree.map(jnp.asarray, jax.device_get((arena.grids, state.learned)))
     seconds = time.perf_counter() - began
-    return DistillationResult(finish(q, grids, learned), np.concatenate(pool), history.arrays(), seconds)
+    student = dataclasses.replace(finish(q, grids, learned), distillations=(*q.distillations, config))
+    return DistillationResult(student, np.concatenate(pool), history.arrays(), seconds)
 
 
 def _resumed(arena: Arena, state: Competition, images: np.ndarray, checkpoints: Checkpoints | None):

@@ -82,6 +82,7 @@ def write_description(path: pathlib.Path, model, written: list[pathlib.Path], ch
     quantized = {}
     if isinstance(model, QuantizedModel):
         quantized = {name: getattr(model, name) for name in ("weight_bits", "activation_bits", "recipe")}
+        quantized["distillations"] = [dataclasses.asdict(x) for x in model.distillations]
     packages = ("psaq_jax", "jax", "onnx", "onnxruntime")
     description = {
         **more,

@@ -139,6 +139,7 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
         source=record.source, weight_bits=weight_bits, activation_bits=record.activation_bits,
         recipe=record.recipe, kernel_bits=tuple(record.kernels.items()), options=record.options,
         provenance=Provenance({n: x for n, x in config.items() if n != "quantization_config"}, record.source_sha256),
+        distillations=record.distillations,
     )  # fmt: skip
 
 

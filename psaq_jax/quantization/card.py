@@ -1,5 +1,6 @@
 """The model card of a saved quantized model: README.md, with whatever came from outside escaped."""
 
+import dataclasses
 import html
 import pathlib
 import re
@@ -22,7 +23,7 @@ tags: [image-classification, quantization, vision-transformer]
 # {title}, quantized
 
 {family}, {classes} classes, images of {height}x{width} pixels.
-Weights: {weights}. Activations: {activations}. Recipe: {recipe}.
+Weights: {weights}. Activations: {activations}. Recipe: {recipe}{trained}.
 
 ## Source
 
@@ -32,7 +33,7 @@ Weights: {weights}. Activations: {activations}. Recipe: {recipe}.
 
 ## How it was made
 
-Post-training quantization by psaq\\_jax (PSAQ-ViT, Li et al., ECCV 2022), in JAX.
+{method}
 Weights: symmetric, one scale per output channel, every Dense and patch embedding kernel.
 Activations: {grids}.
 Versions: {versions}.
@@ -53,7 +54,11 @@ Versions: {versions}.
 - Whatever the source gets wrong, this model gets wrong too: check it on your own images first.
 """
 
-
+POST_TRAINING = "Post-training quantization by psaq\\_jax (PSAQ-ViT, Li et al., ECCV 2022), in JAX."
+TRAINED = """\
+Quantization-aware training without data by psaq\\_jax (distillation after PSAQ-ViT V2, Li et al., TNNLS 2023), in JAX,
+started from post-training quantization (PSAQ-ViT, Li et al., ECCV 2022) by recipe {recipe}.
+{settings}"""
 INTEGER = {
     "grids": "one grid per site, as config.json lists them",
     "integer": '    q = psaq_jax.load_quantized(DIRECTORY, execution="integer")  # int8 products where they can be\n',
@@ -82,13 +87,24 @@ def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) ->
         family=record.family, classes=q.classes, height=q.image_size[0], width=q.image_size[1],
         weights=_weights(q, record.kernels),
         activations=_activations(q), **(INTEGER if q.sites else FLOAT),
-        recipe=_escaped(q.recipe), source=_escaped(q.source or "not recorded"),
+        recipe=_escaped(q.recipe), trained=", then distillation" if q.distillations else "", method=_method(q),
+        source=_escaped(q.source or "not recorded"),
         hashes="\n".join(f"- {_escaped(n)}: SHA-256 {x}" for n, x in record.source_sha256.items())
         or "The hash of its weights was not recorded: no folder of this name held them.",
         versions=", ".join(f"{_escaped(n)} {_escaped(x)}" for n, x in sorted(record.versions.items())),
         figures="\n".join(["| figure | value |", "|---|---|", *rows]) if rows else "None were recorded.",
         floats=", ".join(floats),
     )  # fmt: skip
+
+
+def _method(q: QuantizedModel) -> str:
+    if not q.distillations:
+        return POST_TRAINING
+    settings = "\n".join(
+        f"Distillation: {', '.join(f'{_escaped(name)} {_escaped(x)}' for name, x in dataclasses.asdict(one).items())}."
+        for one in q.distillations
+    )
+    return TRAINED.format(recipe=_escaped(q.recipe), settings=settings)
 
 
 def _activations(q: QuantizedModel) -> str:

@@ -58,12 +58,14 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
     )
     record = Record(
         quant_method=METHOD, format_version=VERSION, family=type(q.module).__name__, module=encoded(q.module),
-        recipe=q.recipe, options=q.options, weight_bits=q.weight_bits if isinstance(q.weight_bits, int) else None,
+        recipe=q.recipe, options=q.options, distillations=q.distillations,
+        weight_bits=q.weight_bits if isinstance(q.weight_bits, int) else None,
         activation_bits=q.activation_bits, kernels=dict(q.kernel_bits), sites=sites, labels=q.labels,
         source=q.source, source_sha256=dict(known.sha256), model_bytes=len(weights),
         model_sha256=hashlib.sha256(weights).hexdigest(), versions=_versions(),
     )  # fmt: skip
-    fields, preprocessing = encoded(record) | {"options": q.options and encoded(q.options)}, encoded(q.preprocessing)
+    nested = {"options": q.options and encoded(q.options), "distillations": [encoded(x) for x in q.distillations]}
+    fields, preprocessing = encoded(record) | nested, encoded(q.preprocessing)
     _json([fields, preprocessing])  # names what JSON cannot hold, which the hash would trip over
     hashed = fields | {HASH: record_hash(fields, preprocessing)}
     return {

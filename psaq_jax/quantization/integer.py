@@ -29,7 +29,7 @@ from psaq_jax.quantization.transform import QuantizedModel
     data_fields=["params", "sites"],
     meta_fields=[
         "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "kernel_bits",
-        "options", "provenance", "products",
+        "options", "provenance", "distillations", "products",
     ],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from psaq_jax import files
+from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.fields import DEEPEST, LARGEST_WINDOW, MOST_STAGES
 from psaq_jax.models.layers import ACTIVATIONS
@@ -49,6 +50,7 @@ class Record:
     module: dict  # the fields of the Flax module
     recipe: str
     options: DefaultRecipe | None
+    distillations: tuple[DistillationConfig, ...]  # records that are older have none
     weight_bits: int | None  # None: mixed precision, `kernels` says which
     activation_bits: int | None  # None: activations in floating point
     kernels: dict  # {path of a kernel: its bits}
@@ -160,7 +162,7 @@ def read_record(path: pathlib.Path, config: Mapping, refuse: Refuse) -> Record:
         if version != VERSION:
             saved = "read it with the psaq_jax that saved it, or save it again"
             raise InputError(f"{path}: format_version is {shown(version)}, expected {VERSION}; {saved}")
-        found = {name: value for name, value in found.items() if name != HASH}
+        found = {"distillations": []} | {name: value for name, value in found.items() if name != HASH}
         if isinstance(found.get("options"), dict):
             found |= {"options": ADDED | found["options"]}
     record = decoded_file(Record, path, found, "quantization_config")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Classifier, Model, check_float_model, check_images, exact_products, in_float32
 from psaq_jax.models.preprocessing import Preprocessing
@@ -37,7 +38,7 @@ from psaq_jax.sites import Ranges, apply_with_tap, site_names
     data_fields=["params", "sites"],
     meta_fields=[
         "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "kernel_bits",
-        "options", "provenance",
+        "options", "provenance", "distillations",
     ],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
@@ -52,6 +53,7 @@ class QuantizedModel(Classifier):
       kernel_bits: (path of a kernel, its bits) of every kernel.
       options: the ingredients of recipe "default"; None for "paper".
       provenance: what the artefact that it was loaded from knows of its source, and the next one will.
+      distillations: the settings of every training since (`distill`), in order; none of post-training quantization.
     """
 
     params: dict
@@ -66,6 +68,7 @@ class QuantizedModel(Classifier):
     kernel_bits: tuple[tuple[str, int], ...]
     options: DefaultRecipe | None = None
     provenance: Provenance = Provenance()
+    distillations: tuple[DistillationConfig, ...] = ()
 
     def __post_init__(self):
         if type(self.sites) is dict:  # which jax would sort by name

@@ -1,6 +1,7 @@
 """Distillation as a whole: it brings the student nearer to its teacher, repeats itself, and survives being killed."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from psaq_jax.distillation import loop, turns
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import distill
 from psaq_jax.errors import InputError
+from psaq_jax.export import checking
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from tests.damages import DAMAGES
 from tests.golden_files import GOLDEN, golden, nhwc
@@ -131,6 +133,30 @@ def test_a_damaged_turn_is_made_again(model, start, whole, tmp_path, damage, cap
     np.testing.assert_array_equal(result.images, whole.images)
     for a, b in zip(leaves(result.model), leaves(whole.model), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_artefacts_and_exports_say_what_the_student_went_through(whole, start, tmp_path):
+    """Saved again, too."""
+    for folder in ("first", "second"):
+        q = psaq_jax.load_quantized(tmp_path / "first") if folder == "second" else whole.model
+        psaq_jax.save_quantized(q, tmp_path / folder)
+        assert psaq_jax.load_quantized(tmp_path / folder).distillations == (SHORT,)
+        card = " ".join((tmp_path / folder / "README.md").read_text().split())
+        assert "Quantization-aware training without data" in card
+        assert "by recipe default. Distillation: cycles 2, generator\\_iterations 3" in card
+        assert "Recipe: default, then distillation." in card and "kernel\\_rate 0\\.0003" in card
+    record = json.loads((tmp_path / "first" / "config.json").read_text())["quantization_config"]
+    assert record["distillations"] == [dataclasses.asdict(SHORT)]
+    checking.write_description(tmp_path / "export.json", whole.model, [], {})
+    described = json.loads((tmp_path / "export.json").read_text())
+    assert described["quantization"]["distillations"] == [dataclasses.asdict(SHORT)]
+    card = (psaq_jax.save_quantized(start, tmp_path / "start") / "README.md").read_text()
+    assert "Post-training quantization by" in card and "istillation" not in card
+
+
+def test_a_student_s_student_has_both_trainings(model, whole):
+    config = DistillationConfig(cycles=1, generator_iterations=0, student_steps=1, batch_size=4, mixing=0.5)
+    assert distill(model, whole.model, IMAGES, config).model.distillations == (SHORT, config)
 
 
 def test_bfloat16_passes_leave_a_float32_model(model, start):

@@ -1,10 +1,12 @@
 """Artefacts whose JSON was damaged or altered: refused in one line. (Weights: test_tampered_weights.py.)"""
 
+import dataclasses
 import os
 
 import numpy as np
 import pytest
 
+from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.quantization.artefact import load_quantized
 from tests.quantization.tampering import NAMES, SITE, mend_hash, put, refused, retensor, rewrite
 
@@ -15,6 +17,7 @@ def test_the_untouched_copy_loads(altered):
     assert load_quantized(altered)(np.zeros((1, 8, 8, 3))).shape == (1, 3)
 
 
+DISTILLED = dataclasses.asdict(DistillationConfig())
 CONFIGS = {
     "another method": ("quant_method", "gptq", "quant_method", "what wrote it reads it"),
     "another version": ("format_version", 2, "format_version", "the psaq_jax that saved it"),
@@ -26,6 +29,13 @@ CONFIGS = {
     "unknown recipe": ("recipe", "../paper", "recipe"),
     "options of text": ("options", "gptq", "options"),
     "unknown options": ("options", {"gptq": True}, "options"),
+    "distillations of nothing": ("distillations", None, "distillations"),
+    "distillations of text": ("distillations", ["long"], "distillations"),
+    "distillations of no settings": ("distillations", [{}], "distillations", "missing"),
+    "unknown setting": ("distillations", [DISTILLED | {"evil": 1}], "distillations", "evil"),
+    "setting of text": ("distillations", [DISTILLED | {"cycles": "8"}], "distillations", "cycles"),
+    "impossible setting": ("distillations", [DISTILLED | {"mixing": 2.0}], "mixing is 2.0"),
+    "a distillation that was not": ("distillations", [DISTILLED], "quantization_config.sha256"),
     "weights of 1 bit": ("weight_bits", 1, "weight_bits"),
     "activations of 1 bit": ("activation_bits", 1, "activation_bits"),
     "activations float, sites left": ("activation_bits", None, "sites"),

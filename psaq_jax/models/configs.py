@@ -1,10 +1,13 @@
 """A checkpoint's config.json -> the Flax module and the name table that fit it."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from psaq_jax.errors import InputError
 from psaq_jax.models import configs_huggingface, configs_timm
 from psaq_jax.models.architecture import Architecture, check_geometry
+from psaq_jax.models.fields import LONGEST_LABELS
 
 
 def read_architecture(
@@ -24,4 +27,9 @@ def read_architecture(
     else:
         architecture = configs_huggingface.read(config, source)
     check_geometry(architecture.module, f"{source}: config.json")
+    size = len(json.dumps(architecture.labels))
+    if size > LONGEST_LABELS:
+        raise InputError(
+            f"{source}: config.json has {size} bytes of labels, expected at most {LONGEST_LABELS}; shorten them"
+        )
     return architecture

@@ -11,7 +11,9 @@ LARGEST_IMAGE = 4096  # pixels a side
 LARGEST_WIDTH = 16384  # channels, heads
 LARGEST_HIDDEN = 131072
 DEEPEST = 1000  # blocks of a stage
-MOST_CLASSES = 1_000_000
+# An artefact's config.json has the labels up to three times, and `files.LARGEST_JSON` bytes must hold it.
+MOST_CLASSES = 100_000
+LONGEST_LABELS = 2**22  # bytes of all of them, as JSON
 MOST_STAGES = 16
 LARGEST_WINDOW = 64
 

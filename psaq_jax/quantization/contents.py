@@ -78,9 +78,13 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
 
 def _json(value) -> bytes:
     try:
-        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+        content = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the model has a field that JSON cannot hold ({error}); quantize again") from None
+    if len(content) > files.LARGEST_JSON:
+        expected = f"expected at most {files.LARGEST_JSON}"
+        raise InputError(f"{CONFIG} would have {len(content)} bytes, {expected}; shorten labels or its source's")
+    return content
 
 
 def _without_nan(config: Mapping) -> dict:

@@ -15,6 +15,7 @@ import pytest
 
 from psaq_jax import InputError, calibrate, load_model, quantize
 from psaq_jax.models.architecture import check_geometry
+from psaq_jax.models.fields import LONGEST_LABELS, MOST_CLASSES
 from psaq_jax.models.saving import save_huggingface_vit
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
@@ -66,6 +67,16 @@ def test_what_can_be_quantized_can_be_saved(tmp_path, name):
     check_geometry(LARGE[name], "it")
     model = random_model(LARGE[name], labels=())
     save_quantized(quantize(model, {}, 4, None), tmp_path / "q")
+
+
+def test_as_many_and_as_long_labels_as_load_model_takes_can_be_saved(tmp_path):
+    """Thrice in config.json: the source's id2label and label2id, and ours."""
+    module = VIT.clone(image_size=(8, 8), patch_size=(4, 4), width=3, hidden=3, classes=MOST_CLASSES)
+    length = LONGEST_LABELS // MOST_CLASSES - len('"", ')
+    labels, half = [str(i).rjust(length, "x") for i in range(MOST_CLASSES)], (0.5,) * 3
+    save_huggingface_vit(tmp_path / "source", module, random_model(module).params, labels, half, half)
+    model = load_model(str(tmp_path / "source"))
+    assert load_quantized(save_quantized(quantize(model, None, 4, None), tmp_path / "q")).labels == tuple(labels)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "default"])
@@ -239,6 +250,8 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(calibrated, tmp_path):
         save_quantized(broken, tmp_path / "q")
     with pytest.raises(InputError, match="site input: object cannot be saved"):
         save_quantized(dataclasses.replace(q, sites={"input": object()}), tmp_path / "q")
+    with pytest.raises(InputError, match="config.json would have 16.* bytes, expected at most 16777216; shorten"):
+        save_quantized(dataclasses.replace(q, labels=("a" * 2**24, *"bcde")), tmp_path / "q")
     assert not list(tmp_path.iterdir())
 
 

@@ -38,7 +38,7 @@ def distill(config, model, dataset, workdir):
     write_images(workdir / "images", model, {"synthesized": result.images}, result.labels)
     examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
     float_logits, labels = examples.logits(model, config.batch_size, bar("float"))
-    results = pipeline.begin_results(config, result, held_out, float_logits, labels)
+    results = pipeline.begin_results(config, result, held_out, float_logits, labels, dataset)
     for run, q in job.students(config, model, result.images, workdir, bar, seconds):
         folder = workdir / "quantized" / pipeline.run_name(run)
         scores = pipeline.score(q, examples, float_logits, config.batch_size, bar(folder.name))

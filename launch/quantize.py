@@ -49,7 +49,7 @@ def quantize(config, model, dataset, workdir):
     examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
     float_logits, labels = examples.logits(model, config.batch_size, launch_config.bar("float"))
     spent("evaluation of the float model")
-    results = pipeline.begin_results(config, result, held_out, float_logits, labels)
+    results = pipeline.begin_results(config, result, held_out, float_logits, labels, dataset)
     done = finished_runs(workdir)
     for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar, done):
         name = pipeline.run_name(run)
@@ -63,7 +63,7 @@ def quantize(config, model, dataset, workdir):
         spent("evaluation of quantized models")
         card = report.card_figures(results, run | scores, config.data)
         psaq_jax.save_quantized(q, workdir / "quantized" / name, card)
-        files.write_json(workdir / "runs" / f"{name}.json", scores)
+        files.write_figures(workdir / "runs" / f"{name}.json", scores)
         spent("saving")
     results |= {"seconds": spent.seconds, "peak_memory_bytes": machine.peak_memory_bytes()}
     files.write_json(workdir / "results.json", results)
@@ -84,7 +84,7 @@ def finished_runs(workdir) -> dict[str, dict]:
     Those of which a file is damaged are left out, and so made again.
     """
     models = workdir / "quantized"
-    saved = {path.stem: files.read_json_if_whole(path) for path in sorted((workdir / "runs").glob("*.json"))}
+    saved = {path.stem: files.read_figures(path) for path in sorted((workdir / "runs").glob("*.json"))}
     whole = {name: x for name, x in saved.items() if x is not None and load_quantized_if_whole(models / name)}
     for name in saved.keys() - whole.keys():
         warn_damaged(models / name)

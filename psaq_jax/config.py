@@ -96,7 +96,9 @@ class JobConfig:
     quantization: QuantizationConfig = dataclasses.field(default_factory=QuantizationConfig)
 
     def __post_init__(self):
-        wanted = (self.calibration,) if isinstance(self.calibration, str) else tuple(self.calibration)
+        given = (self.calibration,) if isinstance(self.calibration, str) else self.calibration
+        parts = [names.split(",") if isinstance(names, str) else [names] for names in given]
+        wanted = [name.strip() if isinstance(name, str) else name for names in parts for name in names]
         for name in wanted:
             check_choice("calibration", name, CALIBRATIONS)
         object.__setattr__(self, "calibration", tuple(dict.fromkeys(wanted)))

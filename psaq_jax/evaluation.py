@@ -139,11 +139,18 @@ class _Part:
 
 
 def check_classes(dataset: Dataset, labels: tuple[str, ...]) -> None:
-    """Raises InputError where a class of the data set, by its name a model's label, has another number there.
+    """Raises InputError where a class of the data set, by its name a model's label, has another number there, where
+    there are more classes than labels, or fewer whose numbers nothing tells.
 
     Capitals don't count. Names that several classes have say nothing: ImageNet has two cranes, and in Keras's list two
     maillots.
     """
+    count = len(dataset.class_names or ())
+    if labels and count > len(labels):
+        raise InputError(
+            f"data set: found {count} classes, the model has {len(labels)}; give the data set that the model was "
+            "trained for"
+        )
     names, known = ([name.strip().casefold() for name in x] for x in (dataset.class_names or (), labels))
     several = {name for x in (names, known) for name, count in collections.Counter(x).items() if count > 1}
     numbers = {name: number for number, name in enumerate(known) if name not in several}
@@ -153,6 +160,11 @@ def check_classes(dataset: Dataset, labels: tuple[str, ...]) -> None:
                 f"data set: found class {dataset.class_names[number]!r} as number {number}, the model has it as "
                 f"{numbers[name]}; give a class_index file in the model's order"
             )
+    if getattr(dataset.source, "numbered_by_name", False) and count < len(labels) and not set(names) <= set(known):
+        raise InputError(
+            f"data set: found {count} class folders, the model has {len(labels)} classes; which of them these are "
+            "their names don't tell: give class_index"
+        )
 
 
 def check_labelled(dataset: Dataset, classes: int | None) -> None:
@@ -183,7 +195,7 @@ def _opened(dataset) -> Dataset:
 
 def _logits(model, shared: _Shared, batch_size, progress, workers) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     dataset = shared.own
-    check_classes(dataset, tuple(getattr(model, "labels", None) or ()))
+    check_classes(shared.dataset, tuple(getattr(model, "labels", None) or ()))
     size = _batch_size(batch_size, len(shared.dataset))  # as one process has it: rounding depends on the batch
     done = 0
     for part in _forward(model, dataset.batches(model.preprocessing, size, workers)):

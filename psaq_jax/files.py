@@ -100,6 +100,18 @@ def write_json(path, value) -> pathlib.Path:
     return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_figures(path, figures: dict) -> pathlib.Path:
+    """A JSON object and its checksum: for `read_figures`."""
+    return write_json(path, figures | {checksums.NAME: checksums.checksum({}, json.dumps(figures, sort_keys=True))})
+
+
+def read_figures(path: pathlib.Path) -> dict | None:
+    """What `write_figures` wrote; None where there is no such file, or any figure has changed."""
+    figures = read_json_if_whole(path) or {}
+    kept = figures.pop(checksums.NAME, None)
+    return figures if kept == checksums.checksum({}, json.dumps(figures, sort_keys=True)) else None
+
+
 def check_regular(path: pathlib.Path) -> os.stat_result:
     """Of a file that is about to be read: a pipe or a device would block or never end.
 

@@ -91,26 +91,15 @@ def open_data(config: JobConfig, model: Model | QuantizedModel, labelled: bool =
     dataset = load_data(config)
     if dataset is None:
         return None
-    if dataset.class_names and len(dataset.class_names) > model.classes:
-        raise InputError(
-            f"data {config.data!r} has {len(dataset.class_names)} classes, the model has {model.classes}; "
-            "give the data set that the model was trained for"
-        )
     check_classes(dataset, model.labels)
-    names = dataset.class_names or ()
-    if config.data.startswith("folder:") and not config.class_index and 0 < len(names) < model.classes:
-        if not set(names) <= set(model.labels):
-            raise InputError(
-                f"data {config.data!r} has {len(names)} class folders, the model has {model.classes} classes; which of "
-                "them these are their names don't tell: give config.class_index"
-            )
     if labelled:
         check_labelled(dataset, model.classes)
     return dataset
 
 
 def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None, synthesized) -> dict[str, np.ndarray]:
-    """{name: normalised images}: as many noise and real images as synthesized ones; real only where there is data."""
+    """{name: normalised images}: as many noise and real images as synthesized ones; real only where there is data, and
+    as many as it has (`calibrated_on`)."""
     count, sets = config.synthesis.num_images, {}
     for name in config.calibration:
         if name == "synthesized":
@@ -119,9 +108,25 @@ def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None,
             key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # a stream that no group of images uses
             sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape), jnp.float32))
         elif dataset is not None:
-            pool = dataset.train or dataset
-            sets[name] = pool.sample(model.preprocessing, count, config.seed, fewer=True)
+            sets[name] = real_images(dataset).sample(model.preprocessing, count, config.seed, fewer=True)
     return sets
+
+
+def real_images(dataset: Dataset) -> Dataset:
+    """Those to calibrate on: the training split or, where there is none, the images that are evaluated."""
+    return dataset.train or dataset
+
+
+def calibrated_on(config: JobConfig, dataset: Dataset | None) -> dict[str, dict]:
+    """{calibration set: {"images": how many, "evaluated": whether they are of those that figures are of}}."""
+    count, found = config.synthesis.num_images, {}
+    for name in config.calibration:
+        if name != "real":
+            found[name] = {"images": count, "evaluated": False}
+        elif dataset is not None:
+            images = min(count, len(real_images(dataset)))
+            found[name] = {"images": images, "evaluated": dataset.train is None}
+    return found
 
 
 def quantized_models(
@@ -195,7 +200,9 @@ def figures(logits, labels, float_logits) -> dict[str, float | None]:
     return measured | {"agreement": agreement(logits, float_logits)}
 
 
-def begin_results(config: JobConfig, result: SynthesisResult, held_out: np.ndarray, float_logits, labels) -> dict:
+def begin_results(
+    config: JobConfig, result: SynthesisResult, held_out: np.ndarray, float_logits, labels, dataset: Dataset | None
+) -> dict:
     """What results.json says before anything is quantized; `labels`: None without a data set."""
     base = None if labels is None else metrics(float_logits, labels)._asdict()
     return {
@@ -205,6 +212,7 @@ def begin_results(config: JobConfig, result: SynthesisResult, held_out: np.ndarr
         "runs": [],
         "synthesis": synthesis_summary(config.synthesis, result, held_out),
         "evaluated_on": evaluated_on(config, base),
+        "calibrated_on": calibrated_on(config, dataset),
     }
 
 

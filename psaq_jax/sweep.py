@@ -45,7 +45,8 @@ def run_sweep(
     tell: Callable[[list[dict]], object] | None = None,
     every_seconds: float = 60.0,
 ) -> list[dict]:
-    """Computes what is missing; returns one results dictionary per model: {"model", "float", "runs", "evaluated_on"}.
+    """Computes what is missing; returns one results dictionary per model: {"model", "float", "runs", "evaluated_on",
+    "calibrated_on"}.
 
     Args:
       bars: progress bars by title.
@@ -108,7 +109,7 @@ class _Cells:
         missing = [cell for cell, path in paths.items() if not path.exists()]
         if missing:
             for cell, figures in self.compute(config, missing):
-                files.write_json(paths[cell], figures)
+                files.write_figures(paths[cell], figures)
                 shutil.rmtree(paths[cell].parent / pipeline.run_name(figures), ignore_errors=True)  # checkpoints
         self.float_figures()
 
@@ -120,8 +121,13 @@ class _Cells:
                 if path.exists():
                     runs.append(_read(path, dict(zip(words, cell, strict=True), seed=seed), FIGURES))
         base = self.float_figures() if runs else None
-        evaluated_on = pipeline.evaluated_on(self.config, base)
-        return {"model": self.source, "float": base, "runs": runs, "evaluated_on": evaluated_on}
+        return {
+            "model": self.source,
+            "float": base,
+            "runs": runs,
+            "evaluated_on": pipeline.evaluated_on(self.config, base),
+            "calibrated_on": pipeline.calibrated_on(self.config, self.dataset),
+        }
 
     def compute(self, config: SweepConfig, cells: list):
         """Yields (cell, its figures)."""
@@ -189,7 +195,7 @@ class _Cells:
             examples = pipeline.Examples(self.dataset, None, self.config.data_workers)
             bar = self.bars(f"{self.source} float")
             self._float_logits, labels = examples.logits(self.model, self.config.batch_size, bar)
-            files.write_json(self.folder / "float.json", metrics(self._float_logits, labels)._asdict())
+            files.write_figures(self.folder / "float.json", metrics(self._float_logits, labels)._asdict())
         return self._float_logits
 
     def forget_logits(self) -> None:
@@ -213,7 +219,7 @@ def slug(source: str) -> str:
 
 def _read(path: pathlib.Path, words: dict, figures: Collection[str]) -> dict:
     """What a file holds: these words, at least these figures, and nothing beside them but numbers and null."""
-    found = files.read_json_if_whole(path)
+    found = files.read_figures(path)
     whole = found is not None and found.items() >= words.items() and found.keys() >= set(figures)
     if not whole or not all(x is None or type(x) in (int, float) for name, x in found.items() if name not in words):
         raise InputError(f"{path}: is not a cell of this sweep; delete it and start the same command again")

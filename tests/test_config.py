@@ -158,6 +158,7 @@ def test_what_is_given_twice_counts_once():
     quantization = config.QuantizationConfig(bits=("w4a8", "w8a8", "w4a8"), recipe="paper,default, paper")
     assert quantization.bits == ("w4a8", "w8a8") and quantization.recipes == ("paper", "default")
     assert config.JobConfig(model="a", calibration=("noise", "noise")).calibration == ("noise",)
+    assert config.JobConfig(model="a", calibration="noise, real,noise", data="b").calibration == ("noise", "real")
 
 
 def test_what_is_no_name_is_refused_before_it_is_counted():

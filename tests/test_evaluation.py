@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from psaq_jax import load_model, pipeline
 from psaq_jax.config import JobConfig
-from psaq_jax.data import ArraySource, Dataset
+from psaq_jax.data import ArraySource, Dataset, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits, evaluate, metrics, predict_logits
 from psaq_jax.models.preprocessing import Preprocessing
@@ -200,6 +201,24 @@ def test_the_same_classes_in_another_order_are_refused():
         evaluate(Linear(2, labels=("Dog", "Cat ")), Dataset(source))
     for labels in (("cat", "dog"), ("tench", "goldfish"), ("Cat", "DOG"), None):
         assert evaluate(Linear(2, labels=labels), Dataset(source)).examples == 2
+
+
+def test_class_folders_that_may_be_any_of_the_models_classes(tmp_path):
+    for name in ("n1", "n2"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    data = f"folder:{tmp_path}"
+    with pytest.raises(InputError, match="2 class folders, the model has 3 classes; .* give class_index"):
+        evaluate(Linear(3, labels=("ape", "bee", "cow")), data)
+    with pytest.raises(InputError, match="found 2 classes, the model has 1"):
+        evaluate(Linear(1, labels=("ape",)), data)
+    (tmp_path / "index.json").write_text('["n1", "n2"]')
+    for labels, dataset in (
+        (("ape", "bee", "cow"), load_dataset(data, class_index=str(tmp_path / "index.json"))),
+        (("N1", "n2", "n3"), data),
+        (("ape", "bee"), data),
+    ):
+        assert evaluate(Linear(len(labels), labels=labels), dataset).examples == 2
 
 
 def test_names_of_several_classes_say_nothing():

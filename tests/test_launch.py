@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from psaq_jax import files
 from tests import jobs, quick_recipe
 from tests.jobs import TINY
 
@@ -86,7 +87,8 @@ def test_a_killed_main_job_goes_on_behind_the_models_it_has_saved(finished, data
 def test_runs_whose_figures_are_damaged_are_made_again(tmp_path):
     """In a process of its own, as each script defines the same flags."""
     (tmp_path / "runs").mkdir()
-    for i, content in enumerate((b'{"top1": 1.0}', b"", b"\xff", b'{"top1": 1', b"[1]")):
+    whole = files.write_figures(tmp_path / "runs" / "run0.json", {"top1": 1.0}).read_bytes()
+    for i, content in enumerate((b"", b"\xff", whole[:-3], b"[1]", b"{}", whole.replace(b"1.0", b"9.0")), 1):
         (tmp_path / "runs" / f"run{i}.json").write_bytes(content)
     script = "import pathlib, sys; from launch import quantize; "
     script += "quantize.load_quantized_if_whole = lambda folder: True; "
@@ -101,6 +103,11 @@ def test_the_main_job_writes_what_it_says(finished):
     assert results["float"]["examples"] == 10 and results["synthesis"]["iterations"] == 4
     assert results["synthesis"]["num_images"] == 4 and results["synthesis"]["held_out"] == 0
     assert results["evaluated_on"] == {"images": 10, "kind": "data"}
+    assert results["calibrated_on"]["real"] == {"images": 4, "evaluated": True}
+    assert results["calibrated_on"]["noise"] == {"images": 4, "evaluated": False}
+    assert "real images are of those measured on" in done.stdout
+    real = card_rows(workdir / "quantized" / "w8a8-paper-real")
+    assert real["calibrated on"] == "4 real images, of those measured on"
     assert [(r["calibration"], r["bits"]) for r in results["runs"]] == [
         (calibration, bits) for calibration in ("synthesized", "noise", "real") for bits in ("w8a8", "w4a8")
     ]
@@ -118,7 +125,7 @@ def test_the_main_job_writes_what_it_says(finished):
     assert "agreement" in done.stdout and str(workdir / "report.html") in done.stdout
     run = next(r for r in results["runs"] if (r["calibration"], r["bits"]) == ("noise", "w8a8"))
     rows = card_rows(workdir / "quantized" / "w8a8-paper-noise")
-    assert rows["calibrated on"] == "noise images" and rows["measured on"].startswith("10 images of npz:")
+    assert rows["calibrated on"] == "4 noise images" and rows["measured on"].startswith("10 images of npz:")
     assert rows["top-1 (%)"] == f"{run['top1']:.2f} (float model: {results['float']['top1']:.2f})"
     assert rows["same top-1 as the float model (%)"] == f"{run['agreement']:.2f}"
 

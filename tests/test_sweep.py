@@ -178,7 +178,7 @@ def test_a_damaged_cell_is_named(data, tmp_path):
     figures = tmp_path / sweep.slug(TINY) / "float.json"
     whole = {path: json.loads(path.read_text()) for path in (cell, figures)}
     damaged = [(path, text) for path in whole for text in ("{", "[]", "{}", '{"top1": "x"}', "[" * 100_000)]
-    damaged += [(path, json.dumps(fields | {"top1": "x"})) for path, fields in whole.items()]
+    damaged += [(path, json.dumps(fields | {"top1": x})) for path, fields in whole.items() for x in ("x", 12.5)]
     damaged += [(cell, json.dumps(whole[cell] | change)) for change in ({"seed": 1}, {"quantization_seconds": [1]})]
     for path, text in damaged:
         path.write_text(text)

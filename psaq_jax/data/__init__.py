@@ -5,7 +5,7 @@ import re
 
 from psaq_jax import buckets
 from psaq_jax.data.bundled import bundled_source
-from psaq_jax.data.folder import folder_source
+from psaq_jax.data.folder import class_folders, folder_source
 from psaq_jax.data.npz import ArraySource, NpzSource
 from psaq_jax.data.pipeline import UNLABELLED, Batch, Dataset
 from psaq_jax.data.tfds import TfdsSource, has_split, prepared_directory
@@ -72,11 +72,7 @@ def _open_tfds(rest):
 
 def _open_folder(directory, class_index, labels_file):
     directory = os.path.expanduser(directory)
-    inside = (
-        {entry.name for entry in os.scandir(directory) if entry.is_dir()}
-        if os.path.isdir(directory)
-        else set()
-    )
+    inside = set(class_folders(directory)) if os.path.isdir(directory) else set()
     evaluation = [name for name in EVALUATION_FOLDERS if name in inside]
     if labels_file or "train" not in inside or not evaluation or inside - {"train", *EVALUATION_FOLDERS}:
         return folder_source(directory, class_index, labels_file), None

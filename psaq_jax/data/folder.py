@@ -20,10 +20,12 @@ class FolderSource:
 
     Args:
       files: (path, label) in order.
+      numbered_by_name: whether the classes' numbers are the order of their folders' names, for want of better.
     """
 
-    def __init__(self, files, class_names, labelled: bool = True):
+    def __init__(self, files, class_names, labelled: bool = True, numbered_by_name: bool = False):
         self.files, self.class_names, self.labelled = files, class_names, labelled
+        self.numbered_by_name = numbered_by_name
         self.labels = np.array([label for _, label in files]) if labelled else None
 
     def __len__(self):
@@ -64,7 +66,7 @@ def folder_source(directory, class_index: str | None = None, labels_file: str | 
     names = _class_names(class_index) if class_index else None
     if labels_file:
         return _flat(directory, labels_file, names and tuple(title for _, title in names))
-    folders = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+    folders = class_folders(directory)
     if not folders:
         images = _images(directory)
         if not images:
@@ -84,7 +86,12 @@ def folder_source(directory, class_index: str | None = None, labels_file: str | 
         raise InputError(
             f"{directory}: found no images, expected {', '.join(SUFFIXES)} in the class folders; check it"
         )
-    return FolderSource(files, tuple(title for _, title in names))
+    return FolderSource(files, tuple(title for _, title in names), numbered_by_name=not class_index)
+
+
+def class_folders(directory) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones (.cache, .ipynb_checkpoints) are no classes."""
+    return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _images(directory: pathlib.Path) -> list[str]:
@@ -125,7 +132,7 @@ def _class_names(path: str) -> list[tuple[str, str]]:
 
 def _flat(directory: pathlib.Path, labels_file: str, class_names) -> FolderSource:
     try:
-        text = pathlib.Path(labels_file).read_text("utf-8")
+        text = pathlib.Path(labels_file).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{labels_file}: cannot be read ({error}); give a text file of labels") from None
     lines = [line.rsplit(maxsplit=1) for line in text.splitlines() if line.strip()]

@@ -34,7 +34,7 @@ def students(
         yield run, start
         run = run | {"recipe": DISTILL}
         saved, folder = workdir / "quantized" / run_name(run), bits_folder(workdir, run["bits"])
-        student = load_quantized_if_whole(saved) if files.read_json_if_whole(folder / SUMMARY) else None
+        student = load_quantized_if_whole(saved) if files.read_figures(folder / SUMMARY) else None
         if student is not None:
             yield run, student
         else:
@@ -55,7 +55,7 @@ def distill_for_job(
     result = distill_in_folder(folder, config, config.distillation, model, start, images, progress, every_seconds)
     if config.distillation.generator_iterations:
         write_images(folder, model, {"generated": result.images[-config.distillation.batch_size :]})
-    files.write_json(folder / SUMMARY, _summary(result))
+    files.write_figures(folder / SUMMARY, _summary(result))
     return result.model
 
 
@@ -76,7 +76,7 @@ def distill_in_folder(
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:
     """{bits: what its distillation left in summary.json}, once `students` has given all."""
-    return {bits: files.read_json_if_whole(bits_folder(workdir, bits) / SUMMARY) for bits in config.quantization.bits}
+    return {bits: files.read_figures(bits_folder(workdir, bits) / SUMMARY) for bits in config.quantization.bits}
 
 
 def _summary(result: DistillationResult) -> dict:

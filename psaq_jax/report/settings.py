@@ -71,6 +71,13 @@ def images_text(results: dict) -> str:
     return f"{count:,} synthesized images that no calibration saw" if kind == "synthesized" else f"{count:,} images"
 
 
+def calibration_text(results: dict, calibration: str) -> str:
+    """The images of a calibration set: their number as far as it is known, and whether figures are of these too."""
+    of = (results.get("calibrated_on") or {}).get(calibration) or {}
+    count = f"{of['images']:,} " if of.get("images") else ""
+    return f"{count}{calibration} images" + (", of those measured on" if of.get("evaluated") else "")
+
+
 def card_figures(results: dict, run: dict, data: str) -> dict[str, str]:
     """What a model card says of one run, with units and beside the float model: {what: figure}.
 
@@ -79,7 +86,7 @@ def card_figures(results: dict, run: dict, data: str) -> dict[str, str]:
     """
     base = results.get("float") or {}
     rows = {
-        "calibrated on": f"{run['calibration']} images",
+        "calibrated on": calibration_text(results, run["calibration"]),
         "measured on": images_text(results) + (f" of {data}" if data else ""),
     }
     for name, (title, form) in CARD.items():

@@ -21,7 +21,8 @@ def summary_line(results: dict) -> str:
         return "Nothing was quantized in this run, so it shows nothing yet."
     labelled = any(s.top1 for s in found)
     clauses = _comparisons(found, labelled) or _plain(found, labelled)
-    sentence = "; ".join([*clauses, *_meaning(found), *_limits(found, labelled, image_count(results))]) + "."
+    limits = _limits(found, labelled, image_count(results)) + _calibrations(results)
+    sentence = "; ".join([*clauses, *_meaning(found), *limits]) + "."
     return sentence[0].upper() + sentence[1:]
 
 
@@ -100,6 +101,15 @@ def _meaning(found) -> list[str]:
         return [collapse]
     won = " to ".join(dict.fromkeys(f"{gain:.1f}" for gain in (gains[0], gains[-1])))
     return [f"{collapse}, and synthesized images win back {won}"]
+
+
+def _calibrations(results: dict) -> list[str]:
+    """Where real images are fewer than synthesized ones, or those that are measured on."""
+    sets = results.get("calibrated_on") or {}
+    real, most = sets.get("real"), max((of["images"] for of in sets.values()), default=0)
+    few = [f"real images are {real['images']}, the others {most}"] if real and real["images"] < most else []
+    seen = ["real images are of those measured on, which favours them"] if real and real["evaluated"] else []
+    return few + seen
 
 
 def _limits(found, labelled, images: int | None) -> list[str]:

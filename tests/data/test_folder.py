@@ -126,6 +126,7 @@ def flat(tmp_path):
     "text, labels",
     {
         "ground truth": ("7\n0\n5\n", [7, 0, 5]),
+        "with a byte-order mark": ("\ufeff7\n0\n5\n", [7, 0, 5]),
         "by name, any order": ("ILSVRC_03.png 5\nILSVRC_01.png 7\n\nILSVRC_02.png 0\n", [7, 0, 5]),
     }.values(),
 )
@@ -182,6 +183,13 @@ def test_a_folder_of_splits_is_evaluated_on_val_and_calibrated_on_train(tmp_path
     save(tmp_path / "val" / "emu" / "f.png")
     with pytest.raises(InputError, match="other classes in train than in val"):
         load_dataset(f"folder:{tmp_path}")
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    for name in ("train/cat/a.png", "val/cat/b.png", "val/.ipynb_checkpoints/b.png", ".cache/c.png"):
+        save(tmp_path / name)
+    dataset = load_dataset(f"folder:{tmp_path}")
+    assert dataset.class_names == ("cat",) and len(dataset) == 1 == len(dataset.train)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "palette cut", "tiff", "pipe"])

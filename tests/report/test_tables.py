@@ -146,6 +146,9 @@ def test_sentence_names_its_limits():
     assert "of 200 images one is 0.5 points" in summary_line(few)
     assert "one seed" not in summary_line(results(seeds=(0, 1)))
     assert "without labels" in summary_line(results(labelled=False))
+    real = {"noise": {"images": 32, "evaluated": False}, "real": {"images": 9, "evaluated": True}}
+    assert "real images are 9, the others 32" in summary_line(results() | {"calibrated_on": real})
+    assert "of those measured on" in summary_line(results() | {"calibrated_on": real})
     assert "within the spread of seeds" in summary_line(results(seeds=(0, 4), synthesized=88.9))
 
 

@@ -5,7 +5,8 @@
 
 Writes DIR/model.stablehlo (loads in any process that has jax; with --weights=beside, DIR/model.safetensors) or
 DIR/model.onnx (QDQ; for ONNX Runtime), and DIR/export.json: input, normalisation, labels, hashes and how far its logits
-were from ours on noise. A file that could not be loaded and run is not written.
+were from ours on noise. A file that could not be loaded and run is not written. Both formats may share DIR: export.json
+describes the newest export, and the other format's under "others".
 """
 
 from absl import flags

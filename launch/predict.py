@@ -24,6 +24,7 @@ from psaq_jax.workdir import results_folder
 CONFIG = launch_config.define_config()
 EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a saved quantized model.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for predictions.jsonl and logits.npy.", required=True)
+LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})  # some readers' beside \n
 
 
 def main():
@@ -45,7 +46,7 @@ def predict(config, model, dataset, workdir):
     for name, row in zip(dataset.names(), probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:5]
         top5 = [{"label": model.labels[i], "probability": round(float(row[i]), 6)} for i in best]
-        lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False))
+        lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False).translate(LINE_ENDS))
     print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
     text = "".join(f"{line}\n" for line in lines)
     print(f"  labels: {files.write_text(workdir / 'predictions.jsonl', text)}")

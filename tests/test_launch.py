@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from psaq_jax import files
 from tests import jobs, quick_recipe
@@ -155,6 +156,17 @@ def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
     logits = np.load(tmp_path / "logits.npy")
     assert logits.shape == (10, 10) and [len(line["top5"]) for line in lines] == [5] * 10
     assert [line["top5"][0]["label"] for line in lines] == [str(i) for i in logits.argmax(-1)]
+
+
+def test_predictions_are_a_line_an_image(tmp_path):
+    """For readers too that end lines where Unicode does."""
+    name = "a\u2028b\x85c.png"
+    files.write(tmp_path / "images" / name, lambda path: Image.new("RGB", (32, 32)).save(path))
+    data = f"folder:{tmp_path / 'images'}"
+    done = launch("predict", f"--config.model={TINY}", f"--config.data={data}", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["image"].endswith(name)
 
 
 def test_no_data_is_needed(tmp_path):

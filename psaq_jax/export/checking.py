@@ -1,15 +1,11 @@
-"""What both formats share: the trial of an exported file before it is called exported, and its description."""
+"""The trial of an exported file of either format before it is called exported."""
 
 import dataclasses
-import hashlib
-import pathlib
-from importlib import metadata
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.transform import QuantizedModel
@@ -74,33 +70,3 @@ def turned_roundings(model: QuantizedModel, pixels, logits) -> float:
         return np.asarray(dataclasses.replace(model, params=leaves)(pixels))
 
     return float(np.mean([np.abs(nudged(change) - logits).mean() for change in NUDGES]))
-
-
-def write_description(path: pathlib.Path, model, written: list[pathlib.Path], checked: dict, **more) -> pathlib.Path:
-    """What a program needs beside the exported files: input, preprocessing, labels, hashes, how it was checked."""
-    preprocessing = model.preprocessing
-    quantized = {}
-    if isinstance(model, QuantizedModel):
-        quantized = {name: getattr(model, name) for name in ("weight_bits", "activation_bits", "recipe")}
-        quantized["distillations"] = [dataclasses.asdict(x) for x in model.distillations]
-    packages = ("psaq_jax", "jax", "onnx", "onnxruntime")
-    description = {
-        **more,
-        "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in written},
-        "input": {"name": "pixels", "dtype": "float32", "shape": ["batch", *model.image_shape]},
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", model.classes]},
-        "preprocessing": dataclasses.asdict(preprocessing),  # (x·rescale_factor − mean) / std, as `Preprocessing` says
-        "normalisation": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
-        "labels": list(model.labels),
-        "quantization": quantized or None,
-        "checked": checked,
-        "versions": {name: version for name in packages if (version := _version(name))},
-    }
-    return files.write_json(path, description)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

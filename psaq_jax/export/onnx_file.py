@@ -10,6 +10,7 @@ from flax import traverse_util
 from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
+from psaq_jax.export.description import check_folder, write_description
 from psaq_jax.export.onnx_graph import LARGEST_FILE, Graph
 from psaq_jax.export.onnx_swin import SwinLayers
 from psaq_jax.export.onnx_vit import VitLayers
@@ -19,7 +20,7 @@ from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization.transform import QuantizedModel
 
-FILE, DESCRIPTION = "model.onnx", "export.json"
+FORMAT, FILE = "onnx", "model.onnx"
 LAYERS = {VisionTransformer: VitLayers, SwinTransformer: SwinLayers}
 
 
@@ -31,15 +32,15 @@ def export_onnx(model: Model | QuantizedModel, directory) -> list[pathlib.Path]:
 
     Raises:
       InputError: a family that is not covered, a file beyond protobuf's 2 GB, onnx or onnxruntime not installed, a
-        graph that the checker refuses or whose logits are off, or no right to write.
+        graph that the checker refuses or whose logits are off, an artefact's folder, or no right to write.
     """
+    check_folder(directory)
     path = pathlib.Path(directory) / FILE
     model = dataclasses.replace(model, module=model.module.clone(dtype=jnp.float32))  # what the graph computes in
     content = onnx_bytes(model, str(path))
     checked = check_onnx(content, model, path)
     written = [files.write_bytes(path, content)]
-    description = pathlib.Path(directory) / DESCRIPTION
-    return [*written, checking.write_description(description, model, written, checked, format="onnx")]
+    return [*written, write_description(directory, model, FORMAT, written, checked)]
 
 
 def onnx_bytes(model: Model | QuantizedModel, where: str = FILE) -> bytes:

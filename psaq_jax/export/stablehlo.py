@@ -22,11 +22,12 @@ from psaq_jax import files
 from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
+from psaq_jax.export.description import check_folder, described_hash, sha256, write_description
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.packing import pack
 from psaq_jax.quantization.transform import QuantizedModel
 
-FILE, WEIGHTS, DESCRIPTION = "model.stablehlo", "model.safetensors", "export.json"
+FORMAT, FILE, WEIGHTS = "stablehlo", "model.stablehlo", "model.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
 PLACES = ("inside", "beside")
 
@@ -36,20 +37,23 @@ def export_stablehlo(
 ) -> list[pathlib.Path]:
     """Writes model.stablehlo, export.json and, with weights "beside", model.safetensors.
 
+    What an earlier export to StableHLO left there is replaced, and its model.safetensors removed if this one has none.
+
     The function takes float32 pixels [b, height, width, 3], any b, and gives float32 logits [b, classes]. A quantized
     model's kernels are int8 codes with their scales, two a byte where they fit 4 bits (the function unpacks them);
     an `IntegerModel`'s products are int8 times int8 into int32.
 
     Raises:
-      InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off,
-        or no right to write.
+      InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off, an
+        artefact's folder, or no right to write.
     """
     check_choice("weights", weights, PLACES)
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
         raise InputError(f"platforms is {platforms!r}, expected some of {PLATFORMS}")
-    path = pathlib.Path(directory) / FILE
+    check_folder(directory)
+    path, beside = pathlib.Path(directory) / FILE, pathlib.Path(directory) / WEIGHTS
     if weights == "beside":
-        _check_replaceable(path.with_name(WEIGHTS))
+        _check_replaceable(beside)
     tensors = stored_arrays(model) if weights == "beside" else {}
     content = stablehlo_bytes(model, weights, platforms)
     arguments = (tensors,) if tensors else ()
@@ -57,16 +61,23 @@ def export_stablehlo(
     checked = checking.check(lambda pixels: loaded.call(*arguments, pixels), model, path)
     written = [files.write_bytes(path, content)]
     if tensors:
-        written.insert(0, files.write_bytes(path.with_name(WEIGHTS), safetensors.numpy.save(tensors)))
-    more = {"format": "stablehlo", "platforms": list(platforms), "weights": weights}
-    return [*written, checking.write_description(path.with_name(DESCRIPTION), model, written, checked, **more)]
+        written.insert(0, files.write_bytes(beside, safetensors.numpy.save(tensors)))
+    else:
+        _remove_exported(beside)
+    more = {"platforms": list(platforms), "weights": weights}
+    return [*written, write_description(directory, model, FORMAT, written, checked, **more)]
 
 
 def _check_replaceable(weights: pathlib.Path) -> None:
     """Checkpoints and artefacts call their weights by the same name."""
-    ours = (files.read_json_if_whole(weights.with_name(DESCRIPTION)) or {}).get("files") or ()
-    if weights.exists() and weights.name not in ours:
+    if weights.exists() and described_hash(weights, FORMAT) is None:
         raise InputError(f"{weights}: is there and was not exported, it may be a model's; choose another folder")
+
+
+def _remove_exported(weights: pathlib.Path) -> None:
+    """Removes an earlier export's weights, which nothing describes from now on; others put in their place stay."""
+    if weights.is_file() and described_hash(weights, FORMAT) == sha256(weights):
+        weights.unlink()
 
 
 def stablehlo_bytes(model, weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS) -> bytes:

@@ -25,6 +25,10 @@ def test_an_artefact_becomes_stablehlo(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "model.stablehlo"]
     assert "model.stablehlo" in done.stdout
+    before = sorted((tmp_path / "q").iterdir())
+    done = launch(f"--config.model={tmp_path / 'q'}", "--format=onnx", f"--workdir={tmp_path / 'q'}")
+    assert done.returncode == 2 and "holds a saved quantized model" in done.stderr
+    assert sorted((tmp_path / "q").iterdir()) == before
 
 
 def test_integers_of_a_float_model_are_refused(tmp_path):

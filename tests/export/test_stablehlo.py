@@ -1,5 +1,6 @@
 """StableHLO files: run by jax alone, integer weights, any batch, nothing written that does not run."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import pytest
 import safetensors.numpy
 from jax import export
 
-from psaq_jax import InputError
+from psaq_jax import InputError, save_quantized
 from psaq_jax.export import checking
+from psaq_jax.export.description import read_descriptions
+from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, restored, stablehlo_bytes, stored_arrays
 from psaq_jax.quantization.integer import integer_model
 from tests.export.small_models import SWIN, VIT, random_model, random_pixels, random_quantized
@@ -67,6 +70,42 @@ def test_the_description(tmp_path):
     assert set(description["files"]) == {"model.stablehlo", "model.safetensors"}
 
 
+def described(folder) -> dict[str, dict]:
+    """{format: its description}; every file beside export.json is described, with its hash."""
+    newest = json.loads((folder / "export.json").read_text())
+    found = {newest["format"]: newest, **newest.get("others", {})}
+    hashes = {name: digest for description in found.values() for name, digest in description["files"].items()}
+    present = [path for path in folder.iterdir() if path.name != "export.json"]
+    assert hashes == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in present}
+    return found
+
+
+def test_formats_share_a_folder(tmp_path):
+    """Each keeps its description, however often either is exported anew."""
+    model = random_model()
+    for _ in range(2):
+        export_stablehlo(model, tmp_path, "beside", ("cpu",))
+        export_onnx(model, tmp_path)
+    found = described(tmp_path)
+    assert set(found) == {"onnx", "stablehlo"} and found["stablehlo"]["weights"] == "beside"
+    assert all("others" not in description for description in found["onnx"]["others"].values())
+
+
+def test_weights_inside_remove_those_that_were_beside(tmp_path):
+    for weights in ("beside", "inside", "beside"):
+        export_stablehlo(random_model(), tmp_path, weights, ("cpu",))
+        assert described(tmp_path)["stablehlo"]["weights"] == weights
+    (tmp_path / "model.safetensors").write_text("a checkpoint's")
+    export_stablehlo(random_model(), tmp_path, "inside", ("cpu",))
+    assert (tmp_path / "model.safetensors").read_text() == "a checkpoint's"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": ["stablehlo"], "others": 1}', '{"others": {"stablehlo": 1}}'])
+def test_a_description_of_no_export_is_none(tmp_path, text):
+    (tmp_path / "export.json").write_text(text)
+    assert not read_descriptions(tmp_path)
+
+
 def test_platforms_and_symbolic_batch(tmp_path):
     export_stablehlo(random_quantized(), tmp_path)
     loaded = export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
@@ -106,6 +145,16 @@ def test_what_is_off_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="model.stablehlo: its logits are .* off on average"):
         export_stablehlo(random_model(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_artefacts_folder_takes_no_export(tmp_path):
+    """It could not be saved there again."""
+    q = random_quantized()
+    save_quantized(q, tmp_path)
+    for weights in ("inside", "beside"):
+        with pytest.raises(InputError, match="holds a saved quantized model"):
+            export_stablehlo(q, tmp_path, weights)
+    save_quantized(q, tmp_path)
 
 
 def test_weights_beside_replace_exported_ones_alone(tmp_path):

@@ -1,0 +1,70 @@
+"""export.json: what a program needs beside the exported files. Both formats may share a folder."""
+
+import dataclasses
+import hashlib
+import pathlib
+from importlib import metadata
+
+from psaq_jax import files
+from psaq_jax.errors import InputError
+from psaq_jax.quantization.artefact import is_artefact
+from psaq_jax.quantization.transform import QuantizedModel
+
+DESCRIPTION = "export.json"
+PACKAGES = ("psaq_jax", "jax", "onnx", "onnxruntime")
+
+
+def write_description(folder, model, format: str, written: list[pathlib.Path], checked: dict, **more) -> pathlib.Path:
+    """Input, preprocessing, labels, hashes, how it was checked; what it said of the other format stays, in "others"."""
+    preprocessing = model.preprocessing
+    quantized = {}
+    if isinstance(model, QuantizedModel):
+        quantized = {name: getattr(model, name) for name in ("weight_bits", "activation_bits", "recipe")}
+        quantized["distillations"] = [dataclasses.asdict(x) for x in model.distillations]
+    description = {
+        "format": format,
+        **more,
+        "files": {file.name: sha256(file) for file in written},
+        "input": {"name": "pixels", "dtype": "float32", "shape": ["batch", *model.image_shape]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", model.classes]},
+        "preprocessing": dataclasses.asdict(preprocessing),  # (x·rescale_factor − mean) / std, as `Preprocessing` says
+        "normalisation": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
+        "labels": list(model.labels),
+        "quantization": quantized or None,
+        "checked": checked,
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+    others = {name: entry for name, entry in read_descriptions(folder).items() if name != format}
+    if others:
+        description["others"] = others
+    return files.write_json(pathlib.Path(folder) / DESCRIPTION, description)
+
+
+def check_folder(folder) -> None:
+    """Raises InputError where a quantized model is saved, which could not be saved there again beside other files."""
+    if is_artefact(folder):
+        raise InputError(f"{folder}: holds a saved quantized model, expected another folder to export into; choose one")
+
+
+def read_descriptions(folder) -> dict[str, dict]:
+    """{format: what a folder's export.json says of it}; empty where there is none, or none of ours."""
+    newest = files.read_json_if_whole(pathlib.Path(folder) / DESCRIPTION) or {}
+    others = newest.pop("others", None)
+    found = {str(newest.get("format")): newest} | (others if isinstance(others, dict) else {})
+    return {name: x for name, x in found.items() if isinstance(x, dict) and isinstance(x.get("files"), dict)}
+
+
+def described_hash(path: pathlib.Path, format: str) -> str | None:
+    """The SHA-256 of a file that this format's last export into the folder wrote, by export.json; else None."""
+    return read_descriptions(path.parent).get(format, {"files": {}})["files"].get(path.name)
+
+
+def sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

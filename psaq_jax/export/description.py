@@ -1,13 +1,13 @@
 """export.json: what a program needs beside the exported files. Both formats may share a folder."""
 
 import dataclasses
-import hashlib
 import pathlib
 from importlib import metadata
 
 from psaq_jax import files
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.artefact import is_artefact
+from psaq_jax.quantization.record import sha256
 from psaq_jax.quantization.transform import QuantizedModel
 
 DESCRIPTION = "export.json"
@@ -57,10 +57,6 @@ def read_descriptions(folder) -> dict[str, dict]:
 def described_hash(path: pathlib.Path, format: str) -> str | None:
     """The SHA-256 of a file that this format's last export into the folder wrote, by export.json; else None."""
     return read_descriptions(path.parent).get(format, {"files": {}})["files"].get(path.name)
-
-
-def sha256(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -22,9 +22,10 @@ from psaq_jax import files
 from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
-from psaq_jax.export.description import check_folder, described_hash, sha256, write_description
+from psaq_jax.export.description import check_folder, described_hash, write_description
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.packing import pack
+from psaq_jax.quantization.record import sha256
 from psaq_jax.quantization.transform import QuantizedModel
 
 FORMAT, FILE, WEIGHTS = "stablehlo", "model.stablehlo", "model.safetensors"

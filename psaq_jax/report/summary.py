@@ -105,7 +105,8 @@ def _meaning(found) -> list[str]:
 
 def _calibrations(results: dict) -> list[str]:
     """Where real images are fewer than synthesized ones, or those that are measured on."""
-    sets = results.get("calibrated_on") or {}
+    used = {run.get("calibration") for run in results["runs"]}
+    sets = {name: of for name, of in (results.get("calibrated_on") or {}).items() if name in used}
     real, most = sets.get("real"), max((of["images"] for of in sets.values()), default=0)
     few = [f"real images are {real['images']}, the others {most}"] if real and real["images"] < most else []
     seen = ["real images are of those measured on, which favours them"] if real and real["evaluated"] else []

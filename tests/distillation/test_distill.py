@@ -13,7 +13,7 @@ from psaq_jax.distillation import loop, turns
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import distill
 from psaq_jax.errors import InputError
-from psaq_jax.export import checking
+from psaq_jax.export.description import write_description
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from tests.damages import DAMAGES
 from tests.golden_files import GOLDEN, golden, nhwc
@@ -147,7 +147,7 @@ def test_artefacts_and_exports_say_what_the_student_went_through(whole, start, t
         assert "Recipe: default, then distillation." in card and "kernel\\_rate 0\\.0003" in card
     record = json.loads((tmp_path / "first" / "config.json").read_text())["quantization_config"]
     assert record["distillations"] == [dataclasses.asdict(SHORT)]
-    checking.write_description(tmp_path / "export.json", whole.model, [], {})
+    write_description(tmp_path, whole.model, "onnx", [], {})
     described = json.loads((tmp_path / "export.json").read_text())
     assert described["quantization"]["distillations"] == [dataclasses.asdict(SHORT)]
     card = (psaq_jax.save_quantized(start, tmp_path / "start") / "README.md").read_text()

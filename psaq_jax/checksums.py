@@ -1,6 +1,7 @@
-"""Trees of arrays with a SHA-256 of every bit beside them: what comes back from a disk is what was written."""
+"""SHA-256 of every bit of trees of arrays, and of JSON: what comes back from a disk is what was written."""
 
 import hashlib
+import json
 
 import jax
 import numpy as np
@@ -16,6 +17,11 @@ def checksum(tree, settings: str = "") -> str:
         found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         found.update(leaf)
     return found.hexdigest()
+
+
+def of_json(value) -> str:
+    """SHA-256 of what JSON can hold, however it is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def add(tree: dict) -> dict:

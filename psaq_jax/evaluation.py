@@ -152,7 +152,7 @@ def check_classes(dataset: Dataset, labels: tuple[str, ...]) -> None:
             "trained for"
         )
     names, known = ([name.strip().casefold() for name in x] for x in (dataset.class_names or (), labels))
-    several = {name for x in (names, known) for name, count in collections.Counter(x).items() if count > 1}
+    several = {name for x in (names, known) for name, times in collections.Counter(x).items() if times > 1}
     numbers = {name: number for number, name in enumerate(known) if name not in several}
     for number, name in enumerate(names):
         if numbers.get(name, number) != number:

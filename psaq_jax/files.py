@@ -102,14 +102,14 @@ def write_json(path, value) -> pathlib.Path:
 
 def write_figures(path, figures: dict) -> pathlib.Path:
     """A JSON object and its checksum: for `read_figures`."""
-    return write_json(path, figures | {checksums.NAME: checksums.checksum({}, json.dumps(figures, sort_keys=True))})
+    return write_json(path, figures | {checksums.NAME: checksums.of_json(figures)})
 
 
 def read_figures(path: pathlib.Path) -> dict | None:
     """What `write_figures` wrote; None where there is no such file, or any figure has changed."""
     figures = read_json_if_whole(path) or {}
     kept = figures.pop(checksums.NAME, None)
-    return figures if kept == checksums.checksum({}, json.dumps(figures, sort_keys=True)) else None
+    return figures if kept == checksums.of_json(figures) else None
 
 
 def check_regular(path: pathlib.Path) -> os.stat_result:

@@ -6,7 +6,6 @@ holds before anything of that size is built.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import types
 import typing
@@ -16,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from psaq_jax import files
+from psaq_jax import checksums, files
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.fields import DEEPEST, LARGEST_WINDOW, MOST_STAGES
@@ -67,9 +66,9 @@ HASH = "sha256"  # in `quantization_config`: of the rest of it and of the prepro
 
 
 def record_hash(record: Mapping, preprocessing: Mapping) -> str:
-    """SHA-256 of `quantization_config` without its hash and of preprocessor_config.json, however they are laid out."""
+    """SHA-256 of `quantization_config` without its hash and of preprocessor_config.json."""
     rest = {name: value for name, value in record.items() if name != HASH}
-    return hashlib.sha256(json.dumps([rest, preprocessing], sort_keys=True).encode()).hexdigest()
+    return checksums.of_json([rest, preprocessing])
 
 
 def check_hash(record: Mapping, preprocessing: Mapping, refuse: Refuse) -> None:

@@ -11,6 +11,7 @@ Killed at any moment, the same command goes on.
 """
 
 import os
+import shlex
 import sys
 
 from absl import flags
@@ -36,7 +37,7 @@ def main():
     config = launch_config.read_job(CONFIG, published.CompareConfig, "configs/paper/NAME.py or configs/demo.py")
     if bool(CLONE.value) != bool(PYTHON.value):
         raise InputError("--baseline_dir and --baseline_python belong together; give both or neither")
-    command = " ".join(["python -m launch.compare", *sys.argv[1:]])
+    command = f"python -m launch.compare {shlex.join(sys.argv[1:])}"
     with local_folder(WORKDIR.value) as workdir:
         compare(config, workdir, command)
 

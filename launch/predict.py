@@ -47,9 +47,9 @@ def predict(config, model, dataset, workdir):
         best = np.argsort(-row, kind="stable")[:5]
         top5 = [{"label": model.labels[i], "probability": round(float(row[i]), 6)} for i in best]
         lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False).translate(LINE_ENDS))
-    print(f"  logits: {files.write_npy(workdir / 'logits.npy', logits)}")
-    text = "".join(f"{line}\n" for line in lines)
-    print(f"  labels: {files.write_text(workdir / 'predictions.jsonl', text)}")
+    arrays = files.write_npy(workdir / "logits.npy", logits)
+    labels = files.write_text(workdir / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    print(f"  logits: {arrays}\n  labels: {labels}")  # after both: nobody may be left to read it
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from flax import serialization
 
 from launch import config as launch_config
 from psaq_jax import training
+from psaq_jax.checksums import checksum
 from psaq_jax.data.bundled import FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_idx
 from psaq_jax.errors import InputError
-from psaq_jax.files import write_bytes
+from psaq_jax.files import read_json, write_bytes, write_json
 from psaq_jax.models.saving import save_huggingface_vit
 from psaq_jax.models.vit import VisionTransformer
 
@@ -30,23 +31,44 @@ DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Fol
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write the checkpoint and its log to.", required=True)
 EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training images, two of them to warm up.", 3)
 BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
-RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.", 0.0)
+RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.", 0.0, 1.0)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
+SIZE = (28, 28)
 MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
 
 
 def load(split):
     images = read_idx(pathlib.Path(DATA.value) / f"{split}-images-idx3-ubyte.gz")
     labels = read_idx(pathlib.Path(DATA.value) / f"{split}-labels-idx1-ubyte.gz")
-    if len(images) != len(labels):
-        raise InputError(f"--data_dir={DATA.value}: found {len(images)} images and {len(labels)} labels of {split}")
+    where = f"--data_dir={DATA.value}: {split}"
+    if not len(images) or images.shape[1:] != SIZE:
+        raise InputError(f"{where} has images of shape {list(images.shape)}, expected [n, 28, 28] of Fashion-MNIST")
+    if labels.shape != images.shape[:1] or labels.max() >= len(FASHION_MNIST_LABELS):
+        found = f"labels of shape {list(labels.shape)} up to {labels.max(initial=0)} for {len(images)} images"
+        raise InputError(f"{where} has {found}, expected one below 10 for each")
     pixels = (np.repeat(images[..., None], 3, axis=-1) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
     return pixels, labels.astype(np.int32)
 
 
+def check_same_training(folder: pathlib.Path, settings: dict) -> None:
+    """Notes the settings in the folder, in which another training must not go on.
+
+    Raises:
+      InputError: it holds one of other settings.
+    """
+    path = folder / "training_settings.json"
+    before = read_json(path, "remove it to start anew") if path.exists() else settings
+    changed = [f"{k} {before.get(k)!r}, which is {v!r} now" for k, v in settings.items() if v != before.get(k)]
+    if changed:
+        raise InputError(f"{path}: belongs to a training with {', '.join(changed)}; choose another --output")
+    write_json(path, settings)
+
+
 def main():
+    if not OUTPUT.value:
+        raise InputError("--output is empty, expected a folder to write the checkpoint to")
     module = VisionTransformer(
-        image_size=(28, 28), patch_size=(4, 4), width=96, depth=6, heads=3, hidden=192, classes=10
+        image_size=SIZE, patch_size=(4, 4), width=96, depth=6, heads=3, hidden=192, classes=10
     )
     (images, labels), (test_images, test_labels) = load("train"), load("t10k")
     epoch_steps = len(images) // BATCH.value
@@ -72,6 +94,9 @@ def main():
             state = serialization.from_bytes(state, saved.read_bytes())
         except (KeyError, ValueError) as error:
             raise InputError(f"{saved}: is no state of this training ({error}); remove it to start anew") from None
+    names = ("epochs", "batch_size", "learning_rate", "seed")
+    settings = {name: flag.value for name, flag in zip(names, (EPOCHS, BATCH, RATE, SEED), strict=True)}
+    check_same_training(output, settings | {"images": checksum(images), "labels": checksum(labels)})
     for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
         started, losses = time.time(), []
         order = np.random.default_rng((SEED.value, epoch)).permutation(len(images))
@@ -79,7 +104,9 @@ def main():
             picked = order[i * BATCH.value : (i + 1) * BATCH.value]
             state, loss = step(state, images[picked], labels[picked])
             losses.append(loss)
-        guesses = np.concatenate([predict(state.average, x) for x in np.split(test_images, 20)])
+        if not np.isfinite(losses).all():
+            raise InputError(f"--learning_rate is {RATE.value}: epoch {epoch + 1} has no finite loss; take a lower one")
+        guesses = np.concatenate([predict(state.average, x) for x in np.array_split(test_images, 20)])
         row = {
             "epoch": epoch + 1,
             "train_loss": round(float(np.mean(losses)), 4),

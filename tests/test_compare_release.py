@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -186,6 +187,40 @@ def test_a_release_that_fails_ends_in_one_line_and_keeps_its_log(script, message
     with pytest.raises(InputError, match=message):
         compare_with_release(config(), tmp_path / "workdir", clone, interpreter(tmp_path, text))
     assert (tmp_path / "workdir" / "release" / "release.log").exists()
+
+
+def test_figures_of_one_interpreter_do_not_go_on_in_another(clone, tmp_path):
+    text = STAND_IN.format(python=sys.executable, sites=37)
+    settings, workdir = config(calibration=("noise",)), tmp_path / "workdir"
+    compare_with_release(settings, workdir, clone, interpreter(tmp_path, text), 2)
+    job = workdir / "release" / "job.json"
+    job.write_bytes(job.read_bytes()[:20])  # is written anew
+    compare_with_release(settings, workdir, clone, interpreter(tmp_path, text), 2)
+    other = interpreter(tmp_path, text.replace('torch="2"', 'torch="3"'))
+    with pytest.raises(InputError, match="the release ran with torch '2', which is '3' now; take that one, or another"):
+        compare_with_release(settings, workdir, clone, other, 2)
+
+
+@pytest.mark.parametrize("bits", ["w4a32", "auto:4.5a8"])
+def test_bits_that_the_release_has_not_are_refused_before_anything_is_written(bits, clone, tmp_path):
+    settings = config(quantization=QuantizationConfig(("w8a8", bits)))
+    with pytest.raises(InputError, match=f"quantization.bits has '{bits}', which the release has not"):
+        compare_with_release(settings, tmp_path / "workdir", clone, sys.executable)
+    assert not (tmp_path / "workdir").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_release_ends_with_the_job_that_started_it(number, tmp_path):
+    watch = "import runpy; runpy.run_path('__main__.py')['end_with_parent']()"
+    own = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {watch!r}], stdin=-1, stdout=1).wait()"
+    folder = release.ADAPTER
+    (tmp_path / "torch.py").touch()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen([sys.executable, "-c", own], cwd=folder, env=environment, stdout=subprocess.PIPE) as job:
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.wait(3)  # neither ends by itself
+        job.send_signal(number)
+        assert job.communicate(timeout=60)[0] == b""  # at the end of both: each holds the pipe
 
 
 def launch(*arguments):

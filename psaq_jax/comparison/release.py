@@ -43,8 +43,7 @@ class Release(NamedTuple):
     def job(self, **fields) -> None:
         """Adds fields to the job that every later `run` sees."""
         path = self.folder / "job.json"
-        before = json.loads(path.read_bytes()) if path.exists() else {}
-        files.write_json(path, before | fields)
+        files.write_json(path, (files.read_json_if_whole(path) or {}) | fields)  # a restart writes every field again
 
     def run(self, command: str, progress: Progress | None = None, timeout: float | None = None) -> dict:
         """Runs a command of the adapter; its own log grows by what it prints. Returns its figures.
@@ -85,25 +84,29 @@ class Release(NamedTuple):
             with np.load(path, allow_pickle=False) as archive:
                 return dict(archive)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: the release left no readable answer ({error}); its log: {self.log}") from None
+            more = f"remove it and start the same command again; the release's log: {self.log}"
+            raise InputError(f"{path}: the release left no readable answer ({error}); {more}") from None
 
     def has(self, name: str) -> bool:
         return (self.folder / name).exists()
 
 
 def _follow(arguments, folder, environment, log, progress, timeout) -> int:
-    """Runs a process, hands its lines "progress DONE ALL" on, and returns its exit code."""
+    """Runs a process, hands its lines "progress DONE ALL" on, and returns its exit code.
+
+    Its standard input is a pipe to which nothing is written: however this process ends, the pipe closes, and the
+    release's process ends too (`release_adapter.__main__`) and doesn't go on beside the next.
+    """
+    output = log if timeout else subprocess.PIPE
     with subprocess.Popen(
-        arguments, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+        arguments, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=log, text=True
     ) as process:
         try:
-            if timeout:
-                process.communicate(timeout=timeout)
-            for line in process.stdout if not timeout else ():
+            for line in process.stdout or ():
                 words = line.split()
                 if progress and words[:1] == ["progress"]:
                     progress(int(words[1]), int(words[2]))
-            return process.wait()
+            return process.wait(timeout)
         except subprocess.TimeoutExpired:
             log.write(f"no answer within {timeout:.0f} s\n".encode())
             return -1
@@ -142,6 +145,20 @@ def open_release(clone: pathlib.Path, python: str, folder: pathlib.Path, device:
     release = Release(clone, python, folder)
     release.job(clone=str(clone), device=device)
     return release, release.run("probe", timeout=PROBE_SECONDS)
+
+
+def check_same_versions(release: Release, versions: dict) -> None:
+    """Figures of one interpreter must not go on in another.
+
+    Raises:
+      InputError: the folder's first run had other versions or another device.
+    """
+    path = release.folder / "versions.json"
+    before = files.read_json_if_whole(path) or versions
+    changed = [f"{k} {before.get(k)!r}, which is {v!r} now" for k, v in versions.items() if v != before.get(k)]
+    if changed:
+        raise InputError(f"{path}: the release ran with {', '.join(changed)}; take that one, or another --workdir")
+    files.write_json(path, versions)
 
 
 def source_hash(clone: pathlib.Path) -> str:

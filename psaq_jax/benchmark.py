@@ -189,7 +189,7 @@ def model_passes(model: Model, state, length: int):
     def body(images, _):
         return images - 1e-3 * jax.grad(loss)(images), None
 
-    return jax.lax.scan(body, state.images, None, length=length)[0]
+    return jax.lax.scan(body, state.variables, None, length=length)[0]
 
 
 def forward_flops(module: VisionTransformer, batch_size: int) -> int:

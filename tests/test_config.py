@@ -24,7 +24,8 @@ def test_the_demo_s_config_is_the_papers_with_our_recipe_beside_it():
 
 def test_the_default_config_is_our_recipe_alone():
     job = config.from_mapping(config.JobConfig, default.get_config().to_dict())
-    assert job.synthesis == SynthesisConfig(recipe="default", iterations=200)
+    expected = SynthesisConfig(recipe="default", iterations=200, parametrization="frequencies")
+    assert job.synthesis == expected
     assert job.quantization.recipes == ("default",) and job.calibration == ("synthesized",)
 
 

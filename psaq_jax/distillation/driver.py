@@ -91,7 +91,7 @@ def distill(
             state, terms = turns.generate(arena, state, turn, i)
         history.add("student" if learns else "generator", terms)
         if not learns and i == config.generator_iterations - 1:
-            pool.append(np.asarray(state.group.images))
+            pool.append(turns.made(arena, state))
             if checkpoints:
                 files.write_npz(_turn_file(checkpoints, turn), {"images": pool[-1]})
         _look(tick + 1, config.ticks, state, history, checkpoints)

@@ -18,7 +18,7 @@ from psaq_jax.distillation.student import Grids, Learned, start, units
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.loop import GroupState, initial_group
+from psaq_jax.synthesis.loop import GroupState, initial_group, shown
 
 FIRST_GROUP = 2**20  # the turns' groups have numbers, and so noise, that no group of the synthesis has
 STUDENT = FIRST_GROUP - 1  # and this is the number of the student's own noise
@@ -85,6 +85,11 @@ def learn(arena: Arena, state: Competition, pool: list[np.ndarray], turn: int, i
     return state._replace(learned=learned, moments=moments), terms
 
 
+def made(arena: Arena, state: Competition) -> np.ndarray:
+    """The generator's images as they are now."""
+    return np.asarray(jax.jit(shown, static_argnums=1)(arena.teacher, arena.synthesis, state.group.variables))
+
+
 def draw(pool: list[np.ndarray], config: DistillationConfig, seeds) -> np.ndarray:
     """A batch of the pool's images, all of them or the newest turn's; none twice while there are enough."""
     sets = pool if config.memory else pool[-1:]
@@ -102,7 +107,7 @@ def noise(arena: Arena, turn: int) -> GroupState:
 
 def _shared_out(arena: Arena, group: GroupState) -> GroupState:
     shares, everywhere = arena.placement
-    places = jax.tree.map(lambda x: shares if x.ndim == group.images.ndim else everywhere, group)
+    places = jax.tree.map(lambda x: shares if x.ndim == group.variables.ndim else everywhere, group)
     return jax.device_put(group, places)
 
 
@@ -114,11 +119,11 @@ def leaves(state: Competition) -> dict[str, np.ndarray]:
 def restored(arena: Arena, state: Competition, arrays: dict[str, np.ndarray], turn: int) -> Competition:
     """The inverse of `leaves`: a state of that turn, with the structure of `state`."""
     found = [np.asarray(arrays[name]) for name in sorted(arrays)]
-    learned, moments, images, group_moments = jax.tree.unflatten(jax.tree.structure(_saved(state)), found)
+    learned, moments, variables, group_moments = jax.tree.unflatten(jax.tree.structure(_saved(state)), found)
     learned, moments = jax.device_put((learned, moments), arena.placement.everywhere)
-    group = noise(arena, turn)._replace(images=images, adam=group_moments)
+    group = noise(arena, turn)._replace(variables=variables, adam=group_moments)
     return Competition(learned, moments, _shared_out(arena, group))
 
 
 def _saved(state: Competition):
-    return state.learned, state.moments, state.group.images, state.group.adam
+    return state.learned, state.moments, state.group.variables, state.group.adam

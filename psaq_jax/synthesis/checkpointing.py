@@ -32,7 +32,7 @@ class WaveProgress(NamedTuple):
     first: int  # number of its first group
     iteration: int  # iterations done
     seconds: float  # wall time of these iterations, over all processes that ran some
-    arrays: dict[str, np.ndarray]  # [groups, ...] "images", Adam's "count", "mu", "nu", and [groups, iteration] a term
+    arrays: dict[str, np.ndarray]  # [groups, ...] "variables", Adam's "count", "mu", "nu"; [groups, iteration] a term
 
 
 class Checkpoints:
@@ -65,7 +65,7 @@ class Checkpoints:
         tree = distributed.from_first(self.restore_tree())
         if tree is None:
             return None
-        if tree["first"] != first or len(tree["images"]) != groups:
+        if tree["first"] != first or len(tree["variables"]) != groups:
             self.forget_tree()
             return None
         arrays = {name: np.asarray(array) for name, array in tree.items()}

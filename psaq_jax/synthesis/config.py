@@ -7,6 +7,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.synthesis.entropy import BANDWIDTH
 
 RECIPES = ("paper", "default")
+PARAMETRIZATIONS = ("pixels", "frequencies")
 # Far beyond use, and within what counts of iterations and of groups, and random numbers, hold.
 MOST = {"num_images": 10**9, "group_size": 10**6, "iterations": 10**6, "rounds": 10**3}
 LARGEST_JITTER, LARGEST_RATE, LARGEST_VARIATION = 10**4, 10**3, 10**9
@@ -21,7 +22,7 @@ class SynthesisConfig:
       group_size: images that are optimized together: they share the similarity grid, jitter and variation target.
       iterations: optimizer steps in all.
       rounds: the iterations are shared out among these; the learning rate restarts with each, jitter doubles.
-      learning_rate: Adam's peak rate, in normalised pixels; None: 0.20, for Swin 0.25.
+      learning_rate: Adam's peak rate; None: 0.20, for Swin 0.25, in normalised pixels; 0.10 of frequencies.
       jitter: largest roll in pixels at 224 px, one number a round; scaled with the image.
       total_variation: bounds of the uniform target, for 32 images of 224x224; scaled with sqrt(batch·pixels).
       total_variation_weight, cross_entropy_weight: of these terms; the entropy's weight is 1.
@@ -29,6 +30,8 @@ class SynthesisConfig:
         (`patch_similarity_entropy`); docs/accuracy.md shows what 0.05 does, which depends on the model.
       recipe: "paper", or "default", which clips to the model's own pixel range and leaves every special token out of
         the similarity (the paper: ImageNet's range, and token 0).
+      parametrization: what Adam moves: "pixels", as in the paper, or "frequencies", in the measure of natural images
+        (`frequencies.py`; with recipe "default" alone), whose images calibrate better: docs/experiments.md.
     """
 
     num_images: int = 32
@@ -42,6 +45,7 @@ class SynthesisConfig:
     cross_entropy_weight: float = 1.0
     bandwidth: float = BANDWIDTH
     recipe: str = "paper"
+    parametrization: str = "pixels"
 
     def __post_init__(self):
         check_types("synthesis", self)
@@ -70,6 +74,10 @@ class SynthesisConfig:
             expected = f"(least, greatest), 0 to {LARGEST_VARIATION}"
             raise InputError(f"synthesis.total_variation is {self.total_variation!r}, expected {expected}")
         check_choice("synthesis.recipe", self.recipe, RECIPES)
+        check_choice("synthesis.parametrization", self.parametrization, PARAMETRIZATIONS)
+        if self.recipe == "paper" and self.parametrization != "pixels":
+            found = f"synthesis.parametrization is {self.parametrization!r}, and synthesis.recipe 'paper'"
+            raise InputError(f"{found}, which moves pixels; take recipe 'default', or parametrization 'pixels'")
 
     @property
     def groups(self) -> int:

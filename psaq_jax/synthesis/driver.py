@@ -16,10 +16,10 @@ from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, scan_chunk
+from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, scan_chunk, shown
 
 LONGEST_CHUNK = 25
-PIXELS = ("images", "count", "mu", "nu")  # what a group's steps change
+CHANGING = ("variables", "count", "mu", "nu")  # what a group's steps change
 # Groups from number "first" on: {"images": [groups, b, h, w, 3], "labels": [groups, b], term: [groups, iterations],
 # "seconds": wall time of their loop, over all processes that had a part in it}.
 Part = dict[str, np.ndarray]
@@ -153,7 +153,7 @@ def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part
         start, seconds = saved.iteration, saved.seconds
         own = {name: array[wave.own] for name, array in saved.arrays.items()}
         history = {name: own[name] for name in TERMS}
-        state = _with_pixels(state, {name: jax.device_put(own[name], wave.placement.shares) for name in PIXELS})
+        state = _with_changed(state, {name: jax.device_put(own[name], wave.placement.shares) for name in CHANGING})
     for length in remaining_chunks(config.iterations, start):
         run = _compiled(model, state, config, length, wave.placement, watch)
         began = time.perf_counter()
@@ -168,7 +168,7 @@ def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part
             checkpoints.meet(start < config.iterations, under_way)
         if tell:
             tell(start)
-    images = np.asarray(state.images)
+    images = np.asarray(_shown_wave(model, config, state.variables, wave.placement))
     if not np.isfinite(images).all():
         raise SynthesisError(f"synthesis stopped: the images are not finite after iteration {start}")
     arrays = _gathered({"images": images, "labels": state.labels, **history})
@@ -180,13 +180,13 @@ def _gathered(arrays) -> dict[str, np.ndarray]:
 
 
 def _progress(wave: Wave, iteration: int, seconds: float, state: GroupState, history) -> WaveProgress:
-    pixels = {"images": state.images, **state.adam._asdict()}
-    return WaveProgress(wave.first, iteration, seconds, _gathered(pixels | history))
+    changing = {"variables": state.variables, **state.adam._asdict()}
+    return WaveProgress(wave.first, iteration, seconds, _gathered(changing | history))
 
 
-def _with_pixels(state: GroupState, arrays: dict[str, jax.Array]) -> GroupState:
-    moments = {name: array for name, array in arrays.items() if name != "images"}
-    return state._replace(images=arrays["images"], adam=state.adam._replace(**moments))
+def _with_changed(state: GroupState, arrays: dict[str, jax.Array]) -> GroupState:
+    moments = {name: array for name, array in arrays.items() if name != "variables"}
+    return state._replace(variables=arrays["variables"], adam=state.adam._replace(**moments))
 
 
 def chunk_lengths(iterations: int) -> list[int]:
@@ -221,6 +221,12 @@ def check_finite(terms: dict[str, np.ndarray], start: int) -> None:
 def _initial_wave(model, config, seed, groups, placement) -> GroupState:
     state = jax.vmap(lambda group: initial_group(model, config, seed, group))(groups)
     return jax.lax.with_sharding_constraint(state, placement.shares)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "placement"))
+def _shown_wave(model, config, variables, placement):
+    images = jax.vmap(functools.partial(shown, model, config))(variables)
+    return jax.lax.with_sharding_constraint(images, placement.shares)
 
 
 def _compiled(model, state, config, length, placement, watch: Stopwatch):

@@ -15,6 +15,7 @@ import optax
 
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.sites import record
+from psaq_jax.synthesis import frequencies
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.entropy import BANDWIDTH, patch_similarity_entropy
 from psaq_jax.synthesis.priors import IMAGENET_MEAN, IMAGENET_STD, clip, jitter, total_variation
@@ -26,7 +27,7 @@ Extra = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 class GroupState(NamedTuple):
     """A group under way. `key` drives the steps; `labels` and `target` are drawn once."""
 
-    images: jax.Array  # [b, height, width, 3], normalised
+    variables: jax.Array  # [b, height, width, 3]: normalised pixels, or what `shown` makes them of
     adam: optax.ScaleByAdamState
     labels: jax.Array  # [b] int32
     target: jax.Array  # scalar, total variation
@@ -85,16 +86,23 @@ def initial_group(model: Model, config: SynthesisConfig, seed, group) -> GroupSt
     key = jax.random.fold_in(jax.random.key(seed), group)
     key_noise, key_labels, key_target, key_steps = jax.random.split(key, 4)
     height, width = model.image_size
-    images = jax.random.normal(key_noise, (config.group_size, height, width, 3))
+    noise = jax.random.normal(key_noise, (config.group_size, height, width, 3))
     least, greatest = config.total_variation
     scale = (config.group_size * height * width / (32 * 224 * 224)) ** 0.5
     return GroupState(
-        images=images,
-        adam=adam().init(images),
+        variables=noise,
+        adam=adam().init(noise),
         labels=jax.random.randint(key_labels, (config.group_size,), 0, model.classes),
         target=jax.random.uniform(key_target, minval=least, maxval=greatest) * scale,
         key=key_steps,
     )
+
+
+def shown(model: Model, config: SynthesisConfig, variables: jax.Array) -> jax.Array:
+    """The normalised images of a group's variables, both [b, height, width, 3]."""
+    if config.parametrization == "pixels":
+        return variables
+    return frequencies.images(variables, *_normalization(model, config.recipe == "paper"))
 
 
 def adam() -> optax.GradientTransformation:
@@ -116,8 +124,8 @@ def step(
     offset = jax.random.randint(key_offset, (), -reach, reach + 1)
     flip = jax.random.bernoulli(key_flip)
 
-    def loss_fn(images):
-        images = jitter(images, offset, flip)
+    def loss_fn(variables):
+        images = jitter(shown(model, config, variables), offset, flip)
         loss, terms = objective(
             model, images, state.labels, state.target,
             special_tokens=1 if paper else model.module.special_tokens, bandwidth=config.bandwidth,
@@ -128,16 +136,24 @@ def step(
         more, more_terms = extra(images)
         return loss + more, terms | more_terms | {"loss": loss + more}
 
-    gradient, terms = jax.grad(loss_fn, has_aux=True)(state.images)
-    base = config.learning_rate or getattr(model.module, "synthesis_learning_rate", 0.2)
-    rate = learning_rate(base, i, config.warmup, config.round_length)
-    return update(state, gradient, rate, *_normalization(model, paper)), terms
+    gradient, terms = jax.grad(loss_fn, has_aux=True)(state.variables)
+    pixels = config.parametrization == "pixels"
+    usual = getattr(model.module, "synthesis_learning_rate", 0.2) if pixels else frequencies.LEARNING_RATE
+    rate = learning_rate(config.learning_rate or usual, i, config.warmup, config.round_length)
+    state = update(state, gradient, rate, *_normalization(model, paper)) if pixels else move(state, gradient, rate)
+    return state, terms
+
+
+def move(state: GroupState, gradient, rate) -> GroupState:
+    """Adam's step against `gradient`."""
+    direction, moments = adam().update(gradient, state.adam)
+    return state._replace(variables=state.variables - rate * direction, adam=moments)
 
 
 def update(state: GroupState, gradient, rate, mean=IMAGENET_MEAN, std=IMAGENET_STD, white=1.0) -> GroupState:
-    """Adam's step against `gradient` and the clip (`priors.clip`)."""
-    direction, moments = adam().update(gradient, state.adam)
-    return state._replace(images=clip(state.images - rate * direction, mean, std, white), adam=moments)
+    """Adam's step against `gradient` and the clip of pixels (`priors.clip`)."""
+    state = move(state, gradient, rate)
+    return state._replace(variables=clip(state.variables, mean, std, white))
 
 
 def _normalization(model: Model, paper: bool):

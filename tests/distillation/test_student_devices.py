@@ -22,7 +22,7 @@ config = DistillationConfig(cycles=1, generator_iterations=2, student_steps=2, b
 arena, state = turns.enter(model, q, config, psaq_jax.SynthesisConfig(), 1, jax.devices())
 state, generated = turns.generate(arena, state, 0, 0)
 state, learned = turns.learn(arena, state, [images], 0, 0)
-assert len(state.group.images.sharding.device_set) == int(sys.argv[1])
+assert len(state.group.variables.sharding.device_set) == int(sys.argv[1])
 assert len(driver.distill(model, q, images, config).images) == 16
 moments = state.moments.mu._asdict() | {"images": state.group.adam.mu}  # gradients of the first step, but for a factor
 found = {f"gradient/{k}": np.concatenate([np.ravel(x) for x in jax.tree.leaves(v)]) for k, v in moments.items()}

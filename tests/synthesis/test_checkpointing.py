@@ -66,7 +66,7 @@ def test_a_wave_of_another_width_makes_room_for_the_one_under_way(tmp_path):
     """As after a machine with half as many devices: its checkpoints count, though it has done fewer iterations."""
 
     def progress(iteration, groups):
-        return WaveProgress(0, iteration, 1.0, {"images": np.zeros((groups, 2))})
+        return WaveProgress(0, iteration, 1.0, {"variables": np.zeros((groups, 2))})
 
     for groups, iteration in ((8, 900), (4, 500)):
         checkpoints = Checkpoints(tmp_path)
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_dropped_and_its_wave_made_again(model, tmp_path
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads under way
 def test_a_checkpoint_that_cannot_be_read_now_stays(tmp_path):
-    progress = WaveProgress(0, 5, 1.0, {"images": np.ones((2, 4, 8, 8, 3), np.float32)})
+    progress = WaveProgress(0, 5, 1.0, {"variables": np.ones((2, 4, 8, 8, 3), np.float32)})
     checkpoints = Checkpoints(tmp_path, every_seconds=0)
     checkpoints.save(progress)
     checkpoints.close()
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_cannot_be_read_now_stays(tmp_path):
     for path in data:
         path.unlink()
         (tmp_path / path.name).rename(path)
-    np.testing.assert_array_equal(checkpoints.restore(0, 2).arrays["images"], progress.arrays["images"])
+    np.testing.assert_array_equal(checkpoints.restore(0, 2).arrays["variables"], progress.arrays["variables"])
     checkpoints.close()
 
 

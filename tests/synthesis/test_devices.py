@@ -13,6 +13,7 @@ from psaq_jax.synthesis import driver
 
 model = psaq_jax.load_model("tests/golden/paper/vit")
 config = psaq_jax.SynthesisConfig(num_images=20, group_size=2, iterations=4)
+waves = psaq_jax.SynthesisConfig(10, 2, 4, recipe="default", parametrization="frequencies")
 assert jax.device_count() == int(sys.argv[1])
 texts, compile_chunk = [], driver.compile_chunk.__wrapped__
 
@@ -23,8 +24,8 @@ def noted(*arguments):
     return compiled
 
 driver.compile_chunk = noted
-result = psaq_jax.synthesize(model, config, seed=0)
-np.savez(sys.argv[2], images=result.images, labels=result.labels, **result.history)
+result, other = (psaq_jax.synthesize(model, c, seed=0) for c in (config, waves))
+np.savez(sys.argv[2], images=result.images, waves=other.images, labels=result.labels, **result.history)
 names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 assert texts and not [name for name in names for text in texts if name in text]
 """
@@ -35,6 +36,7 @@ def test_images_do_not_depend_on_the_devices(tmp_path):
     one, eight = run(SCRIPT, 1, tmp_path / "one.npz"), run(SCRIPT, 8, tmp_path / "eight.npz")
     assert eight["images"].shape == (20, 32, 32, 3)
     np.testing.assert_array_equal(one["labels"], eight["labels"])
-    np.testing.assert_array_equal(one["images"], eight["images"])
+    for name in ("images", "waves"):
+        np.testing.assert_array_equal(one[name], eight[name])
     for name in loop.TERMS:
         np.testing.assert_allclose(one[name], eight[name], rtol=1e-6)  # means over groups

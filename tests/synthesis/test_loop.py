@@ -55,9 +55,9 @@ def test_six_steps_match_the_release(model, reference):
             np.testing.assert_allclose(gradient / scale, nhwc(reference["step0/grad"]) / scale, atol=1e-4)
         rate = loop.learning_rate(base, i, 2, 6)
         np.testing.assert_allclose(rate, reference["learning_rates"][i], rtol=1e-6)
-        state = loop.update(state._replace(images=starts[i]), gradient, rate)
+        state = loop.update(state._replace(variables=starts[i]), gradient, rate)
         # Adam divides by the gradient's size, so a few near-zero gradients turn; seen: mean 4.1e-6.
-        assert np.abs(state.images - starts[i + 1]).mean() < 1e-5
+        assert np.abs(state.variables - starts[i + 1]).mean() < 1e-5
 
 
 def test_attention_and_layer_entropies_match_the_release(model, reference):
@@ -70,6 +70,7 @@ def test_attention_and_layer_entropies_match_the_release(model, reference):
 
 
 SMALL = SynthesisConfig(num_images=4, group_size=2, iterations=6, jitter=(30, 60))
+WAVES = dataclasses.replace(SMALL, recipe="default", parametrization="frequencies")
 
 
 def test_equal_seeds_give_equal_images_and_others_do_not(model):
@@ -86,10 +87,11 @@ def test_groups_do_not_depend_on_each_other(model):
     np.testing.assert_array_equal(both.images[:2], one.images)
 
 
-def test_chunks_do_not_change_the_images(model, monkeypatch):
-    whole = psaq_jax.synthesize(model, SMALL, seed=2)
+@pytest.mark.parametrize("config", [SMALL, WAVES])
+def test_chunks_do_not_change_the_images(config, model, monkeypatch):
+    whole = psaq_jax.synthesize(model, config, seed=2)
     monkeypatch.setattr(driver, "LONGEST_CHUNK", 3)
-    parts = psaq_jax.synthesize(model, SMALL, seed=2)
+    parts = psaq_jax.synthesize(model, config, seed=2)
     np.testing.assert_array_equal(whole.images, parts.images)
 
 
@@ -100,8 +102,9 @@ def test_new_seeds_compile_nothing(model, compilations):
     assert count() == 0
 
 
-def test_the_loss_falls(model):
-    config = SynthesisConfig(num_images=4, group_size=4, iterations=60)
+@pytest.mark.parametrize("changes", [{}, {"recipe": "default", "parametrization": "frequencies"}])
+def test_the_loss_falls(changes, model):
+    config = SynthesisConfig(num_images=4, group_size=4, iterations=60, **changes)
     history = psaq_jax.synthesize(model, config, seed=0).history["loss"]
     assert history[-5:].mean() < history[:5].mean()
 
@@ -113,9 +116,10 @@ def test_chunks_add_up(iterations, expected):
 
 
 @pytest.mark.parametrize("changes", [{}, {"rescale_factor": 1.0, "mean": (127.5,) * 3, "std": (127.5,) * 3}])
-def test_recipe_default_keeps_to_the_models_own_pixels(model, changes):
+@pytest.mark.parametrize("parametrization", ["pixels", "frequencies"])
+def test_recipe_default_keeps_to_the_models_own_pixels(parametrization, model, changes):
     model = model.replace(preprocessing=dataclasses.replace(model.preprocessing, **changes))
-    config = SynthesisConfig(num_images=2, group_size=2, iterations=4, recipe="default")
+    config = SynthesisConfig(2, 2, 4, recipe="default", parametrization=parametrization)
     images = psaq_jax.synthesize(model, config).images
     lower, upper = model.preprocessing.lower, model.preprocessing.upper
     assert (images >= lower - 1e-6).all() and (images <= upper + 1e-6).all()
@@ -124,7 +128,7 @@ def test_recipe_default_keeps_to_the_models_own_pixels(model, changes):
 
 def test_bandwidth_is_the_configs(model):
     """The paper's where nothing is said, in either recipe."""
-    images = loop.initial_group(model, SynthesisConfig(2, 2), 0, 0).images
+    images = loop.initial_group(model, SynthesisConfig(2, 2), 0, 0).variables
     attentions = [  # the step may flip the images
         psaq_jax.sites.record(model.module, model.params, x, "*/attention_output")[1].values()
         for x in (images, images[:, :, ::-1])

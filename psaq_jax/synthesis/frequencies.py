@@ -1,0 +1,35 @@
+"""Images by their frequencies, in the measure of natural ones (Olah et al., "Feature Visualization", Distill, 2017).
+
+In natural images the amplitude of a frequency falls as its inverse, and most of what differs from pixel to pixel is
+brightness. An image is the sum of waves in that measure: a step of Adam, which moves every coefficient alike, then
+moves what is large in an image most, where a step in pixels makes noise of every colour. Shapes: [b, h, w, 3].
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LEARNING_RATE = 0.1  # Adam's, of coefficients that start with variance 1
+CONTRAST = 0.5  # at the start pixels use most of their range, and few are near its ends
+# The root of the covariance of natural images' red, green and blue, in parts of its size; columns: brightness, blue
+# against red, green against both (figures: tensorflow/lucid, optvis/param/color.py).
+COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+COLOURS = (COLOURS / np.sqrt(np.mean(np.sum(COLOURS**2, axis=1)))).astype(np.float32)
+
+
+def images(coefficients: jax.Array, mean, std, white: float = 1.0) -> jax.Array:
+    """The normalised images [b, h, w, 3] of coefficients of that shape, within what pixels of [0, white] can be."""
+    height, width = coefficients.shape[1:3]
+    waves = jnp.fft.fft2(coefficients * amplitudes(height, width)[..., None], axes=(1, 2))
+    waves = (waves.real - waves.imag) * np.float32(1 / np.sqrt(height * width))  # Hartley's: real and orthonormal
+    pixels = jnp.einsum("bhwk,ck->bhwc", waves, COLOURS, precision="highest")
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    centre, reach = (white / 2 - mean) / std, white / 2 / std
+    return centre.astype(np.float32) + reach.astype(np.float32) * jnp.tanh(CONTRAST * pixels)
+
+
+def amplitudes(height: int, width: int) -> np.ndarray:
+    """[h, w] float32, falling as the inverse of the frequency, of mean square 1; a constant counts as one wave."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    found = 1 / np.maximum(frequency, 1 / max(height, width))
+    return (found / np.sqrt(np.mean(found**2))).astype(np.float32)

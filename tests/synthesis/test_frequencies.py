@@ -1,0 +1,58 @@
+"""Images by their frequencies: in natural images' measure, within what pixels can be, one transform there and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psaq_jax
+from psaq_jax.synthesis import frequencies
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NOISE = np.random.default_rng(0).normal(size=(8, 24, 32, 3)).astype(np.float32)
+
+
+def before_squashing(coefficients, white=1.0):
+    images = np.asarray(frequencies.images(jnp.asarray(coefficients), MEAN, STD, white), np.float64)
+    pixels = (images * STD + MEAN) / white
+    assert (pixels > -1e-6).all() and (pixels < 1 + 1e-6).all()
+    return np.arctanh((2 * pixels - 1).clip(-1 + 1e-7, 1 - 1e-7)) / frequencies.CONTRAST
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0])
+def test_noise_becomes_images_whose_amplitudes_fall_as_the_inverse_of_the_frequency(white):
+    pixels = before_squashing(NOISE * 0.5, white) * 2  # half as strong: nothing is squashed beyond recognition
+    assert 0.8 < pixels.std() < 1.2
+    brightness = pixels.mean(axis=-1)
+    powers = (np.abs(np.fft.fft2(brightness, axes=(1, 2))) ** 2).mean(axis=0)
+    frequency = np.hypot(np.fft.fftfreq(24)[:, None], np.fft.fftfreq(32))
+    fit = np.polyfit(np.log(frequency.ravel()[1:]), np.log(powers.ravel()[1:]), 1)
+    assert abs(fit[0] + 2) < 0.1
+    assert pixels.std(axis=-1).mean() < 0.5 * brightness.std(), "and brightness is most of them"
+
+
+def test_coefficients_are_coordinates_of_one_length():
+    """The transform is linear before the squashing, symmetric, and its own inverse but for amplitudes and colours."""
+    one = np.zeros((1, 24, 32, 3), np.float32)
+    one[0, 3, 5, 0] = 0.5
+    waves = before_squashing(one)[0] / frequencies.amplitudes(24, 32)[3, 5]
+    rows, columns = np.mgrid[:24, :32]
+    angle = 2 * np.pi * (3 * rows / 24 + 5 * columns / 32)
+    expected = 0.5 * (np.cos(angle) + np.sin(angle)) / np.sqrt(24 * 32)
+    np.testing.assert_allclose(waves, expected[..., None] * frequencies.COLOURS[:, 0], atol=2e-6)
+    assert np.isclose(np.mean(frequencies.amplitudes(24, 32) ** 2), 1)
+    assert np.isclose(np.sum(frequencies.COLOURS**2), 3)
+
+
+def test_images_are_made_one_by_one():
+    images = frequencies.images(jnp.asarray(NOISE), MEAN, STD)
+    np.testing.assert_allclose(images[2:3], frequencies.images(jnp.asarray(NOISE[2:3]), MEAN, STD), atol=1e-6)
+    gradient = jax.grad(lambda x: frequencies.images(x, MEAN, STD)[2].sum())(jnp.asarray(NOISE))
+    assert np.flatnonzero(np.abs(gradient).max(axis=(1, 2, 3))).tolist() == [2]
+
+
+def test_the_paper_moves_pixels():
+    with pytest.raises(psaq_jax.InputError, match="recipe 'paper', which moves pixels; take recipe 'default'"):
+        psaq_jax.SynthesisConfig(parametrization="frequencies")
+    with pytest.raises(psaq_jax.InputError, match="synthesis.parametrization is 'waves'"):
+        psaq_jax.SynthesisConfig(recipe="default", parametrization="waves")

@@ -31,7 +31,7 @@ class SynthesisConfig:
       recipe: "paper", or "default", which clips to the model's own pixel range and leaves every special token out of
         the similarity (the paper: ImageNet's range, and token 0).
       parametrization: what Adam moves: "pixels", as in the paper, or "frequencies", in the measure of natural images
-        (`frequencies.py`; with recipe "default" alone), whose images calibrate better: docs/experiments.md.
+        (`frequencies.py`; with recipe "default" alone), whose images mostly calibrate better: docs/experiments.md.
     """
 
     num_images: int = 32

@@ -3,8 +3,11 @@
 import json
 import shutil
 
+import pytest
 from PIL import Image
 
+from launch.curve import read_sweeps
+from psaq_jax.errors import InputError
 from psaq_jax.sweep import slug
 from psaq_jax.workdir import local_folder
 from tests.report.samples import results
@@ -32,7 +35,7 @@ def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path, monkeypatch):
     for other, complaint in (
         ((50, 0.01, {"data": "npz:FILE"}), "differs from the other sweeps in more than synthesis.iterations and"),
         ((20, 0.05, {}), "a second sweep of 20 iterations and bandwidth 0.05"),
-        ((50, 0.01, {"seeds": (1,)}), "other/runs.json: holds the seeds [1], the other sweeps [0, 1]"),
+        ((50, 0.01, {"seeds": (1,)}), " 0 is there or in the other sweeps, not in both; run what is missing"),
     ):
         write_sweep(tmp_path / "other", *other[:2], **other[2])
         done = launch("curve", f"--workdir={tmp_path}", config=None)
@@ -58,6 +61,20 @@ def test_refuses_what_is_no_sweep(tmp_path):
     (tmp_path / "20" / "runs.json").write_text("[{}]")
     done = launch("curve", f"--workdir={tmp_path}", config=None)
     assert done.returncode == 2 and "20/runs.json: found no sweep's" in done.stderr and "Traceback" not in done.stderr
+    write_sweep(tmp_path / "30", 30)
+    for damage in (
+        lambda runs: runs.clear(),
+        lambda runs: runs[0]["runs"].clear(),
+        lambda runs: runs[0].pop("float"),
+        lambda runs: runs[0]["runs"][0].pop("bits"),
+        lambda runs: runs[0]["runs"][0].update(top1="x"),
+        lambda runs: runs[0]["runs"][0].update(agreement=float("nan")),
+    ):
+        runs = [results(seeds=(0, 1))]
+        damage(runs)
+        (tmp_path / "20" / "runs.json").write_text(json.dumps(runs))
+        with pytest.raises(InputError, match="20/runs.json: found no sweep's"):
+            read_sweeps(tmp_path)
     (tmp_path / "20" / "config.json").write_text('{"synthesis": 20}')
     done = launch("curve", f"--workdir={tmp_path}", config=None)
     assert done.returncode == 2 and "20/runs.json: found no sweep's" in done.stderr and "Traceback" not in done.stderr

@@ -135,7 +135,10 @@ def load_params(directory: pathlib.Path, architecture: Architecture, source: str
         names.check(shapes, reader.shapes, source)
         wrong = reader.not_floats(shapes)
         if wrong:
-            raise InputError(f"{source}: {', '.join(wrong)}; expected float16, bfloat16 or float32 weights")
+            raise InputError(
+                f"{source}: {names.first(wrong)}; expected float16, bfloat16, float32 or float64 weights; "
+                "save the checkpoint again as one of these"
+            )
         flat, broken = {}, []
         for path, leaf in expected.items():
             tensors = [reader.read(name) for name in sources[path]]
@@ -143,8 +146,8 @@ def load_params(directory: pathlib.Path, architecture: Architecture, source: str
             flat[path] = names.from_source(path, leaf.shape, tensors)
     if broken:
         raise InputError(
-            f"{source}: NaN or infinite weights in {', '.join(broken)}; expected finite numbers; "
-            "the checkpoint is damaged: download or train it again"
+            f"{source}: weights that are NaN, infinite, or beyond float32 in {names.first(broken)}; "
+            "expected finite numbers; the checkpoint is damaged: download or train it again"
         )
     return traverse_util.unflatten_dict(flat, sep="/")
 

@@ -180,17 +180,17 @@ def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
     problems = []
     missing = [f"{shown(name)} {list(shape)}" for name, shape in expected.items() if name not in found]
     if missing:
-        problems.append(f"missing: {_first(missing)}")
+        problems.append(f"missing: {first(missing)}")
     misshapen = [
         f"{shown(name)} is {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     if misshapen:
-        problems.append(f"wrong shape: {_first(misshapen)}")
+        problems.append(f"wrong shape: {first(misshapen)}")
     unexpected = sorted(shown(name) for name in found if name not in expected and not IGNORED.fullmatch(name))
     if unexpected:
-        problems.append(f"unexpected: {_first(unexpected)}")
+        problems.append(f"unexpected: {first(unexpected)}")
     if problems:
         raise InputError(
             f"{source}: the tensors do not fit its config.json: {'; '.join(problems)}. "
@@ -198,6 +198,7 @@ def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
         )
 
 
-def _first(items: list[str], count: int = 6) -> str:
+def first(items: list[str], count: int = 6) -> str:
+    """The first few as one line, and how many more there are."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return ", ".join(items[:count]) + more

@@ -132,12 +132,20 @@ def test_weights_that_are_not_finite_are_named(vit, value):
     values = tensors(vit)
     values["vit.encoder.layer.1.attention.attention.key.bias"][3] = value
     write_tensors(vit, values)
-    assert "NaN or infinite weights in vit.encoder.layer.1.attention.attention.key.bias;" in refused(vit)
+    assert "NaN, infinite, or beyond float32 in vit.encoder.layer.1.attention.attention.key.bias;" in refused(vit)
 
 
 def test_float64_beyond_float32(vit):
     write_tensors(vit, tensors(vit) | {"classifier.bias": np.full(7, 1e300)})
-    assert "NaN or infinite weights in classifier.bias" in refused(vit)
+    assert "NaN, infinite, or beyond float32 in classifier.bias;" in refused(vit)
+
+
+@pytest.mark.parametrize("damage", [lambda v: v.astype(np.int8), lambda v: v * np.nan], ids=["integers", "NaN"])
+def test_of_many_wrong_weights_the_first_are_named(vit, damage):
+    values = {name: damage(value) for name, value in tensors(vit).items()}
+    write_tensors(vit, values)
+    message = refused(vit)
+    assert f" and {len(values) - 6} more; expected " in message and len(message) < 600
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "x\0y", "gone"])

@@ -54,7 +54,7 @@ def test_other_floating_point_types_become_float32(vit, dtype):
 
 def test_integer_weights_are_refused(vit):
     write_tensors(vit, tensors(vit) | {HEAD: np.ones(tensors(vit)[HEAD].shape, np.int8)})
-    assert f"{HEAD} is I8; expected float16, bfloat16 or float32" in refused(vit)
+    assert f"{HEAD} is I8; expected float16, bfloat16, float32 or float64" in refused(vit)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "weights.safetensors"])

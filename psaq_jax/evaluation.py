@@ -16,6 +16,7 @@ from psaq_jax.data import UNLABELLED, ArraySource, Batch, Dataset, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import check_floats
 from psaq_jax.progress import Progress
+from psaq_jax.quantization.transform import QuantizedModel
 
 
 class Metrics(NamedTuple):
@@ -225,8 +226,10 @@ def _forward(model, batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _counted(model, logits, batch: Batch):
     logits = np.asarray(logits, np.float32)[batch.mask]
     if not np.isfinite(logits).all():
-        name = getattr(model, "source", "") or type(model).__name__
-        raise InputError(f"model {name}: found logits that are not finite; its weights or preprocessing are damaged")
+        name, action = getattr(model, "source", "") or type(model).__name__, "take a sound copy"
+        if isinstance(model, QuantizedModel):  # its source is the float model, which may be sound
+            name, action = f"the quantized model of {name}", "quantize it again"
+        raise InputError(f"{name}: found logits that are not finite, expected numbers; {action}")
     return logits, batch.labels[batch.mask]
 
 

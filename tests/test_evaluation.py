@@ -1,5 +1,6 @@
 """Evaluation against NumPy written out here, over data sets small enough to count by hand."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from psaq_jax import load_model, pipeline
+from psaq_jax import load_model, pipeline, quantize
 from psaq_jax.config import JobConfig
 from psaq_jax.data import ArraySource, Dataset, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits, evaluate, metrics, predict_logits
 from psaq_jax.models.preprocessing import Preprocessing
+from tests.golden_files import GOLDEN
 
 
 class Linear:
@@ -171,10 +173,19 @@ def test_unlabelled_images_cannot_be_evaluated_but_predicted():
 def test_logits_that_are_not_finite_are_no_result():
     broken = Table(np.full((6, 6), np.nan))
     for find in (evaluate, collect_logits):
-        with pytest.raises(InputError, match="model Table: found logits that are not finite"):
+        with pytest.raises(InputError, match="^Table: found logits that are not finite, .*; take a sound copy"):
             find(broken, images_and_labels(6))
     with pytest.raises(InputError, match="not finite"):
         predict_logits(broken, np.zeros((3, 4, 4, 3)))
+
+
+def test_a_quantized_model_is_not_taken_for_its_source():
+    model = load_model(GOLDEN / "paper" / "vit")
+    q = quantize(model, None, 4, None)
+    head = q.params["head"] | {"bias": jnp.full(model.classes, jnp.nan)}
+    q = dataclasses.replace(q, params=q.params | {"head": head})
+    with pytest.raises(InputError, match=f"^the quantized model of {model.source}: found .*; quantize it again"):
+        predict_logits(q, np.zeros((3, *q.image_shape)))
 
 
 def test_labels_are_checked_before_a_job_begins(tmp_path):

@@ -36,6 +36,25 @@ MISUSES = {
         lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": (0.0, 1.0, 2.0)}),
         "the range of site input is (0.0, 1.0, 2.0), expected finite minimum <= maximum",
     ),
+    "ranges whose width overflows": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": (-3e38, 3e38)}),
+        "the range of site input is (-3e+38, 3e+38), expected finite minimum <= maximum, and so their difference in",
+    ),
+    "ranges beyond float32": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": (-1e300, 1e300)}),
+        "the range of site input is (-1e+300, 1e+300), expected finite",
+    ),
+    "ranges of text": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": ("0", "1")}),
+        "the range of site input is ('0', '1'), expected finite",
+    ),
+    "ranges of complex numbers": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": (0j, 1j)}),
+        "the range of site input is (0j, 1j), expected finite",
+    ),
+    "a range of one number": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": 1.0}), "site input is 1.0, expected finite"
+    ),
     "options for the paper": (
         lambda model, ranges, q: psaq_jax.quantize(model, ranges, options=DefaultRecipe()), 'the recipe is "paper"'
     ),

@@ -203,9 +203,21 @@ def _check_ranges(ranges: Mapping, wanted: list[str]) -> None:
         parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
         raise InputError(f"the ranges do not fit the model's sites: {'; '.join(parts)}; use calibrate with this recipe")
     for name, ends in ranges.items():
-        if np.shape(ends) != (2,) or not np.isfinite(ends).all() or ends[0] > ends[1]:
-            found = ", ".join(map(str, np.ravel(ends)))
-            raise InputError(f"the range of site {name} is ({found}), expected finite minimum <= maximum")
+        if not _is_range(ends):
+            expected = "finite minimum <= maximum, and so their difference in float32"
+            raise InputError(f"the range of site {name} is {str(ends)[:80]}, expected {expected}; use calibrate's")
+
+
+def _is_range(ends) -> bool:
+    try:
+        ends = np.asarray(ends)
+    except ValueError:  # of several shapes
+        return False
+    if ends.shape != (2,) or not any(jnp.issubdtype(ends.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = ends.astype(np.float32)
+        return bool(low <= high and np.isfinite(high - low))
 
 
 def quantize_params(params: dict, bits: Mapping[str, int]) -> dict:

@@ -31,7 +31,7 @@ DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Fol
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write the checkpoint and its log to.", required=True)
 EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training images, two of them to warm up.", 3)
 BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
-RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.", 0.0, 1.0)
+RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
 SIZE = (28, 28)
 MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
@@ -67,6 +67,8 @@ def check_same_training(folder: pathlib.Path, settings: dict) -> None:
 def main():
     if not OUTPUT.value:
         raise InputError("--output is empty, expected a folder to write the checkpoint to")
+    if not 0 < RATE.value <= 1:
+        raise InputError(f"--learning_rate is {RATE.value}, expected a number above 0, at most 1")
     module = VisionTransformer(
         image_size=SIZE, patch_size=(4, 4), width=96, depth=6, heads=3, hidden=192, classes=10
     )

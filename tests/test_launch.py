@@ -253,6 +253,8 @@ def test_a_missing_config_file_is_one_line(given, message, tmp_path):
 
 
 @pytest.mark.parametrize("script, arguments, message", [
+    ("train_demo", ("--learning_rate=nan", "--output=x"), "--learning_rate is nan, expected a number above 0"),
+    ("train_demo", ("--output=",), "--output is empty, expected a folder"),
     ("train_demo", ("--epochs=2",), "flag --epochs=2: 2 is not integer >= 3"),
     ("build_demo_data", ("--data_dir=none",), "none/train-images-idx3-ubyte.gz: cannot be read"),
 ])  # fmt: skip

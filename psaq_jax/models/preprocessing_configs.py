@@ -28,7 +28,10 @@ TIMM_DEFAULTS = {
     "pretrained_cfg.mean": IMAGENET_MEAN, "pretrained_cfg.std": IMAGENET_STD,
 }  # fmt: skip
 CROPS = ("center", "squash")
-LEAST_STD = 1e-6  # so that pixels stay finite in float32
+# So that pixels stay finite in float32, and that what loads can be saved in an artefact.
+LEAST_STD = 1e-6
+BEYOND = 1e30  # every number is smaller
+LEAST_FRACTION = 0.01
 SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 
 # Evaluation of a family whose checkpoint has no preprocessor file: (crop fraction, mean, std), bicubic.
@@ -86,8 +89,9 @@ def from_timm(cfg: Mapping) -> dict:
     if not isinstance(shape, list | tuple) or len(shape) != 3 or shape[0] != 3:
         raise bad(name, shape, "[3, height, width]", "correct it in config.json")
     fraction = positive(fields, "pretrained_cfg.crop_pct", None)
-    if fraction > 1:
-        raise bad("pretrained_cfg.crop_pct", fraction, "a fraction up to 1", "correct it in config.json")
+    if not LEAST_FRACTION <= fraction <= 1:
+        expected = f"a fraction from {LEAST_FRACTION} to 1"
+        raise bad("pretrained_cfg.crop_pct", fraction, expected, "correct it in config.json")
     geometry = fractional(
         size_pair(shape[1:], name), fraction, one_of(fields, "pretrained_cfg.crop_mode", CROPS)
     )
@@ -168,9 +172,14 @@ def flag(fields, name, default) -> bool:
 
 def positive(fields, name, default) -> float:
     value = fields.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise bad(name, value, "a positive number", "correct it")
+    if not is_number(value) or value <= 0:
+        raise bad(name, value, f"a positive number below {BEYOND:g}", "correct it")
     return float(value)
+
+
+def is_number(value) -> bool:
+    """Whether it is a number (not a bool) that artefacts take."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < BEYOND
 
 
 def triple(fields, name, least) -> tuple[float, float, float]:
@@ -179,10 +188,11 @@ def triple(fields, name, least) -> tuple[float, float, float]:
     if (
         not isinstance(value, list | tuple)
         or len(value) != 3
-        or not all(isinstance(v, int | float) and abs(v) < float("inf") for v in value)
+        or not all(map(is_number, value))
         or (least is not None and min(value) < least)
     ):
-        expected = "three numbers" if least is None else f"three numbers of at least {least}"
+        at_least = "" if least is None else f"of at least {least} and "
+        expected = f"three numbers {at_least}below {BEYOND:g}"
         raise bad(name, fields[name], expected, "correct it")
     return tuple(map(float, value))
 

@@ -80,6 +80,13 @@ def test_flags_switch_off_rescaling_and_normalising():
         (VIT | {"image_mean": [0.5, 0.5]}, "image_mean"),
         (VIT | {"image_std": [0.5, 0.5, 0.0]}, "image_std"),
         (VIT | {"image_std": "0.5"}, "image_std"),
+        (VIT | {"image_mean": [1e39, 0.5, 0.5]}, "image_mean"),
+        (VIT | {"image_mean": [10**400, 0.5, 0.5]}, "image_mean"),
+        (VIT | {"image_mean": True}, "image_mean"),
+        (VIT | {"image_std": [True, 1.0, 1.0]}, "image_std"),
+        (VIT | {"image_std": 1e39}, "image_std"),
+        (VIT | {"rescale_factor": 1e308}, "rescale_factor"),
+        (VIT | {"rescale_factor": True}, "rescale_factor"),
     ],
 )
 def test_bad_fields_are_named(preprocessor, field):
@@ -97,6 +104,7 @@ def test_bad_fields_are_named(preprocessor, field):
         ({"crop_mode": "border"}, "pretrained_cfg.crop_mode"),
         ({"crop_pct": 1.1}, "pretrained_cfg.crop_pct"),
         ({"crop_pct": 0}, "pretrained_cfg.crop_pct"),
+        ({"crop_pct": 0.001}, "pretrained_cfg.crop_pct"),
         ({"std": [1, 1, 0]}, "pretrained_cfg.std"),
     ],
 )

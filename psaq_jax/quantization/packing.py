@@ -25,6 +25,7 @@ from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, 
 from psaq_jax.quantization.transform import QuantizedModel
 
 FORMAT = "psaq_jax-1"
+LEAST_SITE_SCALE = 1e-30  # its reciprocal is finite in float32; grids begin at float32's eps and training keeps near
 
 # The kinds of quantizers that a file may name: registered dataclasses whose fields are all float32 arrays.
 KINDS = {kind.__name__: kind for kind in (UniformQuantizer, LogQuantizer)}
@@ -199,12 +200,12 @@ def to_quantizer(tensors: Mapping[str, np.ndarray], site: str, kind: str, refuse
     """The quantizer of a site.
 
     Raises:
-      InputError: a scale that is not positive, bits or a zero point that no grid has, by `refuse`.
+      InputError: a scale that is not positive or next to zero, bits or a zero point that no grid has, by `refuse`.
     """
     fields = {f.name: tensors[f"sites/{site}/{f.name}"] for f in dataclasses.fields(KINDS[kind])}
     levels = 2.0 ** np.clip(fields.get("bits", 8), 0, 8) - 1
     rules: dict[str, tuple[Callable, str]] = {
-        "scale": (lambda x: x > 0, "positive"),
+        "scale": (lambda x: x >= LEAST_SITE_SCALE, f"a positive number of at least {LEAST_SITE_SCALE:g}"),
         "steps": (lambda x: (x == np.round(x)) & (x >= 1), "a whole number of at least 1"),
         "bits": (lambda x: (x == np.round(x)) & (x >= 2) & (x <= 8), "a whole number from 2 to 8"),
         "zero_point": (lambda x: (x == np.round(x)) & (x >= 0) & (x <= levels), "whole, 0 to 2^bits - 1"),

@@ -59,6 +59,7 @@ TENSORS = {
     "scale infinite": (value_of(SCALE, np.inf), SCALE, "NaN or infinity"),
     "parameter NaN": (value_of("params/head/bias", np.nan), "params/head/bias"),
     "site scale zero": (value_of(f"{SITE}/scale", 0), f"{SITE}/scale", "positive"),
+    "site scale next to zero": (value_of(f"{SITE}/scale", 1e-38), f"{SITE}/scale", "at least 1e-30"),
     "site scale negative": (value_of(f"{SITE}/scale", -0.1), f"{SITE}/scale", "positive"),
     "site scale NaN": (value_of(f"{SITE}/scale", np.nan), f"{SITE}/scale"),
     "zero point of a half": (value_of(f"{SITE}/zero_point", 1.5), f"{SITE}/zero_point"),

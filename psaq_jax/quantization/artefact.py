@@ -22,7 +22,7 @@ from psaq_jax import files
 from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
-from psaq_jax.models.preprocessing_configs import LEAST_STD
+from psaq_jax.models.preprocessing_configs import LEAST_FRACTION, LEAST_STD
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.packing import Refuse, shown
@@ -184,10 +184,14 @@ def _preprocessing(path: pathlib.Path, fields: Mapping, image_size: tuple[int, i
     if found.image_size != image_size or min(sides) < 1 or max(sides) > LARGEST_SIDE:
         sizes = shown((found.image_size, found.resize_size))
         raise refuse(f"image_size and resize_size are {sizes}, expected {image_size} and 1 to {LARGEST_SIDE}")
-    if min(found.std) < LEAST_STD or found.rescale_factor <= 0:
-        raise refuse(f"std is {found.std}, expected at least {LEAST_STD}, or rescale_factor is not positive")
-    if found.crop_fraction is not None and not 0.01 <= found.crop_fraction <= 1:
-        raise refuse(f"crop_fraction is {found.crop_fraction}, expected a fraction up to 1")
+    if found.resize == "exact" and (found.resize_size[0] < image_size[0] or found.resize_size[1] < image_size[1]):
+        raise refuse(f"resize_size is {found.resize_size}, expected no less than image_size {image_size}")
+    if min(found.std) < LEAST_STD:
+        raise refuse(f"std is {found.std}, expected at least {LEAST_STD}")
+    if found.rescale_factor <= 0:
+        raise refuse(f"rescale_factor is {found.rescale_factor}, expected a positive number")
+    if found.crop_fraction is not None and not LEAST_FRACTION <= found.crop_fraction <= 1:
+        raise refuse(f"crop_fraction is {found.crop_fraction}, expected a fraction from {LEAST_FRACTION} to 1")
     return found
 
 

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 from psaq_jax import checksums, files
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
+from psaq_jax.models.architecture import check_geometry
 from psaq_jax.models.fields import DEEPEST, LARGEST_WINDOW, MOST_STAGES
 from psaq_jax.models.layers import ACTIVATIONS
 from psaq_jax.models.loading import abstract_params
+from psaq_jax.models.preprocessing_configs import BEYOND, is_number
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import packing
@@ -114,12 +116,16 @@ def decoded(kind, value, where: str, refuse: Refuse):
         if isinstance(value, str) and value in DTYPES:
             return DTYPES[value]
     elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30:
+        if is_number(value):
             return float(value)
     elif type(value) is kind and (kind is not int or 0 <= value < 2**48):
         if not known or value in known:
             return value
-    expected = f"one of {', '.join(known)}" if known else getattr(kind, "__name__", kind)
+    expected = {
+        float: f"a finite number below {BEYOND:g}", int: "a whole number of at least 0", bool: "true or false",
+        str: f"one of {', '.join(known)}" if known else "text", dict: "an object",
+        jnp.dtype: f"one of {', '.join(DTYPES)}",
+    }.get(kind, "a list" if Ellipsis in args else f"{len(args)} entries")  # fmt: skip
     raise refuse(f"{where} is {shown(value)}, expected {expected}")
 
 
@@ -213,8 +219,13 @@ def read_module(record: Record, refuse: Refuse):
     for name, (found, limit) in limits.items():
         if found > limit:
             raise refuse(f"{where}: {name} is {found}, expected at most {limit}")
+    if not 0 < module.layer_norm_eps <= 1:
+        raise refuse(f"{where}.layer_norm_eps is {module.layer_norm_eps}, expected a positive number up to 1")
     try:
+        check_geometry(module, where)
         parameters = abstract_params(module)
+    except InputError as error:
+        raise refuse(str(error)) from None
     except Exception as error:  # whatever a module's own code raises on fields that fit no model
         raise refuse(f"{where} describes no model ({shown(str(error))})") from None
     kernels = [path for path in parameters if path.rpartition("/")[2] == "kernel"]

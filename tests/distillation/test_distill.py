@@ -84,6 +84,14 @@ def test_the_generators_images_enlarge_the_discrepancy(model, start):
     assert found[0.0].images.shape == (len(IMAGES) + 8, 32, 32, 3)
 
 
+def test_the_generator_moves_frequencies_too(model, start):
+    synthesis = psaq_jax.SynthesisConfig(recipe="default", parametrization="frequencies")
+    config = dataclasses.replace(SHORT, cycles=1)
+    made = distill(model, start, IMAGES, config, synthesis).images[len(IMAGES) :]
+    assert made.shape == (4, 32, 32, 3), "images, not coefficients, which go beyond what pixels can be"
+    assert (made >= model.preprocessing.lower - 1e-6).all() and (made <= model.preprocessing.upper + 1e-6).all()
+
+
 class Killed(Exception):
     pass
 

@@ -23,7 +23,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.models.positions import interpolate
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.sources import find_checkpoint
-from psaq_jax.models.tensors import TensorReader, tensor_files
+from psaq_jax.models.tensors import TensorReader, file_stamps, tensor_files
 
 LOG = logging.getLogger(__name__)
 OTHER_PROBLEMS = ("regression", "multi_label_classification")
@@ -68,12 +68,13 @@ def load_model(
     if image_size is not None:
         size = image_size
     size = _checked_size(size)
+    stamps = file_stamps(directory)  # before they are read
     params = load_params(directory, architecture, source)
     if size != module.image_size:
         module, params = resize(module, params, size, source)
     if preprocessing.image_size != size:
         preprocessing = preprocessing.with_image_size(*size)
-    return Model(jax.tree.map(jnp.asarray, params), module, architecture.labels, preprocessing, source)
+    return Model(jax.tree.map(jnp.asarray, params), module, architecture.labels, preprocessing, source, stamps)
 
 
 def _checked_size(image_size) -> tuple[int, int]:

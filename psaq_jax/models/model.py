@@ -45,7 +45,7 @@ class Classifier:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params"],
-    meta_fields=["module", "labels", "preprocessing", "source"],
+    meta_fields=["module", "labels", "preprocessing", "source", "stamps"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Model(Classifier):
@@ -57,6 +57,7 @@ class Model(Classifier):
       labels: class names in the order of the logits.
       preprocessing: raw images -> normalised pixels.
       source: where it came from, as given to `load_model`.
+      stamps: of the files that it was read from, see `tensors.file_stamps`; none where it was not.
     """
 
     params: dict
@@ -64,6 +65,7 @@ class Model(Classifier):
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     source: str = ""
+    stamps: tuple[tuple[str, int, int], ...] = ()
 
     def __call__(self, pixels) -> jax.Array:
         """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted.

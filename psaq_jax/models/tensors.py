@@ -38,6 +38,12 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
+def file_stamps(directory: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
+    """(name, bytes, time of change in ns) of a checkpoint's files of weights: other ones since, other weights."""
+    stats = [(path.name, path.stat()) for path in tensor_files(directory)]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     weight_map = files.read_json(index, "expected a map of tensor names to shards").get("weight_map")
     if (

@@ -13,7 +13,8 @@ import safetensors.numpy
 import psaq_jax
 from psaq_jax import files
 from psaq_jax.errors import InputError
-from psaq_jax.models.loading import find_checkpoint, tensor_files
+from psaq_jax.models.sources import find_checkpoint
+from psaq_jax.models.tensors import file_stamps, tensor_files
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.card import model_card
 from psaq_jax.quantization.provenance import Provenance
@@ -49,7 +50,7 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
         if type(quantizer) not in packing.KINDS.values():
             found = type(quantizer).__name__
             raise InputError(f"site {name}: {found} cannot be saved, add it to packing.KINDS")
-    known = _read_source(q.source) if q.provenance.config is None else q.provenance
+    known = _read_source(q.source, q.provenance.stamps) if q.provenance.config is None else q.provenance
     weights = safetensors.numpy.save(packing.to_tensors(q), metadata={"format": packing.FORMAT})
     sites = tuple(
         {"name": name, "kind": type(x).__name__}
@@ -95,12 +96,14 @@ def _without_nan(config: Mapping) -> dict:
         raise InputError(f"the source's {CONFIG} is nested too deeply to be kept; remove what nests there") from None
 
 
-def _read_source(source: str) -> Provenance:
-    """What is known of a checkpoint on this machine; nothing where it is not."""
+def _read_source(source: str, stamps: tuple) -> Provenance:
+    """What is known of a checkpoint on this machine; nothing where it is not, or where its weights are others now."""
     try:
         if source and (source.startswith("bundled:") or pathlib.Path(source).is_dir()):
             directory = find_checkpoint(source)
             config = read_artefact_json(directory / CONFIG)
+            if file_stamps(directory) != stamps:
+                return Provenance({})
             return Provenance(config, {path.name: sha256(path) for path in tensor_files(directory)})
     except (InputError, OSError):
         pass  # moved or deleted since: the artefact needs nothing of it

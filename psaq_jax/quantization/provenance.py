@@ -11,8 +11,10 @@ class Provenance:
 
     Attributes:
       config: the fields of the source's own config.json; None: not looked at yet, saving the model does.
-      sha256: {file of weights: hash}; empty where the source was out of reach.
+      sha256: {file of weights: hash}; empty where the source was out of reach or has changed.
+      stamps: of the files that the float model was read from, see `tensors.file_stamps`.
     """
 
     config: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
     sha256: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    stamps: tuple[tuple[str, int, int], ...] = dataclasses.field(default=(), compare=False)

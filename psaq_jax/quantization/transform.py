@@ -52,7 +52,7 @@ class QuantizedModel(Classifier):
       activation_bits: None: activations in floating point.
       kernel_bits: (path of a kernel, its bits) of every kernel.
       options: the ingredients of recipe "default"; None for "paper".
-      provenance: what the artefact that it was loaded from knows of its source, and the next one will.
+      provenance: what the float model or the artefact that it came from knows of its source, and the next one will.
       distillations: the settings of every training since (`distill`), in order; none of post-training quantization.
     """
 
@@ -144,6 +144,7 @@ def quantize(
         weight_bits=average_bits(bits, kernel_sizes(model.params)) if mixed else int(weight_bits),
         activation_bits=activation_bits, recipe=recipe,
         kernel_bits=tuple((f"{layer}/kernel", b) for layer, b in bits.items()), options=options,
+        provenance=Provenance(stamps=model.stamps),
     )  # fmt: skip
 
 

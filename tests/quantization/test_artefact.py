@@ -137,6 +137,17 @@ def test_changed_weights_are_not_said_to_be_the_source_s(tmp_path):
         assert ("not recorded: no folder of this name held them" in card) == (not hashed)
 
 
+def test_a_file_that_was_overwritten_since_is_not_said_to_hold_the_weights(tmp_path):
+    module, source = VIT.clone(image_size=(16, 16), patch_size=(4, 4)), tmp_path / "source"
+    save_huggingface_vit(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), (0.5,) * 3, (0.5,) * 3)
+    q = quantize(load_model(str(source)), None, 4, None)
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")  # as many bytes
+    saved = save_quantized(q, tmp_path / "q")
+    assert json.loads((saved / "config.json").read_text())["quantization_config"]["source_sha256"] == {}
+    assert "not recorded: no folder of this name held them" in (saved / "README.md").read_text()
+
+
 def test_ingredients_that_need_images_are_off_without_them(calibrated):
     model = calibrated[0]
     q = quantize(model, calibrate(model, random_pixels(model.module), "default"), 4, 8, "default")

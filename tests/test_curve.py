@@ -6,9 +6,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from launch.curve import read_sweeps
 from psaq_jax.errors import InputError
 from psaq_jax.sweep import slug
+from psaq_jax.sweep_curves import read_sweeps
 from psaq_jax.workdir import local_folder
 from tests.report.samples import results
 from tests.test_launch import launch

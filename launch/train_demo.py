@@ -23,9 +23,10 @@ from psaq_jax.checksums import checksum
 from psaq_jax.data.bundled import FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_idx
 from psaq_jax.errors import InputError
-from psaq_jax.files import read_json, write_bytes, write_json
+from psaq_jax.files import write_bytes
 from psaq_jax.models.saving import save_huggingface_vit
 from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.workdir import keep_settings
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write the checkpoint and its log to.", required=True)
@@ -48,20 +49,6 @@ def load(split):
         raise InputError(f"{where} has {found}, expected one below 10 for each")
     pixels = (np.repeat(images[..., None], 3, axis=-1) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
     return pixels, labels.astype(np.int32)
-
-
-def check_same_training(folder: pathlib.Path, settings: dict) -> None:
-    """Notes the settings in the folder, in which another training must not go on.
-
-    Raises:
-      InputError: it holds one of other settings.
-    """
-    path = folder / "training_settings.json"
-    before = read_json(path, "remove it to start anew") if path.exists() else settings
-    changed = [f"{k} {before.get(k)!r}, which is {v!r} now" for k, v in settings.items() if v != before.get(k)]
-    if changed:
-        raise InputError(f"{path}: belongs to a training with {', '.join(changed)}; choose another --output")
-    write_json(path, settings)
 
 
 def main():
@@ -96,9 +83,11 @@ def main():
             state = serialization.from_bytes(state, saved.read_bytes())
         except (KeyError, ValueError) as error:
             raise InputError(f"{saved}: is no state of this training ({error}); remove it to start anew") from None
-    names = ("epochs", "batch_size", "learning_rate", "seed")
-    settings = {name: flag.value for name, flag in zip(names, (EPOCHS, BATCH, RATE, SEED), strict=True)}
-    check_same_training(output, settings | {"images": checksum(images), "labels": checksum(labels)})
+    settings = {
+        "epochs": EPOCHS.value, "batch_size": BATCH.value, "learning_rate": RATE.value, "seed": SEED.value,
+        "images": checksum(images), "labels": checksum(labels),
+    }  # fmt: skip
+    keep_settings(output / "training_settings.json", settings, "belongs to a training with", "choose another --output")
     for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
         started, losses = time.time(), []
         order = np.random.default_rng((SEED.value, epoch)).permutation(len(images))

@@ -142,6 +142,12 @@ def parse_bits(setting: str) -> tuple[int | AverageBits, int | None]:
     return AverageBits(match["budget"]), activations
 
 
+def has_whole_bits(setting: str) -> bool:
+    """Whether weights and activations have one whole number of bits each: no mixed precision, no floating point."""
+    weights, activations = parse_bits(setting)
+    return not isinstance(weights, AverageBits) and activations is not None
+
+
 def from_mapping(cls: type, values: Mapping[str, Any], prefix: str = "config"):
     """A dataclass from nested mappings.
 

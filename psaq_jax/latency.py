@@ -12,7 +12,7 @@ import numpy as np
 
 from psaq_jax.benchmark import case_model, check_cases, peak_memory
 from psaq_jax.checks import check_least
-from psaq_jax.config import AverageBits, parse_bits
+from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError
 from psaq_jax.machine import device_name
 from psaq_jax.models.model import Model
@@ -45,8 +45,7 @@ class LatencyConfig:
         if min(self.batch_sizes, default=0) < 1:
             raise InputError(f"batch_sizes is {self.batch_sizes!r}, expected whole numbers of at least 1")
         check_least("repeats", self.repeats, 1)
-        weights, activations = parse_bits(self.bits)
-        if isinstance(weights, AverageBits) or activations is None:
+        if not has_whole_bits(self.bits):
             raise InputError(f"bits is {self.bits!r}, expected whole bits of weights and activations, such as 'w8a8'")
 
 

@@ -81,6 +81,19 @@ def results_folder(path) -> Iterator[pathlib.Path]:
             yield folder
 
 
+def keep_settings(file: pathlib.Path, settings: Mapping, whose: str, action: str) -> None:
+    """Notes in a JSON file of a folder what its results depend on.
+
+    Raises:
+      InputError: "FILE: WHOSE name before, which is now now; ACTION" where it holds others, or it is unreadable.
+    """
+    before = files.read_json(file, "remove its folder and start again") if file.exists() else settings
+    changed = [f"{name} {old!r}, which is {new!r} now" for name, old, new in _differences("", before, settings)]
+    if changed:
+        raise InputError(f"{file}: {whose} {', '.join(changed)}; {action}")
+    files.write_json(file, settings)
+
+
 def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:
     if not file.exists():
         return

@@ -8,13 +8,13 @@ from psaq_jax.benchmark import SHAPES, case_model
 from psaq_jax.comparison import page
 from psaq_jax.comparison.live import BY_RELEASE, BY_US, compare_live
 from psaq_jax.comparison.published import CompareConfig
-from psaq_jax.comparison.release import check_clone, check_same_versions, open_release, source_hash
-from psaq_jax.config import parse_bits
+from psaq_jax.comparison.release import check_clone, open_release, source_hash
+from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError
 from psaq_jax.machine import describe_machine
 from psaq_jax.progress import Bars
 from psaq_jax.report.writing import write_images
-from psaq_jax.workdir import open_workdir
+from psaq_jax.workdir import keep_settings, open_workdir
 
 
 def compare_with_release(
@@ -36,7 +36,7 @@ def compare_with_release(
     if iterations < 0:
         raise InputError(f"--baseline_iterations is {iterations}, expected at least 1, or 0 for as many as ours")
     for bits in config.quantization.bits:
-        if not all(isinstance(n, int) for n in parse_bits(bits)):
+        if not has_whole_bits(bits):
             raise InputError(f"quantization.bits has {bits!r}, which the release has not; take such as 'w4a8'")
     iterations = iterations or config.synthesis.iterations
     root = check_clone(clone)
@@ -46,7 +46,8 @@ def compare_with_release(
     identity = config.identity(model, dataset) | baseline
     with open_workdir(workdir, identity):
         release, versions = open_release(root, python, workdir / "release", device)
-        check_same_versions(release, versions)
+        another = "take that one, or another --workdir"  # figures of one interpreter must not go on in the next
+        keep_settings(release.folder / "versions.json", versions, "the release ran with", another)
         found, sets = compare_live(config, model, dataset, release, workdir, iterations, bars, every_seconds)
         machine = describe_machine()
         found = {"model": config.model, "seed": config.seed} | machine | {"baseline": versions} | found

@@ -147,20 +147,6 @@ def open_release(clone: pathlib.Path, python: str, folder: pathlib.Path, device:
     return release, release.run("probe", timeout=PROBE_SECONDS)
 
 
-def check_same_versions(release: Release, versions: dict) -> None:
-    """Figures of one interpreter must not go on in another.
-
-    Raises:
-      InputError: the folder's first run had other versions or another device.
-    """
-    path = release.folder / "versions.json"
-    before = files.read_json_if_whole(path) or versions
-    changed = [f"{k} {before.get(k)!r}, which is {v!r} now" for k, v in versions.items() if v != before.get(k)]
-    if changed:
-        raise InputError(f"{path}: the release ran with {', '.join(changed)}; take that one, or another --workdir")
-    files.write_json(path, versions)
-
-
 def source_hash(clone: pathlib.Path) -> str:
     """SHA-256 over the clone's Python files: which release it was."""
     digest = hashlib.sha256()

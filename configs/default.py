@@ -14,7 +14,7 @@ from launch.config import synthesis_fields
 
 def get_config() -> ml_collections.ConfigDict:
     c = demo.get_config()
-    c.synthesis = synthesis_fields(recipe="default", iterations=200, parametrization="frequencies")
+    c.synthesis = synthesis_fields(recipe="default", iterations=200)
     c.quantization.recipe = "default"
     c.calibration = ("synthesized",)
     return c

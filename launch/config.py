@@ -40,16 +40,19 @@ LOG = logging.getLogger("launch")
 
 
 def synthesis_fields(**changes) -> ConfigDict:
-    """The fields of `SynthesisConfig`, with its defaults and these changes; None may be overridden by a number."""
-    fields = dataclasses.asdict(SynthesisConfig(**changes))
-    return ConfigDict({k: config_dict.placeholder(float) if v is None else v for k, v in fields.items()})
+    """The fields of `SynthesisConfig`, with its defaults and these changes; None may be overridden by a value."""
+    return _fields(SynthesisConfig(**changes))
 
 
 def recipe_fields(**changes) -> ConfigDict:
     """The fields of `DefaultRecipe`, with its defaults and these changes; None may be overridden by a value."""
-    values = dataclasses.asdict(DefaultRecipe(**changes))
-    kinds = {field.name: typing.get_args(field.type) for field in dataclasses.fields(DefaultRecipe)}
-    return ConfigDict({k: config_dict.placeholder(kinds[k][0]) if v is None else v for k, v in values.items()})
+    return _fields(DefaultRecipe(**changes))
+
+
+def _fields(values) -> ConfigDict:
+    kinds = {field.name: typing.get_args(field.type) for field in dataclasses.fields(values)}
+    found = dataclasses.asdict(values)
+    return ConfigDict({k: config_dict.placeholder(kinds[k][0]) if v is None else v for k, v in found.items()})
 
 
 def define_config() -> flags.FlagHolder:

@@ -24,9 +24,17 @@ def test_the_demo_s_config_is_the_papers_with_our_recipe_beside_it():
 
 def test_the_default_config_is_our_recipe_alone():
     job = config.from_mapping(config.JobConfig, default.get_config().to_dict())
-    expected = SynthesisConfig(recipe="default", iterations=200, parametrization="frequencies")
+    expected = SynthesisConfig(recipe="default", iterations=200)
     assert job.synthesis == expected
     assert job.quantization.recipes == ("default",) and job.calibration == ("synthesized",)
+
+
+def test_what_the_recipe_decides_may_be_set():
+    mapping = default.get_config()
+    mapping.synthesis.parametrization, mapping.synthesis.learning_rate = "pixels", 0.3
+    job = config.from_mapping(config.JobConfig, mapping.to_dict())
+    expected = SynthesisConfig(recipe="default", iterations=200, parametrization="pixels", learning_rate=0.3)
+    assert job.synthesis == expected
 
 
 def test_every_field_of_a_job_is_in_the_demo_s_config():

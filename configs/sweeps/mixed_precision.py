@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     c = demo.get_config()
     c.seeds = (0, 1, 2, 3, 4)
     c.synthesis.recipe = "default"
+    c.synthesis.parametrization = "pixels"  # which these figures are of
     c.synthesis.iterations = 100
     c.quantization.bits = ("w4a8", "auto:4a8", "w3a8", "auto:3a8", "w4a32", "auto:4a32")
     c.quantization.recipe = "paper"

@@ -30,8 +30,8 @@ class SynthesisConfig:
         (`patch_similarity_entropy`); docs/accuracy.md shows what 0.05 does, which depends on the model.
       recipe: "paper", or "default", which clips to the model's own pixel range and leaves every special token out of
         the similarity (the paper: ImageNet's range, and token 0).
-      parametrization: what Adam moves: "pixels", as in the paper, or "frequencies", in the measure of natural images
-        (`frequencies.py`; with recipe "default" alone), whose images mostly calibrate better: docs/experiments.md.
+      parametrization: what Adam moves: "pixels" or "frequencies", in the measure of natural images (`frequencies.py`,
+        docs/experiments.md); None: pixels for recipe "paper", which takes nothing else, and frequencies for "default".
     """
 
     num_images: int = 32
@@ -45,7 +45,7 @@ class SynthesisConfig:
     cross_entropy_weight: float = 1.0
     bandwidth: float = BANDWIDTH
     recipe: str = "paper"
-    parametrization: str = "pixels"
+    parametrization: str | None = None
 
     def __post_init__(self):
         check_types("synthesis", self)
@@ -74,10 +74,16 @@ class SynthesisConfig:
             expected = f"(least, greatest), 0 to {LARGEST_VARIATION}"
             raise InputError(f"synthesis.total_variation is {self.total_variation!r}, expected {expected}")
         check_choice("synthesis.recipe", self.recipe, RECIPES)
-        check_choice("synthesis.parametrization", self.parametrization, PARAMETRIZATIONS)
-        if self.recipe == "paper" and self.parametrization != "pixels":
+        if self.parametrization is not None:
+            check_choice("synthesis.parametrization", self.parametrization, PARAMETRIZATIONS)
+        if self.recipe == "paper" and self.variables != "pixels":
             found = f"synthesis.parametrization is {self.parametrization!r}, and synthesis.recipe 'paper'"
             raise InputError(f"{found}, which moves pixels; take recipe 'default', or parametrization 'pixels'")
+
+    @property
+    def variables(self) -> str:
+        """What Adam moves, "pixels" or "frequencies"."""
+        return self.parametrization or ("pixels" if self.recipe == "paper" else "frequencies")
 
     @property
     def groups(self) -> int:

@@ -85,7 +85,7 @@ def test_the_generators_images_enlarge_the_discrepancy(model, start):
 
 
 def test_the_generator_moves_frequencies_too(model, start):
-    synthesis = psaq_jax.SynthesisConfig(recipe="default", parametrization="frequencies")
+    synthesis = psaq_jax.SynthesisConfig(recipe="default")
     config = dataclasses.replace(SHORT, cycles=1)
     made = distill(model, start, IMAGES, config, synthesis).images[len(IMAGES) :]
     assert made.shape == (4, 32, 32, 3), "images, not coefficients, which go beyond what pixels can be"

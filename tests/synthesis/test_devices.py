@@ -13,7 +13,7 @@ from psaq_jax.synthesis import driver
 
 model = psaq_jax.load_model("tests/golden/paper/vit")
 config = psaq_jax.SynthesisConfig(num_images=20, group_size=2, iterations=4)
-waves = psaq_jax.SynthesisConfig(10, 2, 4, recipe="default", parametrization="frequencies")
+waves = psaq_jax.SynthesisConfig(10, 2, 4, recipe="default")
 assert jax.device_count() == int(sys.argv[1])
 texts, compile_chunk = [], driver.compile_chunk.__wrapped__
 

@@ -51,7 +51,10 @@ def test_images_are_made_one_by_one():
     assert np.flatnonzero(np.abs(gradient).max(axis=(1, 2, 3))).tolist() == [2]
 
 
-def test_the_paper_moves_pixels():
+def test_the_paper_moves_pixels_and_our_recipe_frequencies():
+    assert psaq_jax.SynthesisConfig().variables == "pixels"
+    assert psaq_jax.SynthesisConfig(recipe="default").variables == "frequencies"
+    assert psaq_jax.SynthesisConfig(recipe="default", parametrization="pixels").variables == "pixels"
     with pytest.raises(psaq_jax.InputError, match="recipe 'paper', which moves pixels; take recipe 'default'"):
         psaq_jax.SynthesisConfig(parametrization="frequencies")
     with pytest.raises(psaq_jax.InputError, match="synthesis.parametrization is 'waves'"):

@@ -70,7 +70,7 @@ def test_attention_and_layer_entropies_match_the_release(model, reference):
 
 
 SMALL = SynthesisConfig(num_images=4, group_size=2, iterations=6, jitter=(30, 60))
-WAVES = dataclasses.replace(SMALL, recipe="default", parametrization="frequencies")
+WAVES = dataclasses.replace(SMALL, recipe="default")
 
 
 def test_equal_seeds_give_equal_images_and_others_do_not(model):
@@ -102,7 +102,7 @@ def test_new_seeds_compile_nothing(model, compilations):
     assert count() == 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"recipe": "default", "parametrization": "frequencies"}])
+@pytest.mark.parametrize("changes", [{}, {"recipe": "default"}])
 def test_the_loss_falls(changes, model):
     config = SynthesisConfig(num_images=4, group_size=4, iterations=60, **changes)
     history = psaq_jax.synthesize(model, config, seed=0).history["loss"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LEARNING_RATE = 0.1  # Adam's, of coefficients that start with variance 1
-CONTRAST = 0.5  # at the start pixels use most of their range, and few are near its ends
+CONTRASTS = 0.3, 3.0  # of a group's first and last image: from half of the pixels' range to black shapes on white
 # The root of the covariance of natural images' red, green and blue, in parts of its size; columns: brightness, blue
 # against red, green against both (figures: tensorflow/lucid, optvis/param/color.py).
 COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
@@ -25,7 +25,7 @@ def images(coefficients: jax.Array, mean, std, white: float = 1.0) -> jax.Array:
     pixels = jnp.einsum("bhwk,ck->bhwc", waves, COLOURS, precision="highest")
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     centre, reach = (white / 2 - mean) / std, white / 2 / std
-    return centre.astype(np.float32) + reach.astype(np.float32) * jnp.tanh(CONTRAST * pixels)
+    return centre.astype(np.float32) + reach.astype(np.float32) * jnp.tanh(contrasts(len(pixels)) * pixels)
 
 
 def amplitudes(height: int, width: int) -> np.ndarray:
@@ -33,3 +33,10 @@ def amplitudes(height: int, width: int) -> np.ndarray:
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     found = 1 / np.maximum(frequency, 1 / max(height, width))
     return (found / np.sqrt(np.mean(found**2))).astype(np.float32)
+
+
+def contrasts(count: int) -> np.ndarray:
+    """[count, 1, 1, 1] float32, at equal ratios, within `CONTRASTS`."""
+    least, greatest = CONTRASTS
+    found = least * (greatest / least) ** ((np.arange(count) + 0.5) / count)
+    return found.astype(np.float32)[:, None, None, None]

@@ -16,12 +16,12 @@ def before_squashing(coefficients, white=1.0):
     images = np.asarray(frequencies.images(jnp.asarray(coefficients), MEAN, STD, white), np.float64)
     pixels = (images * STD + MEAN) / white
     assert (pixels > -1e-6).all() and (pixels < 1 + 1e-6).all()
-    return np.arctanh((2 * pixels - 1).clip(-1 + 1e-7, 1 - 1e-7)) / frequencies.CONTRAST
+    return np.arctanh((2 * pixels - 1).clip(-1 + 1e-7, 1 - 1e-7)) / frequencies.contrasts(len(pixels))
 
 
 @pytest.mark.parametrize("white", [1.0, 255.0])
 def test_noise_becomes_images_whose_amplitudes_fall_as_the_inverse_of_the_frequency(white):
-    pixels = before_squashing(NOISE * 0.5, white) * 2  # half as strong: nothing is squashed beyond recognition
+    pixels = before_squashing(NOISE * 0.1, white) * 10  # a tenth as strong: nothing is squashed beyond recognition
     assert 0.8 < pixels.std() < 1.2
     brightness = pixels.mean(axis=-1)
     powers = (np.abs(np.fft.fft2(brightness, axes=(1, 2))) ** 2).mean(axis=0)
@@ -44,9 +44,21 @@ def test_coefficients_are_coordinates_of_one_length():
     assert np.isclose(np.sum(frequencies.COLOURS**2), 3)
 
 
+def test_contrast_grows_from_image_to_image():
+    same = jnp.broadcast_to(jnp.asarray(NOISE[:1]), NOISE.shape)
+    deviations = np.asarray(frequencies.images(same, MEAN, STD)).std(axis=(1, 2, 3))
+    assert (np.diff(deviations) > 0).all() and deviations[-1] > 2 * deviations[0]
+    for count in (1, 2, 32):
+        found = frequencies.contrasts(count).ravel()
+        least, greatest = frequencies.CONTRASTS
+        assert found.dtype == np.float32 and (found > least).all() and (found < greatest).all()
+        assert np.isclose(np.exp(np.log(found).mean()), np.sqrt(least * greatest))
+
+
 def test_images_are_made_one_by_one():
     images = frequencies.images(jnp.asarray(NOISE), MEAN, STD)
-    np.testing.assert_allclose(images[2:3], frequencies.images(jnp.asarray(NOISE[2:3]), MEAN, STD), atol=1e-6)
+    others = np.concatenate([NOISE[:2] * 0, NOISE[2:3], NOISE[3:] * 0])
+    np.testing.assert_allclose(images[2], frequencies.images(jnp.asarray(others), MEAN, STD)[2], atol=1e-6)
     gradient = jax.grad(lambda x: frequencies.images(x, MEAN, STD)[2].sum())(jnp.asarray(NOISE))
     assert np.flatnonzero(np.abs(gradient).max(axis=(1, 2, 3))).tolist() == [2]
 

@@ -59,7 +59,7 @@ def main():
     module = VisionTransformer(
         image_size=SIZE, patch_size=(4, 4), width=96, depth=6, heads=3, hidden=192, classes=10
     )
-    (images, labels), (test_images, test_labels) = load("train"), load("t10k")
+    (images, labels), test = load("train"), load("t10k")
     epoch_steps = len(images) // BATCH.value
     if not epoch_steps:
         raise InputError(f"--batch_size is {BATCH.value}, there are {len(images)} images; expected no more than that")
@@ -68,47 +68,68 @@ def main():
         module, optimizer, seed=SEED.value, margin=2, label_smoothing=0.1, average_decay=0.999
     )
     predict = jax.jit(lambda params, x: jnp.argmax(module.apply({"params": params}, x), -1))
-    state = training.initial_state(module, optimizer, images[:1], SEED.value)
 
-    output = pathlib.Path(OUTPUT.value)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output={output}: is no folder to write to ({error.strerror}); choose another") from None
-    log, saved = output / "training_log.jsonl", output / "training_state.msgpack"
-    if (output / "config.json").exists() and not saved.exists():
-        raise InputError(f"--output={output}: has another model's config.json; choose another folder")
-    if saved.exists():
-        try:
-            state = serialization.from_bytes(state, saved.read_bytes())
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{saved}: is no state of this training ({error}); remove it to start anew") from None
+    output = make_output()
+    saved = output / "training_state.msgpack"
+    state = restored(saved, training.initial_state(module, optimizer, images[:1], SEED.value))
     settings = {
         "epochs": EPOCHS.value, "batch_size": BATCH.value, "learning_rate": RATE.value, "seed": SEED.value,
         "images": checksum(images), "labels": checksum(labels),
     }  # fmt: skip
     keep_settings(output / "training_settings.json", settings, "belongs to a training with", "choose another --output")
     for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
-        started, losses = time.time(), []
-        order = np.random.default_rng((SEED.value, epoch)).permutation(len(images))
-        for i in range(epoch_steps):
-            picked = order[i * BATCH.value : (i + 1) * BATCH.value]
-            state, loss = step(state, images[picked], labels[picked])
-            losses.append(loss)
-        if not np.isfinite(losses).all():
-            raise InputError(f"--learning_rate is {RATE.value}: epoch {epoch + 1} has no finite loss; take a lower one")
-        guesses = np.concatenate([predict(state.average, x) for x in np.array_split(test_images, 20)])
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": round(float(np.mean(losses)), 4),
-            "test_top1": round(float(np.mean(guesses == test_labels) * 100), 2),
-            "seconds": round(time.time() - started, 1),
-        }
-        print(json.dumps(row), flush=True)
-        rows = log.read_text().splitlines()[:epoch] if log.exists() else []  # without one that a killed run wrote
-        write_bytes(log, "".join(f"{line}\n" for line in (*rows, json.dumps(row))).encode())
+        started = time.time()
+        state, loss = train_epoch(step, state, images, labels, epoch)
+        note(output / "training_log.jsonl", epoch, loss, top1(predict, state.average, *test), time.time() - started)
         write_bytes(saved, serialization.to_bytes(state))
     save_huggingface_vit(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
+
+
+def make_output() -> pathlib.Path:
+    output = pathlib.Path(OUTPUT.value)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output={output}: is no folder to write to ({error.strerror}); choose another") from None
+    if (output / "config.json").exists() and not (output / "training_state.msgpack").exists():
+        raise InputError(f"--output={output}: has another model's config.json; choose another folder")
+    return output
+
+
+def restored(saved: pathlib.Path, start):
+    """The state after the last whole epoch, or the start."""
+    if not saved.exists():
+        return start
+    try:
+        return serialization.from_bytes(start, saved.read_bytes())
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{saved}: is no state of this training ({error}); remove it to start anew") from None
+
+
+def train_epoch(step, state, images, labels, epoch: int):
+    """(state, mean loss) after all whole batches, in the epoch's order."""
+    order, losses = np.random.default_rng((SEED.value, epoch)).permutation(len(images)), []
+    for i in range(len(images) // BATCH.value):
+        picked = order[i * BATCH.value : (i + 1) * BATCH.value]
+        state, loss = step(state, images[picked], labels[picked])
+        losses.append(loss)
+    if not np.isfinite(losses).all():
+        raise InputError(f"--learning_rate is {RATE.value}: epoch {epoch + 1} has no finite loss; take a lower one")
+    return state, float(np.mean(losses))
+
+
+def top1(predict, params, images, labels) -> float:
+    guesses = np.concatenate([predict(params, x) for x in np.array_split(images, 20)])
+    return float(np.mean(guesses == labels) * 100)
+
+
+def note(log: pathlib.Path, epoch: int, loss: float, test_top1: float, seconds: float) -> None:
+    """Prints the epoch's row, and writes it behind those of the epochs before."""
+    row = {"epoch": epoch + 1, "train_loss": round(loss, 4), "test_top1": round(test_top1, 2)}
+    text = json.dumps(row | {"seconds": round(seconds, 1)})
+    print(text, flush=True)
+    rows = log.read_text().splitlines()[:epoch] if log.exists() else []  # without one that a killed run wrote
+    write_bytes(log, "".join(f"{line}\n" for line in (*rows, text)).encode())
 
 
 if __name__ == "__main__":

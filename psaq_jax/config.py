@@ -15,7 +15,7 @@ from psaq_jax.synthesis.config import SynthesisConfig
 
 CALIBRATIONS = ("synthesized", "noise", "real")
 DTYPES = ("float32", "bfloat16")
-BITS = re.compile(r"(?:w(?P<weights>\d+)|auto:(?P<budget>\d+(?:\.\d+)?))a(?P<activations>\d+)")
+BITS = re.compile(r"(?:w(?P<weights>\d+)|auto:(?P<budget>\d+(?:\.\d+)?))a(?P<activations>\d+)", re.ASCII)
 FLOAT_BITS = 32  # activations of "w4a32" are floats
 DISTILL = "distill"  # as results name the recipe "default" trained afterwards
 
@@ -42,7 +42,7 @@ class QuantizationConfig:
 
     def __post_init__(self):
         bits = (self.bits,) if isinstance(self.bits, str) else tuple(self.bits)
-        bits = tuple(f"{b}a8" if re.fullmatch(r"auto:[\d.]+", str(b)) else b for b in bits)
+        bits = tuple(f"{b}a8" if re.fullmatch(r"auto:[0-9.]+", str(b)) else b for b in bits)
         if not bits:
             raise InputError("quantization.bits is empty, expected settings such as ('w8a8', 'w4a8')")
         for setting in bits:

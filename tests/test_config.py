@@ -67,6 +67,7 @@ def test_a_run_is_the_same_with_other_processes_and_another_with_another_seed():
         ({"quantization": {"bits": ("w9a8",)}}, "'w9a8': weight bits is 9, expected a whole number of bits from 2"),
         ({"quantization": {"bits": ("w4a1",)}}, "'w4a1': activation bits (32: floating point) is 1"),
         ({"quantization": {"bits": ("8/8",)}}, "expected a form such as 'w4a8'"),
+        ({"quantization": {"bits": ("w٤a٨",)}}, "expected a form such as 'w4a8'"),
         ({"quantization": {"bits": ("w4a16",)}}, "'w4a16': activation bits (32: floating point) is 16"),
         ({"quantization": {"bits": ("auto:1.9a8",)}}, "the average is 1.9, expected 2 to 8"),
         ({"quantization": {"bits": ("auto:a8",)}}, "expected a form such as 'w4a8', 'w4a32' or 'auto:4.5a8'"),

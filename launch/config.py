@@ -41,18 +41,19 @@ LOG = logging.getLogger("launch")
 
 def synthesis_fields(**changes) -> ConfigDict:
     """The fields of `SynthesisConfig`, with its defaults and these changes; None may be overridden by a value."""
-    return _fields(SynthesisConfig(**changes))
+    return _fields(SynthesisConfig, changes)
 
 
 def recipe_fields(**changes) -> ConfigDict:
     """The fields of `DefaultRecipe`, with its defaults and these changes; None may be overridden by a value."""
-    return _fields(DefaultRecipe(**changes))
+    return _fields(DefaultRecipe, changes)
 
 
-def _fields(values) -> ConfigDict:
-    kinds = {field.name: typing.get_args(field.type) for field in dataclasses.fields(values)}
-    found = dataclasses.asdict(values)
-    return ConfigDict({k: config_dict.placeholder(kinds[k][0]) if v is None else v for k, v in found.items()})
+def _fields(kind: type, changes) -> ConfigDict:
+    kind(**changes)  # which checks them, and makes values of None that are not to be written down here
+    found = {field.name: changes.get(field.name, field.default) for field in dataclasses.fields(kind)}
+    types = {field.name: typing.get_args(field.type) for field in dataclasses.fields(kind)}
+    return ConfigDict({k: config_dict.placeholder(types[k][0]) if v is None else v for k, v in found.items()})
 
 
 def define_config() -> flags.FlagHolder:

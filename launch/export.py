@@ -30,6 +30,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the exported files.",
 def main():
     if EXECUTION.value == "integer" and FORMAT.value == "onnx":
         raise InputError("--execution=integer is for StableHLO; an ONNX runtime chooses for itself, leave it out")
+    if WEIGHTS.value == "beside" and FORMAT.value == "onnx":
+        raise InputError("--weights=beside is for StableHLO; an ONNX file holds its weights, leave it out")
     model = pipeline.load_either(launch_config.read_job(CONFIG), EXECUTION.value)
     with local_folder(WORKDIR.value) as workdir:
         if FORMAT.value == "onnx":

@@ -35,7 +35,7 @@ def measure(config, workdir):
         models = latency.executions(name, *parse_bits(config.bits))
         products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
         rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))
-    results = {**describe_machine(), "rows": rows, "products": products}
+    results = {**describe_machine(), **dataclasses.asdict(config), "cases": cases, "rows": rows, "products": products}
     path = files.write_json(workdir / "latency.json", results)
     print(latency.table(rows))
     print(f"  results: {path} on {results['device']}")

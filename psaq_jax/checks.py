@@ -10,6 +10,8 @@ import numpy as np
 
 from psaq_jax.errors import InputError
 
+LARGEST_WEIGHT = 1e6  # of a term of a loss, far beyond use
+
 
 def check_choice(field: str, value, known) -> None:
     if value not in known:
@@ -29,8 +31,8 @@ def check_whole(field: str, value, least: int, most: int | None = None) -> None:
 
 
 def check_weight(field: str, value) -> None:
-    if not 0 <= value < float("inf"):
-        raise InputError(f"{field} is {value!r}, expected a number of at least 0")
+    if not 0 <= value <= LARGEST_WEIGHT:
+        raise InputError(f"{field} is {value!r}, expected a number from 0 to {LARGEST_WEIGHT}")
 
 
 def check_seed(seed, field: str = "seed") -> None:

@@ -45,9 +45,7 @@ class QuantizationConfig:
         bits = tuple(f"{b}a8" if re.fullmatch(r"auto:[0-9.]+", str(b)) else b for b in bits)
         if not bits:
             raise InputError("quantization.bits is empty, expected settings such as ('w8a8', 'w4a8')")
-        for setting in bits:
-            parse_bits(setting)
-        object.__setattr__(self, "bits", tuple(dict.fromkeys(bits)))
+        object.__setattr__(self, "bits", tuple(dict.fromkeys(map(plain_bits, bits))))
         for name in self.recipes:
             self.check_recipe(name)
 
@@ -66,7 +64,7 @@ class QuantizationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class JobConfig:
-    """The main job's settings; DESIGN §4 names them.
+    """The main job's settings.
 
     Attributes:
       model: source for `load_model`; "hard:SOURCE": a copy with outlier channels (`hard_copies`), the same function.
@@ -140,6 +138,13 @@ def parse_bits(setting: str) -> tuple[int | AverageBits, int | None]:
     if not 2 <= float(match["budget"]) <= 8:
         raise InputError(f"{where}: the average is {match['budget']}, expected 2 to 8 bits a weight")
     return AverageBits(match["budget"]), activations
+
+
+def plain_bits(setting: str) -> str:
+    """The one way to write a setting, which results are named by: "auto:4.50a08" -> "auto:4.5a8"."""
+    weights, activations = parse_bits(setting)
+    budget = f"auto:{weights:g}" if isinstance(weights, AverageBits) else f"w{weights}"
+    return f"{budget}a{activations or FLOAT_BITS}"
 
 
 def has_whole_bits(setting: str) -> bool:

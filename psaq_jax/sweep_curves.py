@@ -41,7 +41,8 @@ def _read_sweep(path: pathlib.Path) -> tuple[dict, int, float, list[dict]]:
     """(all other settings, iterations, bandwidth, the results of each model); raises for what is none."""
     config, runs = (json.loads(file.read_bytes()) for file in (path.with_name("config.json"), path))
     iterations, bandwidth = (config["synthesis"].pop(name) for name in ("iterations", "bandwidth"))
-    figures = [of.get(name) for results in runs for of in (results["float"], *results["runs"]) for name in FIGURES]
+    found = [of for results in runs for of in (results["float"] or {}, *results["runs"])]  # None: there was no data
+    figures = [of.get(name) for of in found for name in FIGURES]
     finite = all(map(math.isfinite, (bandwidth, *filter(None, figures))))
     if type(iterations) is not int or iterations < 1 or not finite:
         raise ValueError

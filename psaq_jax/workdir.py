@@ -14,6 +14,16 @@ from psaq_jax.errors import InputError
 LOCK = ".lock"
 
 
+class _Missing:
+    """What a field is to a version that did not know it: no value, so another one than any."""
+
+    def __repr__(self):
+        return "missing"
+
+
+MISSING = _Missing()
+
+
 @contextlib.contextmanager
 def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
     """Makes the folder, locks it while the block runs, and writes config.json or compares with the one there. What a
@@ -113,6 +123,6 @@ def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:
 def _differences(prefix: str, before, now):
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(before.keys() | now.keys()):
-            yield from _differences(f"{prefix}.{name}".lstrip("."), before.get(name), now.get(name))
+            yield from _differences(f"{prefix}.{name}".lstrip("."), before.get(name, MISSING), now.get(name, MISSING))
     elif before != now:
         yield prefix, before, now

@@ -29,6 +29,13 @@ def test_the_default_config_is_our_recipe_alone():
     assert job.quantization.recipes == ("default",) and job.calibration == ("synthesized",)
 
 
+def test_another_recipe_decides_anew():
+    mapping = default.get_config()
+    mapping.synthesis.recipe = "paper"
+    job = config.from_mapping(config.JobConfig, mapping.to_dict())
+    assert job.synthesis == SynthesisConfig(iterations=200)
+
+
 def test_what_the_recipe_decides_may_be_set():
     mapping = default.get_config()
     mapping.synthesis.parametrization, mapping.synthesis.learning_rate = "pixels", 0.3
@@ -69,6 +76,8 @@ def test_a_run_is_the_same_with_other_processes_and_another_with_another_seed():
         ({"quantization": {"bits": ("8/8",)}}, "expected a form such as 'w4a8'"),
         ({"quantization": {"bits": ("w٤a٨",)}}, "expected a form such as 'w4a8'"),
         ({"quantization": {"bits": ("w4a16",)}}, "'w4a16': activation bits (32: floating point) is 16"),
+        ({"quantization": {"recipe": "default-gptq-gptq"}}, "'default-gptq-gptq' names gptq twice"),
+        ({"quantization": {"recipe": "default" + "-gptq" * 40}}, "is 207 letters long, expected at most 200"),
         ({"quantization": {"bits": ("auto:1.9a8",)}}, "the average is 1.9, expected 2 to 8"),
         ({"quantization": {"bits": ("auto:a8",)}}, "expected a form such as 'w4a8', 'w4a32' or 'auto:4.5a8'"),
         ({"quantization": {"options": {"sofmax": "uniform"}}}, "did you mean 'softmax'"),
@@ -90,7 +99,8 @@ def test_a_run_is_the_same_with_other_processes_and_another_with_another_seed():
         ({"synthesis": {"learning_rate": "x"}}, "config.synthesis.learning_rate is 'x', expected float | None"),
         ({"image_size": -1}, "image_size is -1, expected at least 0"),
         ({"data_workers": -1}, "data_workers is -1, expected at least 0"),
-        ({"synthesis": {"cross_entropy_weight": -1.0}}, "cross_entropy_weight is -1.0, expected a number of at"),
+        ({"synthesis": {"cross_entropy_weight": -1.0}}, "cross_entropy_weight is -1.0, expected a number from"),
+        ({"synthesis": {"cross_entropy_weight": 1e300}}, "cross_entropy_weight is 1e+300, expected a number from"),
         ({"synthesis": {"total_variation_weight": float("nan")}}, "total_variation_weight is nan, expected a number"),
         ({"synthesis": {"learning_rate": float("inf")}}, "learning_rate is inf, expected a positive number"),
         ({"synthesis": {"jitter": (1e300, 1e300)}}, "expected 2 numbers from 0 to 10000, one a round"),
@@ -162,6 +172,11 @@ def test_bits_are_read(setting, bits):
 def test_mixed_precision_without_activation_bits_means_eight():
     assert config.QuantizationConfig(bits=("auto:4.5", "w4a8")).bits == ("auto:4.5a8", "w4a8")
     assert config.QuantizationConfig(bits="auto:4").bits == ("auto:4a8",)
+
+
+def test_equal_bits_have_one_name():
+    bits = ("auto:3a8", "auto:3.0a8", "w4a8", "w04a08", "auto:4.50a32", "w8a32")
+    assert config.QuantizationConfig(bits=bits).bits == ("auto:3a8", "w4a8", "auto:4.5a32", "w8a32")
 
 
 def test_what_is_given_twice_counts_once():

@@ -54,6 +54,13 @@ def test_a_picture_in_a_bucket_is_named_there(tmp_path):
     assert done.returncode == 2 and f"error: {url}/nothing: found no sweep" in done.stderr
 
 
+def test_draws_agreement_where_there_was_no_data(tmp_path):
+    write_sweep(tmp_path / "20", 20)
+    (tmp_path / "20" / "runs.json").write_text(json.dumps([results(seeds=(0, 1), labelled=False)]))
+    done = launch("curve", f"--workdir={tmp_path}", config=None)
+    assert done.returncode == 0 and list(tmp_path.glob("*.png")), done.stderr
+
+
 def test_refuses_what_is_no_sweep(tmp_path):
     done = launch("curve", f"--workdir={tmp_path}", config=None)
     assert done.returncode == 2 and "found no sweep (*/runs.json)" in done.stderr

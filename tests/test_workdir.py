@@ -29,6 +29,15 @@ def test_another_config_is_refused_with_the_field(tmp_path):
             pass
 
 
+def test_a_field_that_an_earlier_version_did_not_know_is_another_config(tmp_path):
+    with open_workdir(tmp_path, CONFIG):
+        pass
+    changed = CONFIG | {"synthesis": CONFIG["synthesis"] | {"parametrization": None}}
+    with pytest.raises(InputError, match="synthesis.parametrization is missing there and None now"):
+        with open_workdir(tmp_path, changed):
+            pass
+
+
 def test_a_second_run_at_once_is_refused(tmp_path):
     with open_workdir(tmp_path, CONFIG):
         with pytest.raises(InputError, match="another run is at work there"):

@@ -80,6 +80,10 @@ class TensorReader:
         self._files: dict[str, safetensors.safe_open] = {}
         for path in paths:
             try:
+                path.open("rb").close()
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+            try:
                 self._add(path, safetensors.safe_open(path, framework="numpy"))
             except (OSError, ValueError, safetensors.SafetensorError) as error:
                 if isinstance(error, InputError):

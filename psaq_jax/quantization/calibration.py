@@ -24,7 +24,7 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
 
     Args:
       pixels: [n, height, width, 3] normalised, any n of at least 1.
-      recipe: which sites ("paper": DESIGN of the release; 37 for a ViT of 3 blocks).
+      recipe: which sites ("paper": the release's; 37 for a ViT of 3 blocks).
       batch_size: images a pass of one device; the ranges do not depend on it beyond rounding, nor on the devices.
     Returns:
       {site name: (minimum, maximum)}, float32 scalars, in the order in which the sites run.

@@ -19,6 +19,7 @@ IN_DEFAULT = FIRST_AND_LAST | {
     "activation_output",
 }  # fmt: skip
 MERGING = "merging/norm_output"
+LONGEST_NAME = 200  # of a recipe; names of files hold 255 letters
 
 # "default-gptq" is recipe "default" without that ingredient, "default+learn_rounding" with one that it leaves out.
 WITHOUT = {
@@ -146,6 +147,9 @@ def read_recipe(name: str, options: DefaultRecipe | None = None) -> tuple[str, D
     Raises:
       InputError: an unknown recipe or ingredient.
     """
+    if len(name) > LONGEST_NAME:
+        found = f"quantization.recipe is {len(name)} letters long, expected at most {LONGEST_NAME}, as it names files"
+        raise InputError(f"{found}; change the recipe's ingredients by quantization.options")
     base, *changes = re.split(r"(?=[+-])", name)
     if base not in RECIPES:
         raise InputError(f"quantization.recipe is {name!r}, known are {', '.join(RECIPES)}")
@@ -158,5 +162,7 @@ def read_recipe(name: str, options: DefaultRecipe | None = None) -> tuple[str, D
         known = WITH if change[0] == "+" else WITHOUT
         if change[1:] not in known:
             raise InputError(f"quantization.recipe {name!r}: {change!r} is none of {', '.join(known)}")
+        if change[1:] in changed:
+            raise InputError(f"quantization.recipe {name!r} names {change[1:]} twice, expected once")
         changed[change[1:]] = known[change[1:]]
     return base, dataclasses.replace(options or DefaultRecipe(), **changed)

@@ -109,7 +109,7 @@ def quantize(
       weight_bits: 2 to 8; or mixed precision: {layer, such as "block_0/mlp/dense1": 2 to 8} of every layer with a
         kernel, as `mixed_precision.choose_bits` finds them.
       activation_bits: 2 to 8; None leaves activations in floating point.
-      recipe: "paper": DESIGN §6, the first and last layer included. "default": the inputs of every matrix product,
+      recipe: "paper": as the release, the first and last layer included. "default": the inputs of every matrix product,
         and `options`.
       images: for recipe "default", calibration pixels [n, height, width, 3], synthesized or real. Everything is then
         chosen on them, ranges included. Without them: `ranges`, widened to hold zero, and weights to nearest.

@@ -102,7 +102,7 @@ def accuracy_curves(results: Mapping[float, Mapping[int, dict]]) -> bytes:
     """What the iterations of the synthesis buy, a column of panels for each pair of bit-widths, as PNG.
 
     Args:
-      results: {bandwidth: {iterations: results of one model (DESIGN §4)}}, a kind of line a bandwidth; runs on other
+      results: {bandwidth: {iterations: results of one model}}, a kind of line a bandwidth; runs on other
         images than synthesized ones are left out.
     Raises:
       InputError: no run was calibrated on synthesized images, or matplotlib is missing.

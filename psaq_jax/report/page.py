@@ -38,7 +38,7 @@ def render_page(
     command: str = "",
     config: Mapping | None = None,
 ) -> str:
-    """The page as HTML text. Sections without data are left out; only `results` (DESIGN §4) must be there.
+    """The page as HTML text. Sections without data are left out; only `results` (results.json) must be there.
 
     Everything that is given is escaped. The page asks for nothing over the network, and its own content
     security policy forbids that.

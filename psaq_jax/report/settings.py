@@ -1,4 +1,4 @@
-"""The runs of a results dictionary (DESIGN §4) gathered into settings, with their spread over seeds."""
+"""The runs of results.json gathered into settings, with their spread over seeds."""
 
 import statistics
 from typing import NamedTuple

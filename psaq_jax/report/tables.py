@@ -16,7 +16,7 @@ def results_table(results: dict, color: bool = False) -> str:
     agreement stands alone.
 
     Args:
-      results: the dictionary of DESIGN §4; `top1`, `top5` and `agreement` are percentages from 0 to 100.
+      results: as in results.json; `top1`, `top5` and `agreement` are percentages from 0 to 100.
       color: whether to use ANSI colours (points lost: up to 1 green, up to 5 yellow, else red).
     Returns:
       Lines joined by newlines, without one at the end; characters that move the cursor are replaced.

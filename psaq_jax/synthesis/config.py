@@ -31,7 +31,8 @@ class SynthesisConfig:
       recipe: "paper", or "default", which clips to the model's own pixel range and leaves every special token out of
         the similarity (the paper: ImageNet's range, and token 0).
       parametrization: what Adam moves: "pixels" or "frequencies", in the measure of natural images (`frequencies.py`,
-        docs/experiments.md); None: pixels for recipe "paper", which takes nothing else, and frequencies for "default".
+        docs/experiments.md); None becomes pixels for recipe "paper", which takes nothing else, and frequencies for
+        "default".
     """
 
     num_images: int = 32
@@ -74,16 +75,12 @@ class SynthesisConfig:
             expected = f"(least, greatest), 0 to {LARGEST_VARIATION}"
             raise InputError(f"synthesis.total_variation is {self.total_variation!r}, expected {expected}")
         check_choice("synthesis.recipe", self.recipe, RECIPES)
-        if self.parametrization is not None:
-            check_choice("synthesis.parametrization", self.parametrization, PARAMETRIZATIONS)
-        if self.recipe == "paper" and self.variables != "pixels":
+        if self.parametrization is None:
+            object.__setattr__(self, "parametrization", "pixels" if self.recipe == "paper" else "frequencies")
+        check_choice("synthesis.parametrization", self.parametrization, PARAMETRIZATIONS)
+        if self.recipe == "paper" and self.parametrization != "pixels":
             found = f"synthesis.parametrization is {self.parametrization!r}, and synthesis.recipe 'paper'"
             raise InputError(f"{found}, which moves pixels; take recipe 'default', or parametrization 'pixels'")
-
-    @property
-    def variables(self) -> str:
-        """What Adam moves, "pixels" or "frequencies"."""
-        return self.parametrization or ("pixels" if self.recipe == "paper" else "frequencies")
 
     @property
     def groups(self) -> int:

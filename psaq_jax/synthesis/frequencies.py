@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LEARNING_RATE = 0.1  # Adam's, of coefficients that start with variance 1
-CONTRASTS = 0.3, 3.0  # of a group's first and last image: from half of the pixels' range to black shapes on white
+CONTRASTS = 0.3, 3.0  # least and greatest of a group: from half of the pixels' range to black shapes on white
 # The root of the covariance of natural images' red, green and blue, in parts of its size; columns: brightness, blue
 # against red, green against both (figures: tensorflow/lucid, optvis/param/color.py).
 COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
@@ -36,7 +36,11 @@ def amplitudes(height: int, width: int) -> np.ndarray:
 
 
 def contrasts(count: int) -> np.ndarray:
-    """[count, 1, 1, 1] float32, at equal ratios, within `CONTRASTS`."""
+    """[count, 1, 1, 1] float32 within `CONTRASTS`, at equal ratios and in such an order that the first images have all.
+
+    The golden ratio's multiples, of which each falls into the largest gap that those before it have left.
+    """
     least, greatest = CONTRASTS
-    found = least * (greatest / least) ** ((np.arange(count) + 0.5) / count)
+    places = np.argsort(np.argsort(np.arange(count) * (5**0.5 - 1) / 2 % 1))
+    found = least * (greatest / least) ** ((places + 0.5) / count)
     return found.astype(np.float32)[:, None, None, None]

@@ -100,7 +100,7 @@ def initial_group(model: Model, config: SynthesisConfig, seed, group) -> GroupSt
 
 def shown(model: Model, config: SynthesisConfig, variables: jax.Array) -> jax.Array:
     """The normalised images of a group's variables, both [b, height, width, 3]."""
-    if config.variables == "pixels":
+    if config.parametrization == "pixels":
         return variables
     return frequencies.images(variables, *_normalization(model, config.recipe == "paper"))
 
@@ -137,7 +137,7 @@ def step(
         return loss + more, terms | more_terms | {"loss": loss + more}
 
     gradient, terms = jax.grad(loss_fn, has_aux=True)(state.variables)
-    pixels = config.variables == "pixels"
+    pixels = config.parametrization == "pixels"
     usual = getattr(model.module, "synthesis_learning_rate", 0.2) if pixels else frequencies.LEARNING_RATE
     rate = learning_rate(config.learning_rate or usual, i, config.warmup, config.round_length)
     state = update(state, gradient, rate, *_normalization(model, paper)) if pixels else move(state, gradient, rate)

@@ -31,6 +31,13 @@ def test_an_artefact_becomes_stablehlo(tmp_path, monkeypatch):
     assert sorted((tmp_path / "q").iterdir()) == before
 
 
+def test_weights_beside_an_onnx_file_are_refused(tmp_path):
+    arguments = "--format=onnx", "--weights=beside", f"--workdir={tmp_path / 'out'}"
+    done = launch("--config.model=bundled:fashion_mnist_vit", *arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: --weights=beside is for StableHLO")
+    assert not (tmp_path / "out").exists()
+
+
 def test_integers_of_a_float_model_are_refused(tmp_path):
     done = launch("--config.model=bundled:fashion_mnist_vit", "--execution=integer", f"--workdir={tmp_path / 'out'}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Swin against the published code's own numbers (tests/golden/paper/swin, DESIGN section 8), recipe "paper"."""
+"""Swin against the published code's own numbers (tests/golden/paper/swin), recipe "paper"."""
 
 import jax
 import numpy as np

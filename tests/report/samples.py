@@ -19,7 +19,7 @@ def runs(seeds=(0,), calibrations=("synthesized", "noise", "real"), bits=("w8a8"
 
 
 def results(labelled=True, **changes):
-    """The dictionary of DESIGN §4; changes go to `runs`."""
+    """What results.json holds; changes go to `runs`."""
     examples = 10000 if labelled else 32
     return {
         "model": "bundled:fashion_mnist_vit",

@@ -120,6 +120,11 @@ def test_settings_keep_order_and_gather_seeds():
             ["win back"],
         ),
         (
+            {"noise": 60.0, "synthesized": 50.0, "calibrations": ("synthesized", "noise")},
+            ["10.00 points below noise", "synthesized images no less, and only real ones would tell"],
+            ["does not collapse", "works without data"],
+        ),
+        (
             {"noise": 70.0, "synthesized": 71.0, "seeds": (0, 4)},
             ["within the spread of seeds", "not everywhere do better by more than the spread of seeds"],
             ["win back"],
@@ -127,7 +132,7 @@ def test_settings_keep_order_and_gather_seeds():
     ],
     ids=[
         "below", "above", "level", "collapse-recovered", "more-than-recovered", "collapse-not-recovered",
-        "few-bits-cost-as-much", "no-real-images", "within-the-spread",
+        "few-bits-cost-as-much", "no-real-images", "both-lose-and-none-tells", "within-the-spread",
     ],
 )
 def test_sentence_follows_the_numbers(levels, said, not_said):
@@ -164,4 +169,4 @@ def test_without_labels_nothing_is_won_back():
 def test_sentence_without_noise_or_runs():
     assert "best top-1 is 88.00 %" in summary_line(results(calibrations=("synthesized",)))
     assert "Nothing was quantized" in summary_line({"runs": []})
-    assert "none has a figure" in summary_line({"runs": [{"bits": "w8a8", "calibration": "noise"}]})
+    assert "has a figure" in summary_line({"runs": [{"bits": "w8a8", "calibration": "noise"}]})

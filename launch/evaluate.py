@@ -30,7 +30,8 @@ def main():
     dataset = pipeline.open_data(config, model)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected a data set spec such as folder:DIR or npz:FILE")
-    with results_folder(WORKDIR.value) as workdir:
+    identity = config.identity(model, dataset) | {"execution": EXECUTION.value}
+    with results_folder(WORKDIR.value, identity) as workdir:
         evaluate(config, model, dataset, workdir)
 
 

@@ -26,8 +26,8 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(processes, workdir, *arguments, script="quantize"):
-    """The processes of one job, as a user starts them."""
+def start(processes, workdir, *arguments, script="quantize", last=()):
+    """The processes of one job, as a user starts them; `last`: arguments of the last one alone."""
     command = [
         sys.executable, "-m", f"launch.{script}", "--config=configs/demo.py", f"--config.model={TINY}", "--quiet",
         f"--workdir={workdir}", *map(str, arguments),
@@ -35,6 +35,7 @@ def start(processes, workdir, *arguments, script="quantize"):
     cluster = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
     pipes = jobs.settings(workdir.parents[1] / "cache")  # shared by the tests
     several = [[*cluster, f"--process_id={i}"] for i in range(processes)] if processes > 1 else [[]]
+    several[-1] += map(str, last)
     return [subprocess.Popen([*command, *flags], **pipes) for flags in several]
 
 
@@ -75,6 +76,18 @@ def test_what_one_process_refuses_ends_all_as_refused(tmp_path):
     assert [process.returncode for process in running] == [2, 2], errors
     assert "cannot be written (File exists)" in errors[0]
     assert errors[1].endswith("error: process 0 of this run ended early (its own log says why)")
+
+
+def test_no_evaluation_merges_different_data(tmp_path):
+    images = np.zeros((4, 32, 32, 3), np.uint8)
+    for name, label in (("a", 0), ("b", 1)):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.full(4, label))
+    data, other = (f"--config.data=npz:{tmp_path / name}.npz" for name in "ab")
+    running = start(2, tmp_path / "run", data, script="evaluate", last=[other])
+    errors = [process.communicate(timeout=600)[1] for process in running]
+    assert [process.returncode for process in running] == [2, 2], errors
+    assert "run differs between the processes; start all of them" in "".join(errors)  # or that another has said so
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_a_process_alone_on_its_machine_gets_all_gpus(monkeypatch):

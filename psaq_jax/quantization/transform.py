@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from psaq_jax.checksums import checksum
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Classifier, Model, check_float_model, check_images, exact_products, in_float32
@@ -82,6 +83,10 @@ class QuantizedModel(Classifier):
         """
         pixels = jnp.asarray(check_images(pixels, self.image_shape), jnp.float32)
         return _forward(self.module, self.params, self.sites, pixels, self.has_exact_sums)
+
+    def fingerprint(self) -> str:
+        """As a float model's, over what all quantizers are too."""
+        return checksum((self.params, self.sites), repr((self.module, self.preprocessing)))
 
     @property
     def has_exact_sums(self) -> bool:

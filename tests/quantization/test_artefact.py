@@ -42,6 +42,13 @@ def test_every_pair_of_bits_loads_bit_for_bit(calibrated, tmp_path, weight_bits,
     assert ("Activations: floating point." in card) == ("Not quantized: activations, biases." in card)
 
 
+def test_the_fingerprint_is_of_all_that_is_quantized(calibrated, tmp_path):
+    q = quantize(*calibrated, 4, 8)
+    assert load_quantized(save_quantized(q, tmp_path / "q")).fingerprint() == q.fingerprint()
+    others = [quantize(*calibrated, *bits).fingerprint() for bits in ((5, 8), (4, 7), (4, None))]
+    assert len({q.fingerprint(), *others}) == 4
+
+
 def test_mixed_precision(calibrated, tmp_path):
     """Every kernel has its own bits in the file; the average is not stored but computed."""
     layers = kernel_sizes(calibrated[0].params)

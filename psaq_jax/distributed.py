@@ -8,6 +8,7 @@ others write into one that is thrown away. With one process everything here retu
 import contextlib
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -34,7 +35,7 @@ def start(mode: str = "auto", address: str | None = None, number: int | None = N
         an address is given or `in_cluster()`; "off": alone.
       address, number, own: HOST:PORT of process 0, how many processes, which is this one.
     Raises:
-      InputError: no such cluster, half of the arguments, or processes that cannot reach each other.
+      InputError: no such cluster, half of the arguments, no HOST:PORT, or processes that cannot reach each other.
     """
     global _connection
     given = {"--coordinator_address": address, "--num_processes": number, "--process_id": own}
@@ -45,6 +46,7 @@ def start(mode: str = "auto", address: str | None = None, number: int | None = N
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < 3:
         raise InputError(f"{', '.join(missing)} missing; give all of {', '.join(given)}, or none in a cluster")
+    host = None if address is None else _host(address)
     too_late = threading.Timer(PATIENCE, _give_up)  # JAX would abort with a trace of its stack
     too_late.start()
     try:
@@ -56,10 +58,18 @@ def start(mode: str = "auto", address: str | None = None, number: int | None = N
     finally:
         too_late.cancel()
     if count() > 1:
-        host = address.rpartition(":")[0] if address else None
         with peers.Listener(host) if is_first() else contextlib.nullcontext() as listener:
             where = from_first(listener and {"where": np.asarray(listener.where)})["where"].item()
             _connection = peers.connect(where, index(), count(), listener)
+
+
+def _host(address: str) -> str:
+    """HOST of HOST:PORT, as sockets want it: an IPv6 address without its brackets."""
+    found = re.fullmatch(r"(?:\[([^][\s]+)\]|([^][:\s]+)):([0-9]{1,5})", address)
+    if not found or not 1 <= int(found[3]) <= 65535:
+        expected = "HOST:PORT, or [HOST]:PORT where the host is an IPv6 address, with a port from 1 to 65535"
+        raise InputError(f"--coordinator_address is {address!r}, expected {expected}")
+    return found[1] or found[2]
 
 
 def _give_up():

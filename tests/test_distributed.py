@@ -158,6 +158,10 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
         (("auto", "127.0.0.1:1", None, None), "--num_processes, --process_id missing"),
         (("off", "127.0.0.1:1", 2, 0), "--distributed=off"),
         (("on",), "the processes cannot find each other"),
+        *(
+            (("auto", address, 2, 0), f"--coordinator_address is {re.escape(repr(address))}, expected HOST:PORT")
+            for address in ("", "127.0.0.1", "[::1]:70000", "host:0", "host:xx", "::1:8476", ":8476", "[::1]")
+        ),
     ],
 )
 def test_half_a_cluster_is_refused(arguments, message):

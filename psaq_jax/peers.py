@@ -26,13 +26,14 @@ class Listener:
     """Process 0's door, open while the others connect. `where`: what they need to know of it."""
 
     def __init__(self, host: str | None = None):
-        self.socket = socket.create_server(("", 0), backlog=1024)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        self.socket = socket.create_server(("", 0), family=family, backlog=1024, dualstack_ipv6=both)
         self.secret = secrets.token_hex(16)
         self.where = f"{host or _own_address()} {self.socket.getsockname()[1]} {self.secret}"
 
-    def accept(self, others: int) -> dict[int, socket.socket]:
-        """{index: connection} of all other processes."""
-        found = {}
+    def accept(self, found: dict[int, socket.socket], others: int) -> None:
+        """Adds {index: connection} of all other processes."""
         self.socket.settimeout(PATIENCE)
         while len(found) < others:
             connection, _ = self.socket.accept()
@@ -40,7 +41,6 @@ class Listener:
             words = _line(connection).split()
             if len(words) == 2 and words[0] == self.secret and words[1].isdecimal():
                 found[int(words[1])] = connection
-        return found
 
     def __enter__(self):
         return self
@@ -105,15 +105,18 @@ class Connection:
 def connect(where: str, index: int, processes: int, listener: Listener | None) -> Connection:
     """The connections of process `index`: `listener` is process 0's, `where` its `Listener.where`."""
     host, port, secret = where.split()
+    sockets = {}
     try:
         if listener:
-            return Connection(index, listener.accept(processes - 1))
-        connection = socket.create_connection((host, int(port)), PATIENCE)
-        connection.sendall(f"{secret} {index}\n".encode())
-        return Connection(index, {0: connection})
+            listener.accept(sockets, processes - 1)
+        else:
+            sockets[0] = socket.create_connection((host, int(port)), PATIENCE)
+            sockets[0].sendall(f"{secret} {index}\n".encode())
+        return Connection(index, sockets)
     except OSError as error:
+        other = index or min(set(range(1, processes)) - sockets.keys(), default=1)
         raise InputError(
-            f"process {index} and process 0 at {host}:{port} cannot connect ({error}); "
+            f"process {other} and process 0 at {host}:{port} cannot connect ({error}); "
             "let the machines of this run reach each other on all ports"
         ) from None
 

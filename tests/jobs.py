@@ -2,8 +2,11 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+
+import pytest
 
 from tests.golden_files import GOLDEN
 
@@ -29,3 +32,12 @@ def settings(cache: pathlib.Path | None = None) -> dict:
 def launch(script: str, *arguments) -> subprocess.CompletedProcess:
     """Runs `python -m launch.SCRIPT` with these arguments to its end."""
     return subprocess.run([sys.executable, "-m", f"launch.{script}", *map(str, arguments)], timeout=600, **settings())
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port for process 0; skips the test where this machine has no such address, as without IPv6."""
+    try:
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+            return found.getsockname()[1]
+    except OSError as error:
+        pytest.skip(f"{host}: {error}")

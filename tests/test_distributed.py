@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,19 +19,13 @@ from tests.jobs import TINY
 SMALL = ("--config.synthesis.num_images=12", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def start(processes, workdir, *arguments, script="quantize", last=()):
     """The processes of one job, as a user starts them; `last`: arguments of the last one alone."""
     command = [
         sys.executable, "-m", f"launch.{script}", "--config=configs/demo.py", f"--config.model={TINY}", "--quiet",
         f"--workdir={workdir}", *map(str, arguments),
     ]  # fmt: skip
-    cluster = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+    cluster = [f"--coordinator_address=127.0.0.1:{jobs.free_port()}", f"--num_processes={processes}"]
     pipes = jobs.settings(workdir.parents[1] / "cache")  # shared by the tests
     several = [[*cluster, f"--process_id={i}"] for i in range(processes)] if processes > 1 else [[]]
     several[-1] += map(str, last)
@@ -125,11 +118,17 @@ def test_the_other_process_ends_with_one_line(tmp_path, killed):
 
 @pytest.mark.parametrize("own", [0, 1])
 def test_nobody_waits_for_one_that_never_comes(own):
-    script = (
-        f"from psaq_jax import distributed as d; d.PATIENCE = 2; d.start('on', '127.0.0.1:{free_port()}', 2, {own})"
-    )
+    address = f"127.0.0.1:{jobs.free_port()}"
+    script = f"from psaq_jax import distributed as d; d.PATIENCE = 2; d.start('on', '{address}', 2, {own})"
     done = subprocess.run([sys.executable, "-c", script], timeout=60, **jobs.settings())
     assert done.returncode == 75 and "not all processes of this run came within 2 s" in done.stderr
+
+
+def test_processes_meet_at_an_ipv6_address():
+    script = "from psaq_jax import distributed as d; d.start('on', '[::1]:{}', 2, {}); d.check_same('', ''); d.finish()"
+    port, settings = jobs.free_port("::1"), jobs.settings()
+    running = [subprocess.Popen([sys.executable, "-c", script.format(port, own)], **settings) for own in range(2)]
+    outputs(running)
 
 
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):

@@ -5,12 +5,14 @@ import sys
 
 import pytest
 
+from psaq_jax import peers
+from psaq_jax.errors import InputError
 from tests import jobs
 
 ENDS = """
 import socket, sys, time
 from psaq_jax import peers
-with peers.Listener("127.0.0.1") as listener:
+with peers.Listener(sys.argv[2]) as listener:
     host, port, secret = listener.where.split()
     with socket.create_connection((host, int(port))) as other:
         other.sendall(f"{secret} 1\\n{sys.argv[1]}".encode())  # all before process 0 reads
@@ -19,15 +21,25 @@ time.sleep(30)
 """
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize(("last_words", "code"), [("1 2\n", 2), ("", 75), ("1", 75), ("1 7", 75)])
-def test_what_a_process_says_at_once_is_heard(last_words, code):
+def test_what_a_process_says_at_once_is_heard(last_words, code, host):
     """Bad input right after the start is no loss, which a cloud would answer with the same command."""
-    done = subprocess.run([sys.executable, "-c", ENDS, last_words], timeout=60, **jobs.settings())
+    jobs.free_port(host)
+    done = subprocess.run([sys.executable, "-c", ENDS, last_words, host], timeout=60, **jobs.settings())
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: process 1 of this run ended early (its own log says why)")
 
 
 def test_a_process_whose_words_find_no_place_ends_all_the_same():
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", ENDS, ""], timeout=60, **jobs.settings() | {"stderr": full})
+        command = [sys.executable, "-c", ENDS, "", "127.0.0.1"]
+        done = subprocess.run(command, timeout=60, **jobs.settings() | {"stderr": full})
     assert done.returncode == 75
+
+
+def test_who_did_not_come_is_named(monkeypatch):
+    monkeypatch.setattr(peers, "PATIENCE", 0)
+    with peers.Listener("127.0.0.1") as listener:
+        with pytest.raises(InputError, match=r"process 1 and process 0 at 127\.0\.0\.1:\d+ cannot connect"):
+            peers.connect(listener.where, 0, 2, listener)

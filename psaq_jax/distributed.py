@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from psaq_jax import peers
+from psaq_jax import peers, temporary
 from psaq_jax.errors import InputError
 
 MODES = ("auto", "on", "off")
@@ -109,7 +109,7 @@ def fail(code: int) -> None:
     """Ends this process at once, and tells the others with what code, so that they don't say to try again."""
     if _connection:
         _connection.fail(code)
-    os._exit(code)
+    temporary.end_process(code)
 
 
 def is_started() -> bool:

@@ -7,13 +7,13 @@ as with bad input, says so before, and all end with its exit code.
 """
 
 import contextlib
-import os
 import re
 import secrets
 import socket
 import sys
 import threading
 
+from psaq_jax import temporary
 from psaq_jax.errors import InputError, TryAgain
 
 LOST = TryAgain.code
@@ -94,7 +94,7 @@ class Connection:
         text = f"error: process {lost} of this run ended early (its own log says why){advice}"
         with contextlib.suppress(OSError):  # nobody reads it, or it goes to a full disk
             print(text, file=sys.stderr, flush=True)
-        os._exit(code)
+        temporary.end_process(code)
 
     def _tell(self, line: str) -> None:
         for connection in self.sockets.values():

@@ -2,7 +2,6 @@
 
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax import distributed
+from psaq_jax import distributed, temporary
 from psaq_jax.config import AverageBits, JobConfig, parse_bits
 from psaq_jax.data import Dataset, load_dataset
 from psaq_jax.errors import InputError
@@ -177,9 +176,9 @@ def of_first_process(q: QuantizedModel | None) -> QuantizedModel:
         return q
     own = contents(q, {}) if distributed.is_first() else {}
     arrays = {name: np.frombuffer(content, np.uint8) for name, content in own.items()}
-    with tempfile.TemporaryDirectory(prefix="psaq_jax-") as folder:
+    with temporary.folder() as folder:
         for name, content in distributed.from_first(arrays).items():
-            (pathlib.Path(folder) / name).write_bytes(content.tobytes())
+            (folder / name).write_bytes(content.tobytes())
         return load_quantized(folder)
 
 

@@ -5,10 +5,9 @@ import fcntl
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping
 
-from psaq_jax import buckets, distributed, files
+from psaq_jax import buckets, distributed, files, temporary
 from psaq_jax.errors import InputError
 
 LOCK = ".lock"
@@ -68,8 +67,8 @@ def local_folder(path) -> Iterator[pathlib.Path]:
     if not str(path):
         raise InputError("--workdir is empty, expected a folder")
     if not distributed.is_first():
-        with tempfile.TemporaryDirectory(prefix="psaq_jax-") as folder:
-            yield pathlib.Path(folder)
+        with temporary.folder() as folder:
+            yield folder
     elif buckets.is_url(path):
         with buckets.local_copy(str(path)) as folder:
             yield folder

@@ -19,14 +19,15 @@ from tests.jobs import TINY
 SMALL = ("--config.synthesis.num_images=12", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
 
 
-def start(processes, workdir, *arguments, script="quantize", last=()):
-    """The processes of one job, as a user starts them; `last`: arguments of the last one alone."""
+def start(processes, workdir, *arguments, script="quantize", last=(), **environment):
+    """The processes of one job, as a user starts them; `last`: more arguments of the last one alone."""
     command = [
         sys.executable, "-m", f"launch.{script}", "--config=configs/demo.py", f"--config.model={TINY}", "--quiet",
         f"--workdir={workdir}", *map(str, arguments),
     ]  # fmt: skip
     cluster = [f"--coordinator_address=127.0.0.1:{jobs.free_port()}", f"--num_processes={processes}"]
     pipes = jobs.settings(workdir.parents[1] / "cache")  # shared by the tests
+    pipes["env"] |= {name: str(value) for name, value in environment.items()}
     several = [[*cluster, f"--process_id={i}"] for i in range(processes)] if processes > 1 else [[]]
     several[-1] += map(str, last)
     return [subprocess.Popen([*command, *flags], **pipes) for flags in several]
@@ -64,11 +65,12 @@ def test_two_processes_give_what_one_gives(tmp_path):
 def test_what_one_process_refuses_ends_all_as_refused(tmp_path):
     """75 would make a cloud start the same command again and again."""
     (tmp_path / "run").write_text("no folder")
-    running = start(2, tmp_path / "run", *SMALL, script="synthesize")
+    running = start(2, tmp_path / "run", *SMALL, script="synthesize", TMPDIR=tmp_path)
     errors = [process.communicate(timeout=600)[1].strip() for process in running]
     assert [process.returncode for process in running] == [2, 2], errors
     assert "cannot be written (File exists)" in errors[0]
     assert errors[1].endswith("error: process 0 of this run ended early (its own log says why)")
+    assert not list(tmp_path.glob("psaq_jax-*")), "what they wrote into went with them"
 
 
 def test_no_evaluation_merges_different_data(tmp_path):

@@ -11,7 +11,9 @@ from tests import jobs
 
 ENDS = """
 import socket, sys, time
-from psaq_jax import peers
+from psaq_jax import peers, temporary
+own = temporary.folder()
+(own.__enter__() / "file").write_text("")
 with peers.Listener(sys.argv[2]) as listener:
     host, port, secret = listener.where.split()
     with socket.create_connection((host, int(port))) as other:
@@ -23,12 +25,15 @@ time.sleep(30)
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize(("last_words", "code"), [("1 2\n", 2), ("", 75), ("1", 75), ("1 7", 75)])
-def test_what_a_process_says_at_once_is_heard(last_words, code, host):
+def test_what_a_process_says_at_once_is_heard(last_words, code, host, tmp_path):
     """Bad input right after the start is no loss, which a cloud would answer with the same command."""
     jobs.free_port(host)
-    done = subprocess.run([sys.executable, "-c", ENDS, last_words, host], timeout=60, **jobs.settings())
+    settings = jobs.settings()
+    settings["env"]["TMPDIR"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", ENDS, last_words, host], timeout=60, **settings)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: process 1 of this run ended early (its own log says why)")
+    assert not list(tmp_path.glob("psaq_jax-*")), "its temporary folder went with it"
 
 
 def test_a_process_whose_words_find_no_place_ends_all_the_same():

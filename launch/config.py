@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_dict, config_flags
 from tqdm import tqdm
 
-from psaq_jax import config, distributed
+from psaq_jax import config, distributed, progress
 from psaq_jax.errors import InputError, one_line
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -154,8 +154,7 @@ def _fail(error: InputError) -> None:
 
 
 def _end(line: str, code: int) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it, or it goes to a full disk
-        print(line, file=sys.stderr, flush=True)
+    progress.say(line)
     if distributed.is_started():
         distributed.fail(code)  # an ordinary exit waits for the others
     sys.exit(code)
@@ -255,6 +254,8 @@ class ProgressBar:
     def __call__(self, done: int, total: int) -> None:
         if self.bar is None:
             self.bar = tqdm(total=total, initial=done, desc=self.title, leave=True, dynamic_ncols=True)
+            progress.open_bars.add(self.bar)
         self.bar.update(done - self.bar.n)
         if done >= total:
             self.bar.close()
+            progress.open_bars.discard(self.bar)

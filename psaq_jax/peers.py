@@ -10,11 +10,11 @@ import contextlib
 import re
 import secrets
 import socket
-import sys
 import threading
 
 from psaq_jax import temporary
 from psaq_jax.errors import InputError, TryAgain
+from psaq_jax.progress import say
 
 LOST = TryAgain.code
 SILENCE = 30  # seconds without an answer after which a machine counts as lost
@@ -91,9 +91,7 @@ class Connection:
         lost, code = map(int, told.groups()) if told else (other, LOST)
         self._tell(f"{lost} {code}\n")
         advice = "; the same command on all machines goes on from the last checkpoint" * (code == LOST)
-        text = f"error: process {lost} of this run ended early (its own log says why){advice}"
-        with contextlib.suppress(OSError):  # nobody reads it, or it goes to a full disk
-            print(text, file=sys.stderr, flush=True)
+        say(f"error: process {lost} of this run ended early (its own log says why){advice}")
         temporary.end_process(code)
 
     def _tell(self, line: str) -> None:

@@ -74,6 +74,14 @@ def test_errors_have_their_code_also_where_their_line_finds_no_place(error, code
     assert done.returncode == code
 
 
+def test_errors_have_a_line_for_themselves_below_an_open_bar():
+    refuses = "from launch import config\ndef main(bar): bar(1, 2); raise config.InputError('bad')\n"
+    refuses += "config.run(lambda: main(config.bar('title')))"
+    done = subprocess.run([sys.executable, "-c", refuses], timeout=600, **jobs.settings())
+    *_, bar, line = done.stderr.splitlines()
+    assert done.returncode == 2 and bar.startswith("title: ") and line == "error: bad", done.stderr
+
+
 def test_phases_add_up():
     spent = config.Stopwatch()
     for phase in ("a", "b", "a"):

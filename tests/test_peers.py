@@ -11,7 +11,11 @@ from tests import jobs
 
 ENDS = """
 import socket, sys, time
-from psaq_jax import peers, temporary
+from psaq_jax import peers, progress, temporary
+class Bar:
+    def close(self):
+        print("a bar", file=sys.stderr)
+progress.open_bars.add(Bar())
 own = temporary.folder()
 (own.__enter__() / "file").write_text("")
 with peers.Listener(sys.argv[2]) as listener:
@@ -32,7 +36,7 @@ def test_what_a_process_says_at_once_is_heard(last_words, code, host, tmp_path):
     settings["env"]["TMPDIR"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", ENDS, last_words, host], timeout=60, **settings)
     assert done.returncode == code, done.stderr
-    assert done.stderr.startswith("error: process 1 of this run ended early (its own log says why)")
+    assert done.stderr.startswith("a bar\nerror: process 1 of this run ended early (its own log says why)")
     assert not list(tmp_path.glob("psaq_jax-*")), "its temporary folder went with it"
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from psaq_jax import checksums, distributed, files
 from psaq_jax.errors import InputError
+from psaq_jax.progress import say
 
 
 class WaveProgress(NamedTuple):
@@ -163,7 +164,7 @@ class Checkpoints:
         self.close()
         number = signal.Signals(self._signal or signal.SIGTERM)
         if distributed.is_first():
-            print(f"stopped by {number.name}; the same command goes on from here", file=sys.stderr)
+            say(f"stopped by {number.name}; the same command goes on from here")
         sys.exit(128 + number)
 
     def finish(self, part: dict[str, np.ndarray]) -> None:

@@ -148,4 +148,4 @@ def test_the_job_writes_it(tmp_path):
     assert facts["synthesis"]["recipe"] == "paper" and len(facts["model_fingerprint"]) == 64
     assert (tmp_path / "images" / "synthesized.png").exists() and not (tmp_path / "images" / "synthesized.npy").exists()
     done = subprocess.run([*command, "--exact_pixels"], timeout=600, **jobs.settings())
-    assert done.returncode == 2 and "exact_pixels is None there and True now" in done.stderr
+    assert done.returncode == 2 and "exact_pixels is missing there and True now" in done.stderr

@@ -6,11 +6,13 @@
 Writes DIR/results.json, the figures under "float" or "quantized".
 """
 
+import json
+
 from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from psaq_jax import files, pipeline
+from psaq_jax import distributed, files, pipeline
 from psaq_jax.machine import describe_machine
 from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
@@ -30,8 +32,10 @@ def main():
     dataset = pipeline.open_data(config, model)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected a data set spec such as folder:DIR or npz:FILE")
-    identity = config.identity(model, dataset) | {"execution": EXECUTION.value}
-    with results_folder(WORKDIR.value, identity) as workdir:
+    if distributed.count() > 1:  # hashing a model takes a while
+        identity = config.identity(model, dataset) | {"execution": EXECUTION.value}
+        distributed.check_same(f"--workdir={WORKDIR.value}'s run", json.dumps(identity))
+    with results_folder(WORKDIR.value) as workdir:
         evaluate(config, model, dataset, workdir)
 
 

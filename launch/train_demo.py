@@ -34,6 +34,7 @@ EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training ima
 BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
 RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
+STATE = "training_state.msgpack"
 SIZE = (28, 28)
 MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
 
@@ -70,7 +71,7 @@ def main():
     predict = jax.jit(lambda params, x: jnp.argmax(module.apply({"params": params}, x), -1))
 
     output = make_output()
-    saved = output / "training_state.msgpack"
+    saved = output / STATE
     state = restored(saved, training.initial_state(module, optimizer, images[:1], SEED.value))
     settings = {
         "epochs": EPOCHS.value, "batch_size": BATCH.value, "learning_rate": RATE.value, "seed": SEED.value,
@@ -91,7 +92,7 @@ def make_output() -> pathlib.Path:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output={output}: is no folder to write to ({error.strerror}); choose another") from None
-    if (output / "config.json").exists() and not (output / "training_state.msgpack").exists():
+    if (output / "config.json").exists() and not (output / STATE).exists():
         raise InputError(f"--output={output}: has another model's config.json; choose another folder")
     return output
 

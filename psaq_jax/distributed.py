@@ -9,7 +9,6 @@ import contextlib
 import io
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from psaq_jax import peers, temporary
 from psaq_jax.errors import InputError
+from psaq_jax.progress import say
 
 MODES = ("auto", "on", "off")
 PIECE = 2**24  # bytes of a process that are exchanged at a time: what the devices hold for it stays small
@@ -73,11 +73,8 @@ def _host(address: str) -> str:
 
 
 def _give_up():
-    print(
-        f"error: not all processes of this run came within {PATIENCE} s; start the same command on every machine",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
-    os._exit(peers.LOST)
+    say(f"error: not all processes of this run came within {PATIENCE} s; start the same command on every machine")
+    temporary.end_process(peers.LOST)
 
 
 def in_cluster() -> bool:

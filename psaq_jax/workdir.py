@@ -77,15 +77,12 @@ def local_folder(path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def results_folder(path, config: Mapping | None = None) -> Iterator[pathlib.Path]:
+def results_folder(path) -> Iterator[pathlib.Path]:
     """`local_folder` of a job that writes at its end: tried before the work, and no folder of another kind of job.
 
-    Args:
-      config: what several processes must have alike to share the job.
     Raises:
       InputError: a folder with a config.json, another process at work there, or no right to write.
     """
-    distributed.check_same(f"--workdir={path}'s run", json.dumps(config))
     with local_folder(path) as folder:
         if os.path.exists(folder / "config.json"):
             raise InputError(f"--workdir={path}: has the config.json of another job or model; choose another folder")

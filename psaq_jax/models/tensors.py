@@ -80,7 +80,7 @@ class TensorReader:
         self._files: dict[str, safetensors.safe_open] = {}
         for path in paths:
             try:
-                path.open("rb").close()
+                path.open("rb").close()  # safetensors calls missing what it has no right to read
             except OSError as error:
                 raise InputError(f"{path}: cannot be read ({error.strerror})") from None
             try:

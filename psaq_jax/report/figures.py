@@ -102,8 +102,8 @@ def accuracy_curves(results: Mapping[float, Mapping[int, dict]]) -> bytes:
     """What the iterations of the synthesis buy, a column of panels for each pair of bit-widths, as PNG.
 
     Args:
-      results: {bandwidth: {iterations: results of one model}}, a kind of line a bandwidth; runs on other
-        images than synthesized ones are left out.
+      results: {bandwidth: {iterations: results of one model}}, a kind of line a bandwidth; runs on other images than
+        synthesized ones are left out.
     Raises:
       InputError: no run was calibrated on synthesized images, or matplotlib is missing.
     """

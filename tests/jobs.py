@@ -12,7 +12,9 @@ from tests.golden_files import GOLDEN
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = GOLDEN / "paper" / "vit"
-QUICKLY = "--xla_backend_optimization_level=0"
+QUICKLY = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
 
 
 def settings(cache: pathlib.Path | None = None) -> dict:

@@ -1,5 +1,6 @@
 """What the tests start jobs with, as users do: also killed ones, and several at once."""
 
+import json
 import os
 import pathlib
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.numpy
 
 from tests.golden_files import GOLDEN
 
@@ -15,6 +17,20 @@ TINY = GOLDEN / "paper" / "vit"
 QUICKLY = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
+
+
+def shallow(folder: pathlib.Path) -> pathlib.Path:
+    """TINY's first block alone, saved in `folder` once: jobs do with it what they do with three, and trace a third."""
+    saved = folder / "shallow"
+    if not saved.exists():
+        saved.mkdir()
+        config = json.loads((TINY / "config.json").read_text())
+        config["model_args"]["depth"] = 1
+        (saved / "config.json").write_text(json.dumps(config))
+        weights = safetensors.numpy.load_file(TINY / "model.safetensors")
+        kept = {name: x for name, x in weights.items() if not name.startswith(("blocks.1.", "blocks.2."))}
+        safetensors.numpy.save_file(kept, saved / "model.safetensors")
+    return saved
 
 
 def settings(cache: pathlib.Path | None = None) -> dict:

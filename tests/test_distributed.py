@@ -14,19 +14,19 @@ import pytest
 from psaq_jax import distributed
 from psaq_jax.errors import InputError
 from tests import jobs
-from tests.jobs import TINY
 
 SMALL = ("--config.synthesis.num_images=12", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
 
 
 def start(processes, workdir, *arguments, script="quantize", last=(), **environment):
     """The processes of one job, as a user starts them; `last`: more arguments of the last one alone."""
+    shared = workdir.parents[1]  # by the tests
     command = [
-        sys.executable, "-m", f"launch.{script}", "--config=configs/demo.py", f"--config.model={TINY}", "--quiet",
-        f"--workdir={workdir}", *map(str, arguments),
+        sys.executable, "-m", f"launch.{script}", "--config=configs/demo.py", "--quiet", f"--workdir={workdir}",
+        f"--config.model={jobs.shallow(shared)}", *map(str, arguments),
     ]  # fmt: skip
     cluster = [f"--coordinator_address=127.0.0.1:{jobs.free_port()}", f"--num_processes={processes}"]
-    pipes = jobs.settings(workdir.parents[1] / "cache")  # shared by the tests
+    pipes = jobs.settings(shared / "cache")
     pipes["env"] |= {name: str(value) for name, value in environment.items()}
     several = [[*cluster, f"--process_id={i}"] for i in range(processes)] if processes > 1 else [[]]
     several[-1] += map(str, last)

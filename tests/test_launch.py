@@ -32,20 +32,25 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data):
+def model(tmp_path_factory):
+    return jobs.shallow(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model, data):
     workdir = tmp_path_factory.mktemp("run") / "workdir"
-    given = (f"--config.model={TINY}", f"--config.data=npz:{data}", "--config.quantization.recipe=paper")
+    given = (f"--config.model={model}", f"--config.data=npz:{data}", "--config.quantization.recipe=paper")
     done = launch("quantize", *given, f"--workdir={workdir}", *SMALL)
     assert done.returncode == 0, done.stderr
     return workdir, done
 
 
-def test_the_main_job_runs_at_another_image_size(tmp_path, data):
+def test_the_main_job_runs_at_another_image_size(tmp_path, model, data):
     """At 48 px and with ingredients taken away; the artefact then runs at that size, and at no other."""
     small = (*SMALL, "--config.quantization.bits=w6a8", "--quiet", f"--workdir={tmp_path / 'run'}")
     size = ("--config.image_size=48", f"--config.data=npz:{data}")
     recipe = f"--config.quantization.recipe={quick_recipe.NAME}"
-    done = launch("quantize", f"--config.model={TINY}", *size, recipe, *small, config="configs/default.py")
+    done = launch("quantize", f"--config.model={model}", *size, recipe, *small, config="configs/default.py")
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "run" / "images" / "synthesized.npy").shape == (4, 48, 48, 3)
     artefact = tmp_path / "run" / "quantized" / f"w6a8-{quick_recipe.NAME}-synthesized"
@@ -59,7 +64,7 @@ def test_the_main_job_runs_at_another_image_size(tmp_path, data):
     assert other.returncode == 2 and "image_size is 32" in other.stderr and "48x48 alone" in other.stderr
 
 
-def test_a_killed_main_job_goes_on_behind_the_models_it_has_saved(finished, data, tmp_path):
+def test_a_killed_main_job_goes_on_behind_the_models_it_has_saved(finished, model, data, tmp_path):
     """As if killed after the third of six, two of which were damaged since: the sound one stays, the others come again,
     and all figures are the same.
     """
@@ -74,15 +79,15 @@ def test_a_killed_main_job_goes_on_behind_the_models_it_has_saved(finished, data
         shutil.rmtree(folder)
     (tmp_path / "run" / "results.json").unlink()
     kept = (tmp_path / "run" / "quantized" / first / "model.safetensors").stat().st_mtime_ns
-    given = (f"--config.model={TINY}", f"--config.data=npz:{data}", "--config.quantization.recipe=paper")
+    given = (f"--config.model={model}", f"--config.data=npz:{data}", "--config.quantization.recipe=paper")
     again = launch("quantize", *given, f"--workdir={tmp_path / 'run'}", *SMALL)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "quantized" / first / "model.safetensors").stat().st_mtime_ns == kept
     before, after = (json.loads((path / "results.json").read_text()) for path in (workdir, tmp_path / "run"))
     assert after["runs"] == before["runs"] and len(after["runs"]) == 1 + len(others) == 6
     for name in others:
-        model = pathlib.Path("quantized", name, "model.safetensors")
-        assert (tmp_path / "run" / model).read_bytes() == (workdir / model).read_bytes()
+        weights = pathlib.Path("quantized", name, "model.safetensors")
+        assert (tmp_path / "run" / weights).read_bytes() == (workdir / weights).read_bytes()
 
 
 def test_runs_whose_figures_are_damaged_are_made_again(tmp_path):
@@ -169,8 +174,8 @@ def test_predictions_are_a_line_an_image(tmp_path):
     assert json.loads(line)["image"].endswith(name)
 
 
-def test_no_data_is_needed(tmp_path):
-    given = (f"--config.model={TINY}", "--config.data=", "--config.quantization.recipe=paper")
+def test_no_data_is_needed(tmp_path, model):
+    given = (f"--config.model={model}", "--config.data=", "--config.quantization.recipe=paper")
     done = launch("quantize", *given, f"--workdir={tmp_path}", *SMALL)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())

@@ -12,10 +12,10 @@ import pytest
 
 import psaq_jax
 from tests import quick_recipe
-from tests.jobs import TINY, settings
+from tests.jobs import settings, shallow
 
 SMALL = (
-    f"--config.model={TINY}", "--config.data=", "--config.quantization.bits=('w6a8',)",
+    "--config.data=", "--config.quantization.bits=('w6a8',)",
     "--config.synthesis.num_images=4", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4",
     "--config.distillation.cycles=3", "--config.distillation.generator_iterations=4",
     "--config.distillation.student_steps=4", "--config.distillation.batch_size=4", "--checkpoint_seconds=0",
@@ -23,20 +23,21 @@ SMALL = (
 )  # fmt: skip
 
 
-def command(workdir, *arguments):
+def command(cache, workdir, *arguments):
     base = [sys.executable, "-m", "launch.distill", "--config=configs/distill.py", f"--workdir={workdir}"]
-    return base + [*SMALL, *arguments]
+    return base + [f"--config.model={shallow(cache)}", *SMALL, *arguments]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
+    """Of the model and of what is compiled."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache):
     workdir = tmp_path_factory.mktemp("run") / "workdir"
-    done = subprocess.run(command(workdir), timeout=600, **settings(cache))
+    done = subprocess.run(command(cache, workdir), timeout=600, **settings(cache))
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -60,7 +61,7 @@ def test_a_killed_job_ends_with_the_same_bits(finished, cache, tmp_path):
     workdir, _ = finished
     running = tmp_path / "killed" / "distillation" / "w6a8" / "running"
     for sent in (signal.SIGKILL, signal.SIGTERM):
-        process = subprocess.Popen(command(tmp_path / "killed"), **settings(cache))
+        process = subprocess.Popen(command(cache, tmp_path / "killed"), **settings(cache))
         before = {path.name for path in running.glob("*")}
         while process.poll() is None and {path.name for path in running.glob("*")} == before:
             time.sleep(0.005)  # until this process writes its first checkpoint
@@ -69,7 +70,7 @@ def test_a_killed_job_ends_with_the_same_bits(finished, cache, tmp_path):
     name = pathlib.Path("quantized") / "w6a8-distill-synthesized" / "model.safetensors"
     summary = running.parent / "summary.json"
     for _ in range(2):  # and once more where a disk has damaged what is beside the student
-        done = subprocess.run(command(tmp_path / "killed"), timeout=600, **settings(cache))
+        done = subprocess.run(command(cache, tmp_path / "killed"), timeout=600, **settings(cache))
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "killed" / name).read_bytes() == (workdir / name).read_bytes()
         assert json.loads(summary.read_text())["images"] == 4 + 3 * 4
@@ -87,7 +88,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(name, cache, tmp_path):
     arguments, message = BAD[name]
-    done = subprocess.run(command(tmp_path / "w", *arguments), timeout=600, **settings(cache))
+    done = subprocess.run(command(cache, tmp_path / "w", *arguments), timeout=600, **settings(cache))
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
     assert "Traceback" not in done.stderr

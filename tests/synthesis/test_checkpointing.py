@@ -19,6 +19,8 @@ from tests import jobs
 from tests.damages import DAMAGES
 from tests.jobs import TINY
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIG = SynthesisConfig(num_images=6, group_size=2, iterations=8)
 
 
@@ -138,8 +140,8 @@ def test_only_files_of_its_own_are_groups(tmp_path):
 def command(workdir):
     fields = ("num_images=4", "group_size=2", "iterations=400")
     return [
-        sys.executable, "-m", "launch.synthesize", "--config=configs/demo.py", f"--config.model={TINY}",
-        f"--workdir={workdir}", "--quiet", "--checkpoint_seconds=0",
+        sys.executable, "-m", "launch.synthesize", "--config=configs/demo.py", f"--workdir={workdir}",
+        f"--config.model={jobs.shallow(workdir.parent)}", "--quiet", "--checkpoint_seconds=0",
         *(f"--config.synthesis.{field}" for field in fields),
     ]  # fmt: skip
 

@@ -18,6 +18,8 @@ from psaq_jax.synthesis_job import parts_for_job
 from tests import jobs
 from tests.jobs import TINY
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIG = psaq_jax.SynthesisConfig(num_images=10, group_size=2, iterations=2)
 FACTS = {"seed": 7, "synthesis": {"iterations": 2}}
 
@@ -137,9 +139,9 @@ def test_labels_of_the_same_name_stay_apart():
 
 def test_the_job_writes_it(tmp_path):
     command = [
-        sys.executable, "-m", "launch.synthesize", "--config=configs/demo.py", f"--config.model={TINY}", "--quiet",
-        f"--workdir={tmp_path}", "--config.synthesis.num_images=4", "--config.synthesis.group_size=2",
-        "--config.synthesis.iterations=2", "--dataset", "--nonpy",
+        sys.executable, "-m", "launch.synthesize", "--config=configs/demo.py", f"--workdir={tmp_path}", "--quiet",
+        f"--config.model={jobs.shallow(tmp_path)}", "--config.synthesis.num_images=4",
+        "--config.synthesis.group_size=2", "--config.synthesis.iterations=2", "--dataset", "--nonpy",
     ]  # fmt: skip
     done = subprocess.run(command, timeout=600, **jobs.settings())
     assert done.returncode == 0, done.stderr

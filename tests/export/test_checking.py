@@ -8,6 +8,8 @@ from psaq_jax import InputError
 from psaq_jax.export import checking
 from tests.export.small_models import VIT, random_model, random_quantized
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(scope="module")
 def q():

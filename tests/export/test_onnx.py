@@ -19,6 +19,8 @@ from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
 from tests.export.small_models import SWINS, VIT, VITS, random_model, random_pixels, random_quantized
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 MODULES = VITS | SWINS
 
 

@@ -18,6 +18,8 @@ from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, restored, 
 from psaq_jax.quantization.integer import integer_model
 from tests.export.small_models import SWIN, VIT, random_model, random_pixels, random_quantized
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # -I: neither the working directory nor PYTHONPATH; an installed psaq_jax is kept out by hand.
 LOADER = """
 import sys

@@ -10,6 +10,8 @@ from psaq_jax import InputError, quantize
 from psaq_jax.quantization.artefact import is_artefact, load_quantized, save_quantized
 from tests.quantization.artefacts import assert_equal
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def test_an_earlier_artefact_is_replaced_through_a_symlink_too(calibrated, tmp_path):
     save_quantized(quantize(*calibrated, 8, 8), tmp_path / "q")

@@ -10,13 +10,11 @@ import sys
 import pytest
 import safetensors.numpy
 
+from tests import quick_compilation
 from tests.golden_files import GOLDEN
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = GOLDEN / "paper" / "vit"
-QUICKLY = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-)
 
 
 def shallow(folder: pathlib.Path) -> pathlib.Path:
@@ -41,7 +39,7 @@ def settings(cache: pathlib.Path | None = None) -> dict:
     Args:
       cache: a folder for what it compiles, where it may be killed while it writes there.
     """
-    flags = f"{os.environ['XLA_FLAGS']} {QUICKLY}"
+    flags = f"{os.environ['XLA_FLAGS']} {quick_compilation.FLAGS}"
     own = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     environment = os.environ | own | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.fake_devices import run
-from tests.jobs import QUICKLY
+from tests.quick_compilation import FLAGS
 
 SCRIPT = """
 import sys
@@ -38,7 +38,7 @@ def test_gradients_and_losses_do_not_depend_on_the_devices(tmp_path):
     images, up to 2e-2 seen. What Adam makes of gradients depends on the devices anyway: it divides each by its own
     size, and tiny ones are all rounding.
     """
-    one, eight = (run(SCRIPT, n, tmp_path / f"{n}.npz", QUICKLY) for n in (1, 8))
+    one, eight = (run(SCRIPT, n, tmp_path / f"{n}.npz", FLAGS) for n in (1, 8))
     assert one.keys() == eight.keys() and {"generator/discrepancy", "student/loss"} <= one.keys()
     images, found = (arrays["gradient/images"].reshape(8, -1) for arrays in (one, eight))
     # The entropy's bandwidth of 0.01 magnifies rounding; the golden gradients of images show as much. Seen: 5.2e-5.

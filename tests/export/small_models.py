@@ -11,6 +11,7 @@ from psaq_jax.models.loading import abstract_params
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
+from tests.quick_compilation import quickly
 
 VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=1, heads=3, hidden=40, classes=5)
 SWIN = SwinTransformer((18, 16), (2, 2), (8, 16), (1, 1), (2, 4), (16, 32), (4, 4), 5, convention="timm")
@@ -41,9 +42,10 @@ def random_pixels(module=VIT, count=5):
 
 
 def random_quantized(module=VIT, weight_bits=4, activation_bits=8, recipe="paper"):
-    model = random_model(module)
-    ranges = calibrate(model, random_pixels(module, 8), recipe)
-    q = quantize(model, ranges, weight_bits, activation_bits, recipe)
+    with quickly():  # how it was made is for others to test
+        model = random_model(module)
+        ranges = calibrate(model, random_pixels(module, 8), recipe)
+        q = quantize(model, ranges, weight_bits, activation_bits, recipe)
     return with_activation_scales(q) if recipe == "default" else q
 
 

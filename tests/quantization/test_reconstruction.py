@@ -12,7 +12,7 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests import fake_devices
 from tests.golden_files import GOLDEN, golden, nhwc
-from tests.jobs import QUICKLY
+from tests.quick_compilation import FLAGS
 
 REFERENCE = golden("paper/vit/reference.npz")
 TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_images"])
@@ -178,7 +178,7 @@ np.savez(sys.argv[2], **found)
 
 def test_gradients_do_not_depend_on_the_devices(tmp_path):
     """To 1e-5 of the largest of a kind: sums whose terms cancel keep no more of themselves."""
-    found = fake_devices.run(SCRIPT, 8, tmp_path / "found.npz", QUICKLY)
+    found = fake_devices.run(SCRIPT, 8, tmp_path / "found.npz", FLAGS)
     one = {name: value for name, value in found.items() if name.startswith("one/")}
     assert len(one) > 20
     for name, value in one.items():

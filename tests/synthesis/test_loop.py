@@ -1,4 +1,4 @@
-"""The loop against six recorded steps of the release, and its promises: seeds, chunks, resumption, compilations."""
+"""The loop against six recorded steps of the release, and its chunks, terms and settings."""
 
 import dataclasses
 
@@ -73,20 +73,6 @@ SMALL = SynthesisConfig(num_images=4, group_size=2, iterations=6, jitter=(30, 60
 WAVES = dataclasses.replace(SMALL, recipe="default", parametrization=None)
 
 
-def test_equal_seeds_give_equal_images_and_others_do_not(model):
-    first, again = (psaq_jax.synthesize(model, SMALL, seed=3) for _ in range(2))
-    np.testing.assert_array_equal(first.images, again.images)
-    assert np.abs(psaq_jax.synthesize(model, SMALL, seed=4).images - first.images).max() > 0.1
-    assert first.images.shape == (4, 32, 32, 3) and first.images.dtype == np.float32
-    assert {name: len(values) for name, values in first.history.items()} == dict.fromkeys(loop.TERMS, 6)
-
-
-def test_groups_do_not_depend_on_each_other(model):
-    both = psaq_jax.synthesize(model, SMALL, seed=1)
-    one = psaq_jax.synthesize(model, SynthesisConfig(num_images=2, group_size=2, iterations=6, jitter=(30, 60)), seed=1)
-    np.testing.assert_array_equal(both.images[:2], one.images)
-
-
 @pytest.mark.parametrize("config", [SMALL, WAVES])
 def test_chunks_do_not_change_the_images(config, model, monkeypatch):
     whole = psaq_jax.synthesize(model, config, seed=2)
@@ -95,60 +81,10 @@ def test_chunks_do_not_change_the_images(config, model, monkeypatch):
     np.testing.assert_array_equal(whole.images, parts.images)
 
 
-def test_new_seeds_compile_nothing(model, compilations):
-    psaq_jax.synthesize(model, SMALL, seed=5)
-    with compilations() as count:
-        psaq_jax.synthesize(model, SMALL, seed=6)
-    assert count() == 0
-
-
-@pytest.mark.parametrize("changes", [{}, {"recipe": "default"}])
-def test_the_loss_falls(changes, model):
-    config = SynthesisConfig(num_images=4, group_size=4, iterations=60, **changes)
-    history = psaq_jax.synthesize(model, config, seed=0).history["loss"]
-    assert history[-5:].mean() < history[:5].mean()
-
-
 @pytest.mark.parametrize("iterations, expected", [(1000, 25), (6, 6), (1, 1), (101, 25), (26, 13), (46, 23)])
 def test_chunks_add_up(iterations, expected):
     lengths = driver.chunk_lengths(iterations)
     assert sum(lengths) == iterations and lengths[0] == expected and len(set(lengths)) <= 2
-
-
-@pytest.mark.parametrize("changes", [{}, {"rescale_factor": 1.0, "mean": (127.5,) * 3, "std": (127.5,) * 3}])
-@pytest.mark.parametrize("parametrization", ["pixels", "frequencies"])
-def test_recipe_default_keeps_to_the_models_own_pixels(parametrization, model, changes):
-    model = model.replace(preprocessing=dataclasses.replace(model.preprocessing, **changes))
-    config = SynthesisConfig(2, 2, 4, recipe="default", parametrization=parametrization)
-    images = psaq_jax.synthesize(model, config).images
-    lower, upper = model.preprocessing.lower, model.preprocessing.upper
-    assert (images >= lower - 1e-6).all() and (images <= upper + 1e-6).all()
-    assert images.max() - images.min() > 0.5 * (upper - lower).min(), "and uses them"
-
-
-def test_bandwidth_is_the_configs(model):
-    """The paper's where nothing is said, in either recipe."""
-    images = loop.initial_group(model, SynthesisConfig(2, 2), 0, 0).variables
-    attentions = [  # the step may flip the images
-        psaq_jax.sites.record(model.module, model.params, x, "*/attention_output")[1].values()
-        for x in (images, images[:, :, ::-1])
-    ]
-    entropies = {}
-    for bandwidth in (0.01, 0.05):
-        config = SynthesisConfig(2, 2, iterations=1, jitter=(0, 0), bandwidth=bandwidth)
-        state = loop.initial_group(model, config, 0, 0)
-        _, terms = jax.jit(loop.step, static_argnums=1)(model, config, state, 0)
-        entropies[bandwidth] = float(terms["entropy"])
-        found = [-sum(loop.patch_similarity_entropy(a, bandwidth=bandwidth) for a in layers) for layers in attentions]
-        assert np.abs(entropies[bandwidth] - np.array(found)).min() < 1e-4 * abs(found[0])
-    assert abs(entropies[0.01] - entropies[0.05]) > 0.01 * abs(entropies[0.01])
-    assert SynthesisConfig().bandwidth == SynthesisConfig(recipe="default").bandwidth == 0.01
-
-
-def test_a_loss_that_overflows_stops_with_iteration_and_term(model):
-    model = model.replace(params=jax.tree.map(lambda x: x * np.float32(1e30), model.params), source=model.source)
-    with pytest.raises(psaq_jax.InputError, match="cross_entropy.* not finite at iteration 1"):
-        psaq_jax.synthesize(model, SynthesisConfig(num_images=2, group_size=2, iterations=4))
 
 
 @pytest.mark.parametrize("broken, named", [(("entropy", "loss"), "entropy"), (("loss",), "loss")])

@@ -3,8 +3,8 @@
 from psaq_jax.quantization.recipes import read_recipe
 
 OFF = (
-    "close_ups", "token_importance", "fold_norms", "fold_attention", "fold_activations", "search_weight_scales", "gptq",
-    "coordinate_descent", "two_sided", "reconstruct",
+    "close_ups", "token_importance", "rotate", "fold_norms", "fold_attention", "fold_activations",
+    "search_weight_scales", "gptq", "coordinate_descent", "two_sided", "reconstruct",
 )  # fmt: skip
 NAME = "-".join(("default", *OFF))
 QUICK = read_recipe(NAME)[1]

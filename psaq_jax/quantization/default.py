@@ -1,7 +1,8 @@
-"""Recipe "default": fold, choose ranges, round weights, reconstruct; one segment of the model at a time.
+"""Recipe "default": rotate, fold, choose ranges, round weights, reconstruct; one segment of the model at a time.
 
 Nothing here needs labels or real images. Every ingredient is a function of its own in the modules named after it
-(folding, importance, clipping, gptq, two_sided, reconstruction); this one only says in which order they meet a segment.
+(rotation, folding, importance, clipping, gptq, two_sided, reconstruction); this one only says in which order they meet
+a segment.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from psaq_jax.quantization.output_moments import IMAGES, block_gradients, output
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
+from psaq_jax.quantization.rotation import rotated
 from psaq_jax.quantization.segments import Link, chain
 from psaq_jax.quantization.two_sided import two_sided
 from psaq_jax.quantization.views import close_ups, with_plain_grounds
@@ -45,6 +47,8 @@ def default_params_and_sites(
       images: [n, height, width, 3] float32 normalised.
       progress: called as progress(segments done, all); folder: of the reconstruction.
     """
+    if options.rotate:
+        model = model.replace(params=rotated(model.module, model.params, options.seed))
     params, sites, kernels, pixels = model.params, {}, {}, model.preprocessing.pixel_range
     near = close_ups(images, options.seed) if options.close_ups else None
     if options.plain_grounds:

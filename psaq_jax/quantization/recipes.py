@@ -23,17 +23,17 @@ LONGEST_NAME = 200  # of a recipe; names of files hold 255 letters
 
 # "default-gptq" is recipe "default" without that ingredient, "default+learn_rounding" with one that it leaves out.
 WITHOUT = {
-    "plain_grounds": False, "close_ups": False, "first_last_8bit": False, "fold_norms": False, "fold_attention": False,
-    "fold_activations": False, "folding_strength": 1.0, "search_ranges": False, "token_importance": False,
-    "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False, "coordinate_descent": False,
-    "two_sided": False, "search_weight_scales": False, "bias_correction": False, "reconstruct": False,
-    "learn_scales": False, "learn_rounding": False,
+    "plain_grounds": False, "close_ups": False, "first_last_8bit": False, "rotate": False, "fold_norms": False,
+    "fold_attention": False, "fold_activations": False, "folding_strength": 1.0, "search_ranges": False,
+    "token_importance": False, "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False,
+    "coordinate_descent": False, "two_sided": False, "search_weight_scales": False, "bias_correction": False,
+    "reconstruct": False, "learn_scales": False, "learn_rounding": False,
 }  # fmt: skip
 WITH = {"reconstruct": True, "learn_scales": True, "learn_rounding": True}
 # What records that are older than a switch mean; every new one stands here.
 ADDED = {
     "token_importance": False, "close_ups": False, "coordinate_descent": False, "two_sided": False,
-    "learn_scales": True,
+    "learn_scales": True, "rotate": False,
 }  # fmt: skip
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
@@ -60,6 +60,8 @@ class DefaultRecipe:
       plain_grounds: every calibration image counts once more, shrunk on a plain ground (`views`).
       close_ups: and in the second moments that kernels are rounded by twice more, a part of it enlarged (`views`).
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
+      rotate: the residual stream of plain vision transformers is rotated, so that no channel is larger than the others
+        (`rotation`).
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.
       fold_activations: at 8 bits, scales for the channels of GELU outputs, kept as a product by channel.
@@ -92,6 +94,7 @@ class DefaultRecipe:
     plain_grounds: bool = True
     close_ups: bool = True
     first_last_8bit: bool = True
+    rotate: bool = True
     fold_norms: bool = True
     fold_attention: bool = True
     fold_activations: bool = True

@@ -75,10 +75,10 @@ def test_zero_lies_in_every_range(model):
 
 
 @pytest.mark.parametrize("switch", [
-    {"plain_grounds": False}, {"close_ups": False}, {"first_last_8bit": False}, {"fold_norms": False},
-    {"fold_attention": False}, {"search_ranges": False}, {"token_importance": False}, {"softmax": "uniform"},
-    {"gptq": False}, {"coordinate_descent": False}, {"two_sided": False}, {"search_weight_scales": False},
-    {"bias_correction": False},
+    {"plain_grounds": False}, {"close_ups": False}, {"first_last_8bit": False}, {"rotate": False},
+    {"fold_norms": False}, {"fold_attention": False}, {"search_ranges": False}, {"token_importance": False},
+    {"softmax": "uniform"}, {"gptq": False}, {"coordinate_descent": False}, {"two_sided": False},
+    {"search_weight_scales": False}, {"bias_correction": False},
 ])  # fmt: skip
 def test_every_ingredient_can_be_switched_off(model, switch):
     options = DefaultRecipe(**switch)

@@ -1,0 +1,68 @@
+"""Rotating the residual stream leaves the function as it was, whatever the family, and spreads what channels hold."""
+
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import psaq_jax
+from psaq_jax.quantization.rotation import rotated, rotation
+from psaq_jax.sites import record
+from tests.golden_files import GOLDEN
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+PLAIN = ("hf_vit", "timm_deit_distilled", "hf_dinov2", "hf_dinov2_registers", "hf_dinov2_swiglu")
+
+
+def varied(model):
+    """The model with LayerNorms' scales and biases, and biases, as trained ones differ; some scales are zero."""
+    generator, flat = np.random.default_rng(1), traverse_util.flatten_dict(model.params, sep="/")
+    for path, value in flat.items():
+        if path.endswith(("norm1/scale", "norm/scale", "bias")):
+            flat[path] = value + generator.normal(0, 0.5, value.shape).astype(np.float32)
+        if path.endswith("norm2/scale"):
+            flat[path] = value.at[::5].set(0)
+    return model.replace(params=traverse_util.unflatten_dict(flat, sep="/"))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_rotated_model_is_the_same_function(name):
+    model = varied(psaq_jax.load_model(GOLDEN / "checkpoints" / name))
+    images = np.random.default_rng(0).normal(size=(3, *model.image_shape)).astype(np.float32)
+    turned = model.replace(params=rotated(model.module, model.params))
+    expected = np.asarray(model(images))
+    np.testing.assert_allclose(turned(images), expected, atol=1e-5 * np.abs(expected).max())
+    turn = rotation(model.module.width, seed=0)
+    before, after = (record(m.module, m.params, images, "block_?/residual?")[1] for m in (model, turned))
+    for site, x in before.items():
+        np.testing.assert_allclose(after[site], x @ turn, atol=1e-5 * np.abs(x).max(), err_msg=site)
+
+
+def test_a_rotation_keeps_lengths_and_the_vector_of_ones():
+    turn, other = rotation(48, seed=0), rotation(48, seed=1)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(48), atol=1e-6)
+    np.testing.assert_allclose(np.ones(48) @ turn, 1, atol=1e-6)
+    assert np.abs(turn - other).max() > 0.1
+
+
+def test_a_channel_larger_than_others_is_spread():
+    model = psaq_jax.load_model(GOLDEN / "checkpoints" / "hf_dinov2")
+    flat, images = traverse_util.flatten_dict(model.params, sep="/"), np.zeros((1, *model.image_shape), np.float32)
+    positions = flat["position_embedding"]
+    flat["position_embedding"] = positions.at[:, 3].set(100.0 * (-1) ** np.arange(len(positions)))
+    flat["block_0/norm1/scale"] = np.ones(model.module.width, np.float32)
+    params = traverse_util.unflatten_dict(flat, sep="/")
+
+    def spread(params):
+        _, found = record(model.module, params, images, "block_0/norm1_output")
+        reach = np.abs(found["block_0/norm1_output"]).max((0, 1))
+        return reach.max() / np.median(reach)
+
+    assert spread(rotated(model.module, params)) < 0.5 * spread(params)
+
+
+@pytest.mark.parametrize("name", ["hf_swin", "timm_vit"])
+def test_what_lets_no_rotation_through_stays_as_it_is(name):
+    model = psaq_jax.load_model(GOLDEN / "checkpoints" / name)
+    module = model.module if name == "hf_swin" else model.module.clone(qkv_bias=False)
+    assert rotated(module, model.params) is model.params

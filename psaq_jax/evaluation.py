@@ -44,6 +44,7 @@ def evaluate(
       InputError: no labels, a label that the model lacks, classes in another order, no image can be read.
     """
     dataset = _opened(dataset)
+    check_classes(dataset, tuple(getattr(model_or_q, "labels", None) or ()))
     check_labelled(dataset, getattr(model_or_q, "classes", None))
     shared = _Shared(dataset)
     sums = np.zeros(4)
@@ -59,7 +60,7 @@ def collect_logits(
     model_or_q, dataset, batch_size: int = 250, progress: Progress | None = None, workers: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """The logits float32 [n, classes] and labels int32 [n] (UNLABELLED: none); arguments and errors as `evaluate`, but
-    that labels may be missing or wrong.
+    that labels may be missing or wrong, and folders named after anything.
     """
     shared = _Shared(_opened(dataset))
     parts = list(_logits(model_or_q, shared, batch_size, progress, workers))
@@ -196,7 +197,6 @@ def _opened(dataset) -> Dataset:
 
 def _logits(model, shared: _Shared, batch_size, progress, workers) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     dataset = shared.own
-    check_classes(shared.dataset, tuple(getattr(model, "labels", None) or ()))
     size = _batch_size(batch_size, len(shared.dataset))  # as one process has it: rounding depends on the batch
     done = 0
     for part in _forward(model, dataset.batches(model.preprocessing, size, workers)):

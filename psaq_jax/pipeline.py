@@ -86,12 +86,10 @@ def load_data(config: JobConfig) -> Dataset | None:
 
 
 def open_data(config: JobConfig, model: Model | QuantizedModel, labelled: bool = True) -> Dataset | None:
-    """The same, once it fits the model; `labelled`: and has labels that do, as far as that is known before reading."""
+    """The same; `labelled`: once its classes and labels are the model's, as far as that is known before reading."""
     dataset = load_data(config)
-    if dataset is None:
-        return None
-    check_classes(dataset, model.labels)
-    if labelled:
+    if dataset is not None and labelled:
+        check_classes(dataset, model.labels)
         check_labelled(dataset, model.classes)
     return dataset
 

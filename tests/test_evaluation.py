@@ -223,6 +223,7 @@ def test_class_folders_that_may_be_any_of_the_models_classes(tmp_path):
         evaluate(Linear(3, labels=("ape", "bee", "cow")), data)
     with pytest.raises(InputError, match="found 2 classes, the model has 1"):
         evaluate(Linear(1, labels=("ape",)), data)
+    assert collect_logits(Linear(1, labels=("ape",)), data)[0].shape == (2, 1)  # which asks for no labels
     (tmp_path / "index.json").write_text('["n1", "n2"]')
     for labels, dataset in (
         (("ape", "bee", "cow"), load_dataset(data, class_index=str(tmp_path / "index.json"))),

@@ -10,6 +10,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -166,18 +167,29 @@ def unreadable(path: pathlib.Path, reason: str) -> TryAgain:
     return TryAgain(f"{path}: cannot be read ({reason}); nothing was removed: start the same command again")
 
 
-def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """What `write_npz` wrote; None where there is no such file, or any bit of it has changed.
+def open_if_there(path: pathlib.Path) -> BinaryIO | None:
+    """A file that the caller can make again, to read; None where there is none.
 
     Raises:
       TryAgain: it cannot be opened now (a failing network disk, no right to).
     """
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise unreadable(path, error.strerror) from None
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """What `write_npz` wrote; None where there is no such file, or any bit of it has changed.
+
+    Raises:
+      TryAgain: as `open_if_there`.
+    """
+    file = open_if_there(path)
+    if file is None:
+        return None
     try:
         with file, np.load(file, allow_pickle=False) as archive:
             return checksums.remove(dict(archive))

@@ -100,11 +100,14 @@ def load_quantized(directory: str | os.PathLike, execution: str = "simulated") -
       execution: "simulated": the logits equal those of the saved model bit for bit. "integer": an `IntegerModel`,
         whose matrix products run on integers where they can.
     Raises:
-      InputError: files that are missing, cut off, altered or of another version, naming the file and field; another
-        execution.
+      InputError: files that are missing, unreadable, cut off, altered or of another version, naming the file and
+        field; another execution.
     """
     check_choice("execution", execution, EXECUTIONS)
-    q = _load(pathlib.Path(directory))
+    try:
+        q = _load(pathlib.Path(directory))
+    except OSError as error:
+        raise InputError(f"{error.filename or directory}: cannot be read ({error.strerror})") from None
     if execution == "simulated":
         return q
     from psaq_jax.quantization.integer import integer_model  # most who load an artefact need nothing of it
@@ -153,7 +156,14 @@ def is_artefact(directory: str | os.PathLike) -> bool:
 
 
 def load_quantized_if_whole(directory: str | os.PathLike) -> QuantizedModel | None:
-    """What `load_quantized` gives of a model that the caller can make again; None where it is missing or damaged."""
+    """What `load_quantized` gives of a model that the caller can make again; None where it is missing or damaged.
+
+    Raises:
+      TryAgain: it cannot be opened now, and may well be whole.
+    """
+    for name in (CONFIG, WEIGHTS, PREPROCESSOR):
+        if file := files.open_if_there(pathlib.Path(directory, name)):
+            file.close()
     try:
         return load_quantized(directory)
     except InputError:

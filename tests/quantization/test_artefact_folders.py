@@ -2,12 +2,14 @@
 
 import errno
 import os
+import pathlib
 import re
 
 import pytest
 
 from psaq_jax import InputError, quantize
-from psaq_jax.quantization.artefact import is_artefact, load_quantized, save_quantized
+from psaq_jax.errors import TryAgain
+from psaq_jax.quantization.artefact import is_artefact, load_quantized, load_quantized_if_whole, save_quantized
 from tests.quantization.artefacts import assert_equal
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -66,3 +68,21 @@ def test_a_full_disk_leaves_the_earlier_artefact_and_no_litter(calibrated, tmp_p
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["q"]
     assert_equal(load_quantized(tmp_path / "q"), earlier)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_what_nobody_may_read_is_not_taken_for_damaged(calibrated, tmp_path, monkeypatch, name):
+    save_quantized(quantize(*calibrated), tmp_path / "q")
+    real = pathlib.Path.open
+
+    def denied(path, *arguments, **named):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(pathlib.Path, "open", denied)
+    with pytest.raises(TryAgain, match=rf"{name}: cannot be read \(Permission denied\); nothing was removed"):
+        load_quantized_if_whole(tmp_path / "q")
+    if name == "model.safetensors":
+        with pytest.raises(InputError, match=rf"{name}: cannot be read \(Permission denied\)$"):
+            load_quantized(tmp_path / "q")

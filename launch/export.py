@@ -15,10 +15,11 @@ from ml_collections import config_flags
 from launch import config as launch_config
 from psaq_jax import pipeline
 from psaq_jax.errors import InputError
+from psaq_jax.export.description import check_folder
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.export.stablehlo import PLACES, export_stablehlo
 from psaq_jax.quantization.artefact import EXECUTIONS
-from psaq_jax.workdir import local_folder
+from psaq_jax.workdir import results_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "A file in configs/; only `model` is read.")
 FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of the exported file.")
@@ -33,7 +34,7 @@ def main():
     if WEIGHTS.value == "beside" and FORMAT.value == "onnx":
         raise InputError("--weights=beside is for StableHLO; an ONNX file holds its weights, leave it out")
     model = pipeline.load_either(launch_config.read_job(CONFIG), EXECUTION.value)
-    with local_folder(WORKDIR.value) as workdir:
+    with results_folder(WORKDIR.value, check_folder) as workdir:
         if FORMAT.value == "onnx":
             written = export_onnx(model, workdir)
         else:

@@ -26,7 +26,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.files import write_bytes
 from psaq_jax.models.saving import save_huggingface_vit
 from psaq_jax.models.vit import VisionTransformer
-from psaq_jax.workdir import keep_settings
+from psaq_jax.workdir import keep_settings, results_folder
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write the checkpoint and its log to.", required=True)
@@ -57,20 +57,31 @@ def main():
         raise InputError("--output is empty, expected a folder to write the checkpoint to")
     if not 0 < RATE.value <= 1:
         raise InputError(f"--learning_rate is {RATE.value}, expected a number above 0, at most 1")
+    examples, test = load("train"), load("t10k")
+    count = len(examples[0])
+    if BATCH.value > count:
+        raise InputError(f"--batch_size is {BATCH.value}, there are {count} images; expected no more than that")
+    with results_folder(OUTPUT.value, check_output, "--output") as output:
+        train(*examples, test, output)
+
+
+def check_output(output: pathlib.Path) -> None:
+    if (output / "config.json").exists() and not (output / STATE).exists():
+        raise InputError(f"--output={output}: has another model's config.json; choose another folder")
+
+
+def train(images, labels, test, output: pathlib.Path) -> None:
+    """All epochs that OUTPUT's state lacks, and the checkpoint."""
     module = VisionTransformer(
         image_size=SIZE, patch_size=(4, 4), width=96, depth=6, heads=3, hidden=192, classes=10
     )
-    (images, labels), test = load("train"), load("t10k")
     epoch_steps = len(images) // BATCH.value
-    if not epoch_steps:
-        raise InputError(f"--batch_size is {BATCH.value}, there are {len(images)} images; expected no more than that")
     optimizer = training.make_optimizer(RATE.value, EPOCHS.value * epoch_steps, 2 * epoch_steps, 0.05)
     step = training.make_train_step(
         module, optimizer, seed=SEED.value, margin=2, label_smoothing=0.1, average_decay=0.999
     )
     predict = jax.jit(lambda params, x: jnp.argmax(module.apply({"params": params}, x), -1))
 
-    output = make_output()
     saved = output / STATE
     state = restored(saved, training.initial_state(module, optimizer, images[:1], SEED.value))
     settings = {
@@ -84,17 +95,6 @@ def main():
         note(output / "training_log.jsonl", epoch, loss, top1(predict, state.average, *test), time.time() - started)
         write_bytes(saved, serialization.to_bytes(state))
     save_huggingface_vit(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
-
-
-def make_output() -> pathlib.Path:
-    output = pathlib.Path(OUTPUT.value)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output={output}: is no folder to write to ({error.strerror}); choose another") from None
-    if (output / "config.json").exists() and not (output / STATE).exists():
-        raise InputError(f"--output={output}: has another model's config.json; choose another folder")
-    return output
 
 
 def restored(saved: pathlib.Path, start):

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: written beside their place, then renamed onto it."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -59,14 +60,17 @@ def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pa
     return path
 
 
-def remove_unfinished(folder: pathlib.Path, lock: str) -> None:
-    """Removes what killed processes left in a folder and all below it; not in folders with a lock of their own, where
-    others may be at work.
+def remove_unfinished(folder: pathlib.Path, lock: str, below: bool = True) -> None:
+    """Removes what killed processes left in a folder and, unless `below` is False, in folders below it; not in those
+    with a lock of their own, where others may be at work.
     """
     for root, folders, names in os.walk(folder):
         for name in names:
             if name.startswith(UNFINISHED):
-                pathlib.Path(root, name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # somebody else's, as in /tmp
+                    pathlib.Path(root, name).unlink()
+        if not below:
+            return
         for name in folders:
             if name.startswith(UNFINISHED):
                 shutil.rmtree(os.path.join(root, name), ignore_errors=True)

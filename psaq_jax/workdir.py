@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from psaq_jax import buckets, distributed, files, temporary
 from psaq_jax.errors import InputError
@@ -43,18 +43,18 @@ def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _locked(path, folder: pathlib.Path) -> Iterator[None]:
+def _locked(path, folder: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
     """Makes the folder, and keeps others out while the block runs; the system opens the lock of who dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
-        raise InputError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
+        raise InputError(f"{flag}={path}: cannot be written ({error.strerror}); choose another folder") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"--workdir={path}: another run is at work there; wait for it or choose another") from None
+            raise InputError(f"{flag}={path}: another run is at work there; wait for it or choose another") from None
         yield
 
 
@@ -77,16 +77,25 @@ def local_folder(path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def results_folder(path) -> Iterator[pathlib.Path]:
-    """`local_folder` of a job that writes at its end: tried before the work, and no folder of another kind of job.
+def results_folder(
+    path, check: Callable[[pathlib.Path], None] | None = None, flag: str = "--workdir"
+) -> Iterator[pathlib.Path]:
+    """`local_folder` of a job that writes files beside others: tried before the work, and locked while the block runs.
+    Files that a killed job was writing there are removed; not below, where others may be at work.
 
+    Args:
+      check: raises InputError where the folder will not do; by default, where it is another kind of job's.
+      flag: that `path` was given by, for errors.
     Raises:
       InputError: a folder with a config.json, another process at work there, or no right to write.
     """
     with local_folder(path) as folder:
-        if os.path.exists(folder / "config.json"):
-            raise InputError(f"--workdir={path}: has the config.json of another job or model; choose another folder")
-        with _locked(path, folder):
+        if check:
+            check(folder)
+        elif os.path.exists(folder / "config.json"):
+            raise InputError(f"{flag}={path}: has the config.json of another job or model; choose another folder")
+        with _locked(path, folder, flag):
+            files.remove_unfinished(folder, LOCK, below=False)
             yield folder
 
 

@@ -1,5 +1,6 @@
 """The jobs as users start them: what they write, and one line with exit code 2 for bad input."""
 
+import gzip
 import json
 import pathlib
 import re
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from psaq_jax import files
+from psaq_jax.workdir import results_folder
 from tests import jobs, quick_recipe
 from tests.jobs import TINY
 
@@ -267,3 +269,21 @@ def test_scripts_that_rebuild_the_assets_refuse_in_one_line(script, arguments, m
     done = launch(script, f"--output={tmp_path / 'output'}", *arguments, config=None)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
     assert not (tmp_path / "output").exists()
+
+
+def fashion_mnist(folder):
+    """As many images as --batch_size=4 takes, in the four files of the data set."""
+    for split in ("train", "t10k"):
+        images = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (4, 28, 28)) + bytes(4 * 28 * 28)
+        files.write_bytes(folder / f"{split}-images-idx3-ubyte.gz", gzip.compress(images))
+        labels = b"\0\0\x08\x01" + (4).to_bytes(4, "big") + bytes(range(4))
+        files.write_bytes(folder / f"{split}-labels-idx1-ubyte.gz", gzip.compress(labels))
+    return (f"--data_dir={folder}", "--batch_size=4")
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    output = tmp_path / "output"
+    with results_folder(output):
+        done = launch("train_demo", *fashion_mnist(tmp_path / "data"), f"--output={output}", config=None)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"--output={output}: another run is at work there" in done.stderr

@@ -59,6 +59,15 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path):
         assert len(list(other.iterdir())) == 1  # of a run at work
 
 
+def test_what_a_killed_job_was_writing_beside_others_is_removed(tmp_path):
+    """Not below: others may be at work there, such as `save_quantized`, which has no lock."""
+    for name in (f"{files.UNFINISHED}x.npy", f"below/{files.UNFINISHED}y.npy", f"{files.UNFINISHED}q/config.json"):
+        files.write_text(tmp_path / name, "")
+    with results_folder(tmp_path):
+        found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(found) == [".lock", f"{files.UNFINISHED}q/config.json", f"below/{files.UNFINISHED}y.npy"]
+
+
 def test_a_config_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "directory" / "config.json").mkdir(parents=True)
     (tmp_path / "deep").mkdir()
@@ -93,6 +102,9 @@ def test_results_go_into_no_other_job_s_folder(tmp_path):
     refused = {"run": "has the config.json of another job", "file": "cannot be written", "a" * 300: "name too long"}
     for name, message in refused.items():
         with pytest.raises(InputError, match=message), results_folder(tmp_path / name):
+            pytest.fail("the work began")
+    with pytest.raises(InputError, match="^--output=.*file: cannot be written"):
+        with results_folder(tmp_path / "file", lambda folder: None, "--output"):
             pytest.fail("the work began")
     with results_folder(tmp_path / "new") as folder:
         assert [path.name for path in folder.iterdir()] == [".lock"]

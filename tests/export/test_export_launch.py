@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 from psaq_jax import save_quantized
+from psaq_jax.workdir import results_folder
+from tests import jobs
 from tests.export.small_models import random_quantized
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,7 +25,7 @@ def test_an_artefact_becomes_stablehlo(tmp_path, monkeypatch):
     save_quantized(random_quantized(), tmp_path / "q")
     done = launch(f"--config.model={tmp_path / 'q'}", "--execution=integer", f"--workdir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "model.stablehlo"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "export.json", "model.stablehlo"]
     assert "model.stablehlo" in done.stdout
     before = sorted((tmp_path / "q").iterdir())
     done = launch(f"--config.model={tmp_path / 'q'}", "--format=onnx", f"--workdir={tmp_path / 'q'}")
@@ -43,3 +45,13 @@ def test_integers_of_a_float_model_are_refused(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: --execution=integer is for saved quantized models")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_will_not_do_is_known_before_the_work(tmp_path):
+    """And two do not export into one at once."""
+    (tmp_path / "file").write_text("")
+    with results_folder(tmp_path / "busy"):
+        for name, message in (("file", "cannot be written (File exists)"), ("busy", "another run is at work there")):
+            workdir = f"--workdir={tmp_path / name}"
+            done = launch(f"--config.model={jobs.TINY}", "--format=onnx", workdir)
+            assert done.returncode == 2 and done.stderr.startswith(f"error: {workdir}: {message}"), done.stderr

@@ -162,6 +162,8 @@ def quantized_models(
                 yield run, of_first_process(q)
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)
+    if folder:  # of a run that was saved and then killed
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def of_first_process(q: QuantizedModel | None) -> QuantizedModel:

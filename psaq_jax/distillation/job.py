@@ -16,7 +16,7 @@ from psaq_jax.progress import Bars, Progress
 from psaq_jax.quantization.artefact import load_quantized_if_whole
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
-from psaq_jax.synthesis.checkpointing import open_checkpoints
+from psaq_jax.synthesis.checkpointing import open_checkpoints, warn_damaged
 
 SUMMARY = "summary.json"
 
@@ -27,20 +27,37 @@ def students(
 ) -> Iterator[tuple[dict, QuantizedModel]]:  # fmt: skip
     """Yields (run fields, quantized model) at every pair of bit-widths: the start, then the student.
 
-    The start is recipe "default" on the synthesized images. A student that an earlier run of the job saved under
-    WORKDIR/quantized is read; a distillation under way goes on from WORKDIR/distillation.
+    The start is recipe "default" on the synthesized images. Models that an earlier run of the job saved under
+    WORKDIR/quantized are read; a distillation under way goes on from WORKDIR/distillation.
     """
-    for run, start in quantized_models(config, model, {"synthesized": images}, workdir, bars):
+    models, done = workdir / "quantized", {}
+    for bits in config.quantization.bits:
+        name = run_name({"bits": bits, "recipe": "default", "calibration": "synthesized"})
+        if (q := _saved(models / name)) is not None:
+            done[name] = q
+    for run, q in quantized_models(config, model, {"synthesized": images}, workdir, bars, done.keys()):
+        start = done[run_name(run)] if q is None else q
         yield run, start
         run = run | {"recipe": DISTILL}
-        saved, folder = workdir / "quantized" / run_name(run), bits_folder(workdir, run["bits"])
-        student = load_quantized_if_whole(saved) if files.read_figures(folder / SUMMARY) else None
+        saved, folder = models / run_name(run), bits_folder(workdir, run["bits"])
+        student = _saved(saved) if files.read_figures(folder / SUMMARY) else None
         if student is not None:
             yield run, student
         else:
             shutil.rmtree(saved, ignore_errors=True)
             bar = bars(f"distill {run['bits']}")
             yield run, distill_for_job(config, model, start, images, folder, bar, every_seconds)
+
+
+def _saved(folder: pathlib.Path) -> QuantizedModel | None:
+    """What an earlier run of the job saved there; what is damaged makes room, for `save_quantized` replaces nothing
+    that is no artefact.
+    """
+    q = load_quantized_if_whole(folder)
+    if q is None and folder.exists():
+        warn_damaged(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    return q
 
 
 def bits_folder(workdir: pathlib.Path, bits: str) -> pathlib.Path:

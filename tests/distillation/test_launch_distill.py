@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
+from psaq_jax import files
 from tests import quick_recipe
 from tests.jobs import settings, shallow
 
@@ -67,14 +69,32 @@ def test_a_killed_job_ends_with_the_same_bits(finished, cache, tmp_path):
             time.sleep(0.005)  # until this process writes its first checkpoint
         process.send_signal(sent)
         process.communicate(timeout=600)
-    name = pathlib.Path("quantized") / "w6a8-distill-synthesized" / "model.safetensors"
-    summary = running.parent / "summary.json"
+    summary, left = running.parent / "summary.json", tmp_path / "killed" / "reconstruction" / "of_the_start.npz"
     for _ in range(2):  # and once more where a disk has damaged what is beside the student
+        files.write_bytes(left, b"")
         done = subprocess.run(command(cache, tmp_path / "killed"), timeout=600, **settings(cache))
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / "killed" / name).read_bytes() == (workdir / name).read_bytes()
+        assert not left.exists()
+        assert "w6a8-default-synthesized quantize" not in done.stderr  # the start is saved
+        assert models(tmp_path / "killed") == models(workdir)
         assert json.loads(summary.read_text())["images"] == 4 + 3 * 4
         summary.write_bytes(b"{")
+
+
+def test_a_damaged_start_is_made_again(finished, cache, tmp_path):
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "quantized" / "w6a8-default-synthesized" / "config.json").write_text("{")
+    done = subprocess.run(command(tmp_path / "run"), timeout=600, **settings(cache))
+    assert done.returncode == 0, done.stderr
+    assert "w6a8-default-synthesized quantize: 100%" in done.stderr and "distill w6a8: " not in done.stderr
+    assert models(tmp_path / "run") == models(workdir)
+
+
+def models(workdir: pathlib.Path) -> dict[str, bytes]:
+    """{name: content} of all files of the saved models."""
+    folder = workdir / "quantized"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 BAD = {

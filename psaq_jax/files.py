@@ -123,7 +123,12 @@ def check_regular(path: pathlib.Path) -> os.stat_result:
     Raises:
       OSError: missing, or no regular file.
     """
-    found = path.stat()
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise OSError("a link to nothing") from None
+        raise
     if not stat.S_ISREG(found.st_mode):
         raise OSError("not a regular file")
     return found

@@ -5,6 +5,7 @@ Weights are read through safetensors alone; nothing is ever unpickled and no cod
 
 import functools
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -95,7 +96,7 @@ def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessi
         make = functools.partial(Preprocessing.from_timm, cfg)
     else:
         path = directory / "preprocessor_config.json"
-        preprocessor = files.read_json(path, "it holds the preprocessing") if path.exists() else None
+        preprocessor = files.read_json(path, "it holds the preprocessing") if os.path.lexists(path) else None
         make = functools.partial(Preprocessing.from_huggingface, config, preprocessor)
     try:
         found = make()

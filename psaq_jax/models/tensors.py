@@ -1,5 +1,6 @@
 """Named tensors of a checkpoint's safetensors files: found, listed and read. Nothing is ever unpickled."""
 
+import os
 import pathlib
 import re
 
@@ -18,12 +19,15 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a checkpoint: one, or the shards that its index names.
 
     Raises:
-      InputError: none, an index that is damaged, or one that names files elsewhere.
+      InputError: none, none that is a file, an index that is damaged, or one that names files elsewhere.
     """
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
         return _shards(directory / INDEX)
+    for path in (directory / WEIGHTS, directory / INDEX):
+        if os.path.lexists(path):
+            _refuse_irregular(path)
     try:
         others = sorted(p.name for p in directory.iterdir() if p.suffix in OTHERS)
     except OSError as error:
@@ -36,6 +40,15 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
         "pickled weights are never read: convert them where you trust them, with "
         "model.save_pretrained(DIR, safe_serialization=True) or safetensors.torch.save_file(state_dict, FILE)"
     )
+
+
+def _refuse_irregular(path: pathlib.Path) -> None:
+    try:
+        files.check_regular(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: is no file of weights ({error.strerror or error}), expected one; download it again"
+        ) from None
 
 
 def file_stamps(directory: pathlib.Path) -> tuple[tuple[str, int, int], ...]:

@@ -91,10 +91,26 @@ def test_pipes_devices_and_giants_are_not_read(vit, name):
     assert f"{name}: is not readable JSON ({2**40} bytes, expected at most" in refused(vit)
 
 
-def test_a_directory_called_model_safetensors(vit):
-    (vit / "model.safetensors").unlink()
-    (vit / "model.safetensors").mkdir()
-    assert "expected model.safetensors" in refused(vit)
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda path: path.mkdir(), "not a regular file"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("gone"), "a link to nothing"),
+        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    ],
+    ids=["directory", "pipe", "link to nothing", "link to itself"],
+)
+def test_what_is_no_file_is_not_taken_for_one_nor_for_none(vit, make, expected):
+    names = {"preprocessor_config.json": "is not readable JSON", "model.safetensors": "is no file of weights"}
+    for name, message in names.items():
+        content = (vit / name).read_bytes()
+        (vit / name).unlink()
+        make(vit / name)
+        found = refused(vit)
+        assert f"{name}: {message} (" in found and expected in found
+        (vit / name).rmdir() if (vit / name).is_dir() else (vit / name).unlink()
+        (vit / name).write_bytes(content)
 
 
 # What is wrong with the weights

@@ -86,11 +86,13 @@ def prepared_directory(name: str) -> pathlib.Path:
     given = pathlib.Path(os.path.expanduser(name))
     if (given / "dataset_info.json").is_file():
         return given
+    missing = f"{given} is {'a folder without dataset_info.json' if given.is_dir() else 'no folder'}"
     root = pathlib.Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
     parts = name.replace(":", "/").split("/")
     if not all(re.fullmatch(r"[\w.\-]+", part) for part in parts) or ".." in parts:
         raise InputError(
-            f"tfds: found the name {name!r}, expected NAME, NAME/CONFIG or NAME/CONFIG/VERSION; correct it"
+            f"tfds: found {name!r}, expected a prepared data set's folder ({missing}), or NAME, NAME/CONFIG or "
+            "NAME/CONFIG/VERSION; correct it"
         )
     folder = root.joinpath(*parts)
     for _ in range(2):  # a missing config, then the version
@@ -110,8 +112,9 @@ def prepared_directory(name: str) -> pathlib.Path:
     if (folder / "dataset_info.json").is_file():
         return folder
     raise InputError(
-        f"{root}: found no prepared {name!r}; run `tfds build {name} --file_format=array_record` where "
-        "TensorFlow is installed, point TFDS_DATA_DIR at the result, or use folder:DIR"
+        f"{root}: found no prepared {name!r}, and {missing}; correct it, or run `tfds build "
+        f"{name} --file_format=array_record` where TensorFlow is installed, point TFDS_DATA_DIR at the result, or use "
+        "folder:DIR"
     )
 
 

@@ -105,6 +105,17 @@ def test_a_folder_is_opened_by_any_path(data_dir, monkeypatch, path):
     assert read(load_dataset(f"tfds:{path.format(data_dir / 'a run' / 'dataset')}:train")) == ([5], [0])
 
 
+def test_a_path_without_a_data_set_is_named(data_dir, monkeypatch):
+    monkeypatch.chdir(data_dir)
+    (data_dir / "run" / "dataset").mkdir(parents=True)
+    for path in ("run/dataset", data_dir / "run" / "dataset"):
+        with pytest.raises(InputError, match="run/dataset is a folder without dataset_info.json"):
+            load_dataset(f"tfds:{path}:train")
+    for path in ("run/datset", data_dir / "run" / "datset"):
+        with pytest.raises(InputError, match="run/datset is no folder"):
+            load_dataset(f"tfds:{path}:train")
+
+
 @pytest.mark.parametrize("spec", ["tfds:file:///b/dataset:train", "tfds:gs://b/dataset:train", "folder:gs://b/images"])
 def test_urls_are_refused(spec):
     with pytest.raises(InputError, match=f"found '{spec}', expected a path on this machine; copy the data here"):

@@ -37,6 +37,11 @@ def main():
     config = launch_config.read_job(CONFIG, published.CompareConfig, "configs/paper/NAME.py or configs/demo.py")
     if bool(CLONE.value) != bool(PYTHON.value):
         raise InputError("--baseline_dir and --baseline_python belong together; give both or neither")
+    if not CLONE.value and (ITERATIONS.present or DEVICE.present):
+        raise InputError(
+            "--baseline_iterations and --baseline_device are of a run of the release; give --baseline_dir and "
+            "--baseline_python too, or leave them out"
+        )
     command = f"python -m launch.compare {shlex.join(sys.argv[1:])}"
     with local_folder(WORKDIR.value) as workdir:
         compare(config, workdir, command)

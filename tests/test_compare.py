@@ -74,6 +74,13 @@ def test_what_cannot_be_compared_is_named(changes, message):
         published.published_row(config(**changes))
 
 
+@pytest.mark.parametrize("models", [("a",), (TINY, "a")])
+def test_a_comparison_is_of_one_model(models):
+    assert config(models=(TINY,)).models == (TINY,)
+    with pytest.raises(InputError, match="models is .*, a comparison is of one model; leave it out and give model"):
+        config(models=models)
+
+
 def test_parity_counts_codes():
     ours = np.array([[0.5, 1.0, -0.5], [2.0, 0.0, 0.0]], np.float32)
     theirs = np.array([[0.5, 1.5, -0.5], [2.0, 0.0, 3.0]], np.float32)

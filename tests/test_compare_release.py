@@ -239,6 +239,8 @@ def launch(*arguments):
         (["--baseline_dir={clone}", f"--baseline_python={sys.executable}"], "No module named 'torch'"),
         (["--baseline_dir={clone}"], "--baseline_dir and --baseline_python belong together"),
         ([], "config.published is ''"),
+        (["--baseline_iterations=5"], "--baseline_iterations and --baseline_device are of a run of the release"),
+        (["--baseline_device=cpu"], "--baseline_iterations and --baseline_device are of a run of the release"),
         (["--baseline_iterations=-1", "--baseline_dir={clone}", "--baseline_python=x"], "--baseline_iterations is -1"),
     ],
 )

@@ -41,6 +41,11 @@ class CompareConfig(SweepConfig):
 
     published: str = ""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.models != (self.model,):
+            raise InputError(f"models is {self.models!r}, a comparison is of one model; leave it out and give model")
+
 
 def published_row(config: CompareConfig) -> Row:
     """The row of the config.

@@ -52,7 +52,8 @@ def load_dataset(
         source, train = _OPENERS[kind](rest, *options)
     except OSError as error:
         where = error.filename or rest
-        raise InputError(f"{str(where)[:300]}: cannot be read ({error.strerror or error}); correct the path") from None
+        found = f"{str(where)[:300]}: cannot be read ({error.strerror or error})"
+        raise InputError(f"{found}; correct the path, or who may read it") from None
     return Dataset(source, None if train is None else Dataset(train, errors=errors), errors)
 
 

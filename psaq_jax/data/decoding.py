@@ -14,7 +14,7 @@ def decode(encoded: bytes | pathlib.Path) -> Image.Image:
     """Bytes or a file -> a loaded PIL image in mode RGB; other modes as `psaq_jax.models.images.to_rgb`.
 
     Raises:
-      InputError: not an image, damaged, cut short, or too large.
+      InputError: not an image, damaged, cut short, too large, or no right to read it.
     """
     try:
         if isinstance(encoded, pathlib.Path):
@@ -24,5 +24,7 @@ def decode(encoded: bytes | pathlib.Path) -> Image.Image:
             return to_rgb(image)
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(f"cannot be read ({error.strerror}); correct who may read it, or remove the image") from None
     except Exception as error:  # Pillow's readers raise whatever they run into, from OSError to TypeError
         raise InputError(f"cannot be decoded ({one_line(error)}); replace or remove the image") from None

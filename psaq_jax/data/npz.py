@@ -85,7 +85,7 @@ class NpzSource(ArraySource):
                 images = _map(archive, "images.npy")
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; check the path") from None
-        except InputError:
+        except (InputError, PermissionError):
             raise
         except files.DAMAGED_NPZ as error:
             raise InputError(

@@ -73,6 +73,10 @@ def test_what_the_system_refuses_is_named(tree, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)  # the superuser may read every folder
     with pytest.raises(InputError, match="dog: cannot be read .Permission denied"):
         load_dataset(f"folder:{tree}")
+    monkeypatch.undo()
+    monkeypatch.setattr(Image, "open", lambda path: refuse("dog"))
+    with pytest.raises(InputError, match=r"png: cannot be read \(Permission denied\); correct who may read it"):
+        next(load_dataset(f"folder:{tree}").batches(PREPROCESSING, 4))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """npz files and arrays in memory."""
 
+import errno
 import functools
 import os
 import pickle
@@ -76,6 +77,17 @@ def test_pickled_objects_are_never_loaded(tmp_path, member):
     arrays = {"images": IMAGES, "labels": LABELS} | {member: np.array([{}] * 7, object)}
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(InputError, match=r"x\.npz: cannot be read \(Object arrays cannot be loaded"):
+        load_dataset(f"npz:{tmp_path / 'x.npz'}")
+
+
+def test_a_file_that_nobody_may_read_is_not_called_damaged(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", images=IMAGES)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)  # the superuser may read every file
+    with pytest.raises(InputError, match=r"x\.npz: cannot be read \(Permission denied\); correct the path, or who may"):
         load_dataset(f"npz:{tmp_path / 'x.npz'}")
 
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import serialization
 
 from launch import config as launch_config
 from psaq_jax import training
@@ -23,7 +22,7 @@ from psaq_jax.checksums import checksum
 from psaq_jax.data.bundled import FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_idx
 from psaq_jax.errors import InputError
-from psaq_jax.files import write_bytes
+from psaq_jax.files import read_tree, write_bytes, write_tree
 from psaq_jax.models.saving import save_huggingface_vit
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.workdir import keep_settings, results_folder
@@ -34,7 +33,7 @@ EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training ima
 BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
 RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
-STATE = "training_state.msgpack"
+STATE = "training_state.npz"
 SIZE = (28, 28)
 MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
 
@@ -93,7 +92,7 @@ def train(images, labels, test, output: pathlib.Path) -> None:
         started = time.time()
         state, loss = train_epoch(step, state, images, labels, epoch)
         note(output / "training_log.jsonl", epoch, loss, top1(predict, state.average, *test), time.time() - started)
-        write_bytes(saved, serialization.to_bytes(state))
+        write_tree(saved, state)
     save_huggingface_vit(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
 
 
@@ -101,10 +100,10 @@ def restored(saved: pathlib.Path, start):
     """The state after the last whole epoch, or the start."""
     if not saved.exists():
         return start
-    try:
-        return serialization.from_bytes(start, saved.read_bytes())
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{saved}: is no state of this training ({error}); remove it to start anew") from None
+    state = read_tree(saved, start)
+    if state is None:
+        raise InputError(f"{saved}: is damaged, or no state of this training; remove it to start anew")
+    return state
 
 
 def train_epoch(step, state, images, labels, epoch: int):

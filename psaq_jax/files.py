@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
+import jax
 import numpy as np
 
 from psaq_jax import buckets, checksums
@@ -204,6 +205,22 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
             return checksums.remove(dict(archive))
     except DAMAGED_NPZ:
         return None
+
+
+def write_tree(path, tree) -> pathlib.Path:
+    """The arrays of a tree, and their checksum: for `read_tree`."""
+    return write_npz(path, {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))})
+
+
+def read_tree(path: pathlib.Path, like):
+    """What `write_tree` wrote; None where `read_npz` has none, or where it is no tree such as `like`: of its
+    structure, shapes and dtypes.
+    """
+    leaves = list((read_npz(path) or {}).values())
+    expected, structure = jax.tree.flatten(like)
+    if [(x.shape, x.dtype) for x in leaves] == [(x.shape, x.dtype) for x in expected]:
+        return jax.tree.unflatten(structure, leaves)
+    return None
 
 
 def _umask() -> int:

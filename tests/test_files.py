@@ -4,6 +4,7 @@ import errno
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -46,6 +47,18 @@ def test_arrays_come_back_whole_or_not_at_all(tmp_path):
     assert files.read_npz(path) is None
     path.unlink()
     assert files.read_npz(path) is None
+
+
+def test_a_tree_comes_back_as_one_of_its_kind_or_not_at_all(tmp_path):
+    tree = {"a": np.arange(3, dtype=np.float32), "b": (np.asarray(2), None)}
+    path = files.write_tree(tmp_path / "a.npz", tree)
+    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), tree, files.read_tree(path, tree)))
+    for other in ({"a": np.arange(4, dtype=np.float32)}, {"a": np.arange(3)}, {"c": np.zeros(3)}):
+        assert files.read_tree(path, tree | other) is None
+    content = bytearray(path.read_bytes())
+    content[content.index(np.float32(2).tobytes())] ^= 1
+    path.write_bytes(content)
+    assert files.read_tree(path, tree) is None and files.read_tree(tmp_path / "none.npz", tree) is None
 
 
 def test_arrays_that_cannot_be_opened_are_not_taken_for_damaged(tmp_path):

@@ -287,3 +287,11 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
         done = launch("train_demo", *fashion_mnist(tmp_path / "data"), f"--output={output}", config=None)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"--output={output}: another run is at work there" in done.stderr
+
+
+def test_a_damaged_state_of_a_training_is_refused(tmp_path):
+    files.write_tree(tmp_path / "output" / "training_state.npz", {"params": np.zeros(3)})
+    given = (*fashion_mnist(tmp_path / "data"), f"--output={tmp_path / 'output'}")
+    done = launch("train_demo", *given, config=None)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "training_state.npz: is damaged, or no state of this training; remove it to start anew" in done.stderr

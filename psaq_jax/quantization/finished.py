@@ -3,8 +3,6 @@
 import pathlib
 from collections.abc import Callable
 
-import jax
-
 from psaq_jax import files
 from psaq_jax.checksums import checksum
 
@@ -19,10 +17,8 @@ def finished(folder: pathlib.Path | None, settings: str, inputs, like, compute: 
     if folder is None:
         return compute()
     path = folder / f"{checksum(inputs, settings)}.npz"
-    leaves = list((files.read_npz(path) or {}).values())
-    expected, structure = jax.tree.flatten(like)
-    if [(x.shape, x.dtype) for x in leaves] == [(x.shape, x.dtype) for x in expected]:
-        return jax.tree.unflatten(structure, leaves)
-    found = compute()
-    files.write_npz(path, {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(found))})
+    found = files.read_tree(path, like)
+    if found is None:
+        found = compute()
+        files.write_tree(path, found)
     return found

@@ -62,7 +62,8 @@ def measure_cases(config, workdir):
     benchmark.check_loadable(cases)
     for i, name in enumerate(cases):
         profile = workdir / "profile" if PROFILE.value and i == len(cases) - 1 else None
-        results.append(benchmark.measure(name, config.batch_size, config.dtype, config.repeats, profile=profile))
+        bar, settings = launch_config.bar(name), (config.batch_size, config.dtype, config.repeats)
+        results.append(benchmark.measure(name, *settings, profile=profile, progress=bar))
         files.write_json(workdir / "benchmark.json", results)
     print(text_tables.plain(COLUMNS, map(row, results), left=len(COLUMNS)))
     print(f"  results: {workdir / 'benchmark.json'} on {results[0]['device']}")

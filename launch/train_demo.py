@@ -109,10 +109,13 @@ def restored(saved: pathlib.Path, start):
 def train_epoch(step, state, images, labels, epoch: int):
     """(state, mean loss) after all whole batches, in the epoch's order."""
     order, losses = np.random.default_rng((SEED.value, epoch)).permutation(len(images)), []
-    for i in range(len(images) // BATCH.value):
+    steps, bar = len(images) // BATCH.value, launch_config.bar(f"epoch {epoch + 1}")
+    for i in range(steps):
         picked = order[i * BATCH.value : (i + 1) * BATCH.value]
         state, loss = step(state, images[picked], labels[picked])
-        losses.append(loss)
+        losses.append(float(loss))  # waits: Ctrl-C would be heard behind all steps that are queued
+        if bar:
+            bar(i + 1, steps)
     if not np.isfinite(losses).all():
         raise InputError(f"--learning_rate is {RATE.value}: epoch {epoch + 1} has no finite loss; take a lower one")
     return state, float(np.mean(losses))

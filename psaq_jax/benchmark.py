@@ -27,6 +27,7 @@ from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.progress import Progress
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
 
@@ -102,8 +103,9 @@ def case_model(name: str) -> Model:
 
 
 def measure(
-    name: str, batch_size: int, dtype: str, repeats: int = 5, least_seconds: float = 1.0, profile=None
-) -> dict[str, Any]:
+    name: str, batch_size: int, dtype: str, repeats: int = 5, least_seconds: float = 1.0, profile=None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One case: see `launch/benchmark.py` for the fields. Times are medians of `repeats`, with minimum and maximum.
 
     `profile` is a folder to write a trace of the step to, for XProf and Perfetto; it is taken after the timing.
@@ -118,7 +120,7 @@ def measure(
     length = max(LEAST_ITERATIONS, min(50, int(least_seconds / warm)))
     step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, length)
     passes = _compile(model_passes, model, state, length)
-    steps, floors = _interleave(step, passes, model, state, length, repeats)
+    steps, floors = _interleave(step, passes, model, state, length, repeats, progress)
     if profile:
         write_profile(step, model, state, profile)
     device = jax.devices()[0]
@@ -156,7 +158,9 @@ def environment(dtype: str) -> dict[str, str]:
     }
 
 
-def _interleave(step, passes, model, state, length: int, repeats: int) -> tuple[list[Seconds], list[Seconds]]:
+def _interleave(
+    step, passes, model, state, length: int, repeats: int, progress: Progress | None = None
+) -> tuple[list[Seconds], list[Seconds]]:
     """Seconds an iteration of both, `repeats` times, in turns.
 
     They change places from turn to turn, so that a machine that warms up or slows down favours neither, and a slow
@@ -167,6 +171,8 @@ def _interleave(step, passes, model, state, length: int, repeats: int) -> tuple[
         order = (step, passes) if i % 2 else (passes, step)
         times = {id(run): _time(run, model, state, length) for run in order}
         pairs.append((times[id(step)], times[id(passes)]))
+        if progress:
+            progress(i + 1, repeats + 1)
     steps, floors = zip(*pairs[1:], strict=True)
     return list(steps), list(floors)
 

@@ -25,9 +25,12 @@ TINY = pathlib.Path(__file__).parent / "golden" / "paper" / "vit"
 
 
 def test_a_case_has_the_fields_that_are_promised(tmp_path):
+    told = []
     result = benchmark.measure(
-        str(TINY), batch_size=2, dtype="float32", repeats=3, least_seconds=0.01, profile=tmp_path
-    )
+        str(TINY), batch_size=2, dtype="float32", repeats=3, least_seconds=0.01, profile=tmp_path,
+        progress=lambda *at: told.append(at),
+    )  # fmt: skip
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]  # one turn is not measured
     for name in ("seconds_per_iteration", "model_pass_seconds", "overhead_ratio", "processor_overhead_ratio"):
         assert 0 < result[f"{name}_min"] <= result[name] <= result[f"{name}_max"]
     assert result["peak_memory_bytes"] > 4 * 2 * 32 * 32 * 3 and result["compile_seconds"] > 0

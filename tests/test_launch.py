@@ -289,6 +289,17 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
     assert f"--output={output}: another run is at work there" in done.stderr
 
 
+def test_a_training_shows_its_progress_and_goes_on(tmp_path):
+    given = (*fashion_mnist(tmp_path / "data"), "--epochs=3", f"--output={tmp_path / 'output'}")
+    done = launch("train_demo", *given, config=None)
+    assert done.returncode == 0 and all(f"epoch {n}: 100%" in done.stderr for n in (1, 2, 3)), done.stderr
+    written = {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()}
+    assert "model.safetensors" in written and written["training_log.jsonl"].count(b"\n") == 3
+    again = launch("train_demo", *given, config=None)
+    assert again.returncode == 0 and "epoch" not in again.stderr, again.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()} == written
+
+
 def test_a_damaged_state_of_a_training_is_refused(tmp_path):
     files.write_tree(tmp_path / "output" / "training_state.npz", {"params": np.zeros(3)})
     given = (*fashion_mnist(tmp_path / "data"), f"--output={tmp_path / 'output'}")

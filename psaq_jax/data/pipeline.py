@@ -1,6 +1,7 @@
 """From a source of images to padded, masked batches: what every data set shares. b batch, h, w pixels."""
 
 import functools
+import gc
 import hashlib
 import itertools
 import json
@@ -185,6 +186,8 @@ def _run(load, tasks, workers):
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     iterator = iter(grain.MapDataset.source(tasks).map(load).to_iter_dataset(read).mp_prefetch(options))
     try:
-        yield from iterator
+        for *arrays, broken in iterator:
+            yield *map(np.array, arrays), broken  # copies: the traceback of an error may keep them until the end
     finally:
         iterator.close()
+        gc.collect()  # the end of a worker leaves its last batch, in shared memory, in a cycle with a traceback

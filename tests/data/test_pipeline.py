@@ -1,5 +1,8 @@
 """Batches: every image once, in order, padded and masked, whatever the batch size and the workers."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from PIL import Image
 from psaq_jax.data import ArraySource, Dataset, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
+from tests import jobs
 
 PREPROCESSING = Preprocessing((4, 4), (0.25,) * 3, (0.5,) * 3)
 
@@ -75,6 +79,31 @@ def test_workers_report_broken_images(tmp_path):
     assert [message.split(": ")[0] for message in dataset.skipped] == [str(tmp_path / "cat" / "2.png")]
     with pytest.raises(InputError, match=r"2\.png: cannot be decoded"):
         list(load_dataset(f"folder:{tmp_path}").batches(PREPROCESSING, 2, workers=1))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_workers_leave_no_shared_memory_to_clean_up(tmp_path, broken):
+    """Python would say so on the console when the process ends."""
+    for i in range(6):
+        Image.new("L", (4, 4), i).save(tmp_path / f"{i}.png")
+    if broken:
+        (tmp_path / "3.png").write_bytes(b"broken")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from grain.multiprocessing import SharedMemoryArray
+from psaq_jax.data import load_dataset
+from psaq_jax.models.preprocessing import Preprocessing
+
+if __name__ == "__main__":
+    preprocessing = Preprocessing((4, 4), (0.0,) * 3, (1.0,) * 3)
+    try:
+        print(len(list(load_dataset("folder:{tmp_path}").batches(preprocessing, 2, 2))))
+    finally:
+        SharedMemoryArray._del_thread_pool.apply(int)  # behind what grain's thread is about to unlink
+""")
+    done = subprocess.run([sys.executable, script], timeout=600, **jobs.settings())
+    assert done.returncode == broken and "shared_memory" not in done.stderr, done.stderr
+    assert "cannot be decoded" in done.stderr if broken else done.stdout == "3\n"
 
 
 def test_a_skipped_image_whose_name_begins_with_another_name_is_itself(tmp_path):

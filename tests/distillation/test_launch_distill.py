@@ -85,7 +85,7 @@ def test_a_damaged_start_is_made_again(finished, cache, tmp_path):
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "quantized" / "w6a8-default-synthesized" / "config.json").write_text("{")
-    done = subprocess.run(command(tmp_path / "run"), timeout=600, **settings(cache))
+    done = subprocess.run(command(cache, tmp_path / "run"), timeout=600, **settings(cache))
     assert done.returncode == 0, done.stderr
     assert "w6a8-default-synthesized quantize: 100%" in done.stderr and "distill w6a8: " not in done.stderr
     assert models(tmp_path / "run") == models(workdir)

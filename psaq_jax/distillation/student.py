@@ -17,6 +17,7 @@ from psaq_jax.models.model import Model, exact_products
 from psaq_jax.quantization.quantizers import divide
 from psaq_jax.quantization.reconstruction import scaled, size
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
+from psaq_jax.quantization.rotation import rotated
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sites import apply_with_tap
 
@@ -62,7 +63,9 @@ def start(model: Model, q: QuantizedModel) -> tuple[Grids, Learned]:
     coded = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QuantizedKernel)}
     bounds = {path: jnp.float32(2.0 ** (kernel_bits[path] - 1)) for path in coded}
     grids = Grids({path: KernelQuantizer(kernel.scale, bounds[path]) for path, kernel in coded.items()}, q.sites)
-    originals = traverse_util.flatten_dict(model.params, sep="/")
+    rotates = q.options is not None and q.options.rotate
+    original = rotated(model, q.options.seed) if rotates else model
+    originals = traverse_util.flatten_dict(original.params, sep="/")
     learned = Learned(
         kernels={path: unrounded(originals[path], kernel) for path, kernel in coded.items()},
         kernel_scales={path: jnp.zeros_like(kernel.scale) for path, kernel in coded.items()},

@@ -48,7 +48,7 @@ def default_params_and_sites(
       progress: called as progress(segments done, all); folder: of the reconstruction.
     """
     if options.rotate:
-        model = model.replace(params=rotated(model.module, model.params, options.seed))
+        model = rotated(model, options.seed)
     params, sites, kernels, pixels = model.params, {}, {}, model.preprocessing.pixel_range
     near = close_ups(images, options.seed) if options.close_ups else None
     if options.plain_grounds:

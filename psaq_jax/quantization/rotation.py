@@ -7,30 +7,31 @@ behind it if it keeps the vector of ones: the mean over the channels is then the
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from psaq_jax.models.model import Model
 from psaq_jax.models.vit import VisionTransformer
 
 TOKENS = ("class_token", "distillation_token", "register_tokens", "position_embedding")
 
 
-def rotated(module: nn.Module, params: dict, seed: int = 0) -> dict:
-    """Parameters of the same function whose residual stream, in every token, is the given one's times a rotation.
+def rotated(model: Model, seed: int = 0) -> Model:
+    """The same function, whose residual stream in every token is the model's times a rotation.
 
     LayerScales go into the layers before them, the scales and biases of LayerNorms into those behind them.
 
     Returns:
-      `params` themselves where no rotation passes: of a Swin transformer, whose patches' LayerNorm writes into the
-      stream, and of a model whose qkv has no bias that could take the LayerNorm's.
+      the model itself where no rotation passes: a Swin transformer, whose patches' LayerNorm writes into the stream,
+      and a model whose qkv has no bias that could take the LayerNorm's.
     """
+    module = model.module
     if not isinstance(module, VisionTransformer) or not module.qkv_bias:
-        return params
-    flat = traverse_util.flatten_dict(params, sep="/")
-    return traverse_util.unflatten_dict(_rotated(flat, rotation(module.width, seed), module.depth), sep="/")
+        return model
+    flat = _rotated(traverse_util.flatten_dict(model.params, sep="/"), rotation(module.width, seed), module.depth)
+    return model.replace(params=traverse_util.unflatten_dict(flat, sep="/"))
 
 
 def rotation(width: int, seed: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The student computes what the finished model computes, and its gradients are LSQ's."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +118,16 @@ def test_kernels_start_where_the_folded_original_lies():
     assert np.abs(found - codes).max() < 0.5, "rounding gives the codes"
     near = np.clip(folded / scale, codes - student.LEAN, codes + student.LEAN)
     assert np.abs(found - near).mean() < 0.25 * np.abs(codes - near).mean()
+
+
+def test_kernels_start_where_the_rotated_original_lies():
+    """At 8 bits, rounded to nearest, the original lies within half a code: it is cut off at a quarter half of the time,
+    and almost always where it is another kernel.
+    """
+    model = psaq_jax.load_model(GOLDEN / "checkpoints" / "hf_dinov2")
+    options, images = dataclasses.replace(QUICK, rotate=True), np.zeros((2, *model.image_shape), np.float32)
+    q = psaq_jax.quantize(model, None, 8, 8, recipe="default", images=images, options=options)
+    _, learned = student.start(model, q)
+    kernel, path = q.params["block_1"]["attention"]["qkv"]["kernel"], "block_1/attention/qkv/kernel"
+    lean = np.abs(learned.kernels[path] / kernel.scale - kernel.codes)
+    assert np.mean(lean > 0.99 * student.LEAN) < 0.6

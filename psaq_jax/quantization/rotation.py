@@ -60,8 +60,9 @@ def _rotated(flat: dict, turn, depth: int) -> dict:
     def read(norm, *layers):
         scale, bias = flat[f"{norm}/scale"], flat[f"{norm}/bias"]
         for layer in layers:
-            parts = flat[f"{layer}/kernel"].reshape(-1, *turn.shape[:1], flat[f"{layer}/kernel"].shape[1])
-            changed[f"{layer}/kernel"] = product(turn.T, scale[:, None] * parts).reshape(-1, parts.shape[-1])
+            kernel = flat[f"{layer}/kernel"]
+            parts = kernel.reshape(-1, len(turn), kernel.shape[1])  # a head may take several tokens side by side
+            changed[f"{layer}/kernel"] = product(turn.T, scale[:, None] * parts).reshape(kernel.shape)
             changed[f"{layer}/bias"] = flat[f"{layer}/bias"] + product(bias, parts).sum(axis=0)
         changed[f"{norm}/scale"], changed[f"{norm}/bias"] = jnp.ones_like(scale), jnp.zeros_like(bias)
 

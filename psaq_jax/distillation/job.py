@@ -35,7 +35,7 @@ def students(
         name = run_name({"bits": bits, "recipe": "default", "calibration": "synthesized"})
         if (q := _saved(models / name)) is not None:
             done[name] = q
-    for run, q in quantized_models(config, model, {"synthesized": images}, workdir, bars, done.keys()):
+    for run, q in quantized_models(config, model, {"synthesized": images}, workdir, bars, done):
         start = done[run_name(run)] if q is None else q
         yield run, start
         run = run | {"recipe": DISTILL}

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import pathlib
 import shlex
-import shutil
 import sys
 
 from absl import flags
@@ -19,10 +18,8 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import distributed, files, machine, pipeline, report
-from psaq_jax.quantization.artefact import load_quantized_if_whole
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
-from psaq_jax.synthesis.checkpointing import warn_damaged
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
@@ -83,12 +80,9 @@ def finished_runs(workdir) -> dict[str, dict]:
 
     Those of which a file is damaged are left out, and so made again.
     """
-    models = workdir / "quantized"
     saved = {path.stem: files.read_figures(path) for path in sorted((workdir / "runs").glob("*.json"))}
-    whole = {name: x for name, x in saved.items() if x is not None and load_quantized_if_whole(models / name)}
-    for name in saved.keys() - whole.keys():
-        warn_damaged(models / name)
-        shutil.rmtree(models / name, ignore_errors=True)
+    models = {name: pipeline.saved_model(workdir / "quantized" / name) for name in saved}
+    whole = {name: figures for name, figures in saved.items() if models[name] and figures is not None}
     return json.loads(distributed.gather_texts([json.dumps(whole)])[0])
 
 

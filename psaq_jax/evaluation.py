@@ -3,7 +3,6 @@
 With several processes, all call these functions alike: each takes its share of the images, all get the whole result.
 """
 
-import collections
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from psaq_jax import distributed, meshes
 from psaq_jax.checks import check_whole
-from psaq_jax.data import UNLABELLED, ArraySource, Batch, Dataset, load_dataset
+from psaq_jax.data import ArraySource, Batch, Dataset, load_dataset
+from psaq_jax.data.labels import check_classes, check_labelled, check_labels
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import check_floats
 from psaq_jax.progress import Progress
@@ -49,7 +49,7 @@ def evaluate(
     shared = _Shared(dataset)
     sums = np.zeros(4)
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
-        _check_labels(labels, logits.shape[-1], shared.first + int(sums[3]))
+        check_labels(labels, logits.shape[-1], shared.first + int(sums[3]))
         sums += [*(values.sum() for values in _scores(logits, labels)), len(labels)]
     *sums, examples = shared.all_rows(sums[None]).sum(axis=0)
     _check_sound(int(examples), dataset)
@@ -71,7 +71,7 @@ def collect_logits(
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
     """What `evaluate` would say, from logits [n, classes] and labels [n]."""
-    _check_labels(labels, logits.shape[-1], 0)
+    check_labels(labels, logits.shape[-1], 0)
     return _metrics([values.sum() for values in _scores(logits, labels)], len(labels))
 
 
@@ -140,45 +140,6 @@ class _Part:
         return self.source.describe(self.part[index])
 
 
-def check_classes(dataset: Dataset, labels: tuple[str, ...]) -> None:
-    """Raises InputError where a class of the data set, by its name a model's label, has another number there, where
-    there are more classes than labels, or fewer whose numbers nothing tells.
-
-    Capitals don't count. Names that several classes have say nothing: ImageNet has two cranes, and in Keras's list two
-    maillots.
-    """
-    count = len(dataset.class_names or ())
-    if labels and count > len(labels):
-        raise InputError(
-            f"data set: found {count} classes, the model has {len(labels)}; give the data set that the model was "
-            "trained for"
-        )
-    names, known = ([name.strip().casefold() for name in x] for x in (dataset.class_names or (), labels))
-    several = {name for x in (names, known) for name, times in collections.Counter(x).items() if times > 1}
-    numbers = {name: number for number, name in enumerate(known) if name not in several}
-    for number, name in enumerate(names):
-        if numbers.get(name, number) != number:
-            raise InputError(
-                f"data set: found class {dataset.class_names[number]!r} as number {number}, the model has it as "
-                f"{numbers[name]}; give a class_index file in the model's order"
-            )
-    if getattr(dataset.source, "numbered_by_name", False) and count < len(labels) and not set(names) <= set(known):
-        raise InputError(
-            f"data set: found {count} class folders, the model has {len(labels)} classes; which of them these are "
-            "their names don't tell: give class_index"
-        )
-
-
-def check_labelled(dataset: Dataset, classes: int | None) -> None:
-    """Raises InputError where there are no labels, or, as far as they are known without reading images, where one is
-    beyond the model's classes.
-    """
-    if not dataset.labelled:
-        raise InputError("data set: found images without labels, expected labels to evaluate on; add them or predict")
-    if classes and dataset.labels is not None:
-        _check_labels(dataset.labels, classes, 0)
-
-
 def _check_sound(count: int, dataset: Dataset) -> None:
     if not count:
         raise InputError(f"data set: found no sound image among {len(dataset)}, expected at least one; see the log")
@@ -243,17 +204,6 @@ def _batch_size(wanted: int, examples: int) -> int:
 def _metrics(sums, examples: int) -> Metrics:
     right1, right5, loss = map(float, sums)
     return Metrics(100 * right1 / examples, 100 * right5 / examples, loss / examples, examples)
-
-
-def _check_labels(labels, classes: int, first: int) -> None:
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        label = int(labels[wrong[0]])
-        found = "no label" if label == UNLABELLED else f"label {label}"
-        raise InputError(
-            f"labels: found {found} at image {first + int(wrong[0])}, expected 0 to {classes - 1}, the "
-            "model's classes; choose a data set with the model's classes or correct its labels"
-        )
 
 
 def _scores(logits, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,26 +12,22 @@ import numpy as np
 from psaq_jax import distributed, temporary
 from psaq_jax.config import AverageBits, JobConfig, parse_bits
 from psaq_jax.data import Dataset, load_dataset
+from psaq_jax.data.labels import check_classes, check_labelled
 from psaq_jax.errors import InputError
-from psaq_jax.evaluation import (
-    agreement,
-    check_classes,
-    check_labelled,
-    collect_logits,
-    metrics,
-    predict_logits,
-)
+from psaq_jax.evaluation import agreement, collect_logits, metrics, predict_logits
 from psaq_jax.machine import describe_machine
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Bars, Progress
 from psaq_jax.quantization import mixed_precision
-from psaq_jax.quantization.artefact import is_artefact, load_quantized
+from psaq_jax.quantization.artefact import is_artefact, load_quantized, load_quantized_if_whole
 from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import read_recipe
+from psaq_jax.quantization.rotation import rotated
 from psaq_jax.quantization.transform import QuantizedModel, quantize
+from psaq_jax.synthesis.checkpointing import warn_damaged
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.driver import SynthesisResult
 
@@ -154,7 +150,7 @@ def quantized_models(
                     if costs is None:
                         layers = mixed_precision.free_layers(model, options)
                         bar = bars(f"{calibration} measure kernels")
-                        costs = mixed_precision.kernel_costs(model, pixels, layers, bar)
+                        costs = mixed_precision.kernel_costs(rotated(model, options), pixels, layers, bar)
                     weights = mixed_precision.choose_bits(model, costs, weights, options)
                 images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")
@@ -185,6 +181,17 @@ def of_first_process(q: QuantizedModel | None) -> QuantizedModel:
 def run_name(run: dict) -> str:
     """The name of a run's folder: "w4a8-paper-synthesized"."""
     return f"{run['bits']}-{run['recipe']}-{run['calibration']}".replace(":", "")  # rsync would see a machine in it
+
+
+def saved_model(folder: pathlib.Path) -> QuantizedModel | None:
+    """What an earlier run of the job saved there; what is damaged makes room, for `save_quantized` replaces nothing
+    that is no artefact.
+    """
+    q = load_quantized_if_whole(folder)
+    if q is None and folder.exists():
+        warn_damaged(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    return q
 
 
 def score(q: QuantizedModel, examples: Examples, float_logits, batch_size: int, progress: Progress | None = None):

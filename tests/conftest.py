@@ -18,6 +18,12 @@ from psaq_jax.synthesis import driver
 from tests import quick_compilation
 
 
+def pytest_collection_finish():
+    """What is imported by now stays: no collection of garbage needs to look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_code():
     """Compiled code of a thousand tests would use up the mappings of memory that a process may have (65,530).

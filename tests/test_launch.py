@@ -99,7 +99,7 @@ def test_runs_whose_figures_are_damaged_are_made_again(tmp_path):
     for i, content in enumerate((b"", b"\xff", whole[:-3], b"[1]", b"{}", whole.replace(b"1.0", b"9.0")), 1):
         (tmp_path / "runs" / f"run{i}.json").write_bytes(content)
     script = "import pathlib, sys; from launch import quantize; "
-    script += "quantize.load_quantized_if_whole = lambda folder: True; "
+    script += "quantize.pipeline.saved_model = lambda folder: True; "
     script += "print(quantize.finished_runs(pathlib.Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", script, tmp_path], timeout=600, **jobs.settings())
     assert done.stdout == "{'run0': {'top1': 1.0}}\n", done.stderr

@@ -11,12 +11,11 @@ from psaq_jax.config import DISTILL, JobConfig
 from psaq_jax.distillation.config import DistillationConfig, DistillationJob
 from psaq_jax.distillation.driver import DistillationResult, distill
 from psaq_jax.models.model import Model
-from psaq_jax.pipeline import quantized_models, run_name
+from psaq_jax.pipeline import quantized_models, run_name, saved_model
 from psaq_jax.progress import Bars, Progress
-from psaq_jax.quantization.artefact import load_quantized_if_whole
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
-from psaq_jax.synthesis.checkpointing import open_checkpoints, warn_damaged
+from psaq_jax.synthesis.checkpointing import open_checkpoints
 
 SUMMARY = "summary.json"
 
@@ -33,31 +32,20 @@ def students(
     models, done = workdir / "quantized", {}
     for bits in config.quantization.bits:
         name = run_name({"bits": bits, "recipe": "default", "calibration": "synthesized"})
-        if (q := _saved(models / name)) is not None:
+        if (q := saved_model(models / name)) is not None:
             done[name] = q
     for run, q in quantized_models(config, model, {"synthesized": images}, workdir, bars, done):
         start = done[run_name(run)] if q is None else q
         yield run, start
         run = run | {"recipe": DISTILL}
         saved, folder = models / run_name(run), bits_folder(workdir, run["bits"])
-        student = _saved(saved) if files.read_figures(folder / SUMMARY) else None
+        student = saved_model(saved) if files.read_figures(folder / SUMMARY) else None
         if student is not None:
             yield run, student
         else:
             shutil.rmtree(saved, ignore_errors=True)
             bar = bars(f"distill {run['bits']}")
             yield run, distill_for_job(config, model, start, images, folder, bar, every_seconds)
-
-
-def _saved(folder: pathlib.Path) -> QuantizedModel | None:
-    """What an earlier run of the job saved there; what is damaged makes room, for `save_quantized` replaces nothing
-    that is no artefact.
-    """
-    q = load_quantized_if_whole(folder)
-    if q is None and folder.exists():
-        warn_damaged(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    return q
 
 
 def bits_folder(workdir: pathlib.Path, bits: str) -> pathlib.Path:

@@ -63,9 +63,7 @@ def start(model: Model, q: QuantizedModel) -> tuple[Grids, Learned]:
     coded = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QuantizedKernel)}
     bounds = {path: jnp.float32(2.0 ** (kernel_bits[path] - 1)) for path in coded}
     grids = Grids({path: KernelQuantizer(kernel.scale, bounds[path]) for path, kernel in coded.items()}, q.sites)
-    rotates = q.options is not None and q.options.rotate
-    original = rotated(model, q.options.seed) if rotates else model
-    originals = traverse_util.flatten_dict(original.params, sep="/")
+    originals = traverse_util.flatten_dict(rotated(model, q.options).params, sep="/")
     learned = Learned(
         kernels={path: unrounded(originals[path], kernel) for path, kernel in coded.items()},
         kernel_scales={path: jnp.zeros_like(kernel.scale) for path, kernel in coded.items()},

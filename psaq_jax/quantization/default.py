@@ -47,8 +47,7 @@ def default_params_and_sites(
       images: [n, height, width, 3] float32 normalised.
       progress: called as progress(segments done, all); folder: of the reconstruction.
     """
-    if options.rotate:
-        model = rotated(model, options.seed)
+    model = rotated(model, options)
     params, sites, kernels, pixels = model.params, {}, {}, model.preprocessing.pixel_range
     near = close_ups(images, options.seed) if options.close_ups else None
     if options.plain_grounds:

@@ -14,23 +14,27 @@ from flax import traverse_util
 
 from psaq_jax.models.model import Model
 from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.quantization.recipes import DefaultRecipe
 
 TOKENS = ("class_token", "distillation_token", "register_tokens", "position_embedding")
 
 
-def rotated(model: Model, seed: int = 0) -> Model:
-    """The same function, whose residual stream in every token is the model's times a rotation.
+def rotated(model: Model, options: DefaultRecipe | None) -> Model:
+    """The same function, whose residual stream in every token is the model's times a rotation: what a recipe rounds.
 
     LayerScales go into the layers before them, the scales and biases of LayerNorms into those behind them.
 
+    Args:
+      options: None: of recipe "paper".
     Returns:
-      the model itself where no rotation passes: a Swin transformer, whose patches' LayerNorm writes into the stream,
-      and a model whose qkv has no bias that could take the LayerNorm's.
+      the model itself where the recipe does not rotate, or no rotation passes: a Swin transformer, whose patches'
+      LayerNorm writes into the stream, and a model whose qkv has no bias that could take the LayerNorm's.
     """
     module = model.module
-    if not isinstance(module, VisionTransformer) or not module.qkv_bias:
+    if options is None or not options.rotate or not isinstance(module, VisionTransformer) or not module.qkv_bias:
         return model
-    flat = _rotated(traverse_util.flatten_dict(model.params, sep="/"), rotation(module.width, seed), module.depth)
+    turn = rotation(module.width, options.seed)
+    flat = _rotated(traverse_util.flatten_dict(model.params, sep="/"), turn, module.depth)
     return model.replace(params=traverse_util.unflatten_dict(flat, sep="/"))
 
 

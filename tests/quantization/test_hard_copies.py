@@ -9,6 +9,8 @@ from psaq_jax.config import JobConfig
 from psaq_jax.evaluation import agreement
 from tests.golden_files import GOLDEN, golden, nhwc
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 SOURCE = str(GOLDEN / "paper" / "vit")
 CALIBRATION = nhwc(golden("paper/vit/reference.npz")["calibration_images"])
 

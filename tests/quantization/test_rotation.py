@@ -5,6 +5,7 @@ import pytest
 from flax import traverse_util
 
 import psaq_jax
+from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotated, rotation
 from psaq_jax.sites import record
 from tests.golden_files import GOLDEN
@@ -29,7 +30,7 @@ def varied(model):
 def test_a_rotated_model_is_the_same_function(name):
     model = varied(psaq_jax.load_model(GOLDEN / "checkpoints" / name))
     images = np.random.default_rng(0).normal(size=(3, *model.image_shape)).astype(np.float32)
-    turned = rotated(model)
+    turned = rotated(model, DefaultRecipe())
     expected = np.asarray(model(images))
     np.testing.assert_allclose(turned(images), expected, atol=1e-5 * np.abs(expected).max())
     turn = rotation(model.module.width, seed=0)
@@ -58,7 +59,7 @@ def test_a_channel_larger_than_others_is_spread():
         reach = np.abs(found["block_0/norm1_output"]).max((0, 1))
         return reach.max() / np.median(reach)
 
-    assert spread(rotated(model)) < 0.5 * spread(model)
+    assert spread(rotated(model, DefaultRecipe())) < 0.5 * spread(model)
 
 
 @pytest.mark.parametrize("name", ["hf_swin", "timm_vit"])
@@ -66,4 +67,10 @@ def test_what_lets_no_rotation_through_stays_as_it_is(name):
     model = psaq_jax.load_model(GOLDEN / "checkpoints" / name)
     if name == "timm_vit":
         model = model.replace(module=model.module.clone(qkv_bias=False))
-    assert rotated(model) is model
+    assert rotated(model, DefaultRecipe()) is model
+
+
+@pytest.mark.parametrize("options", [None, DefaultRecipe(rotate=False)])
+def test_so_do_recipes_that_do_not_rotate(options):
+    model = psaq_jax.load_model(GOLDEN / "checkpoints" / "timm_vit")
+    assert rotated(model, options) is model

@@ -8,6 +8,7 @@ epoch for the log; the weights that are saved are those of the last epoch, whate
 """
 
 import json
+import os
 import pathlib
 import time
 
@@ -65,7 +66,7 @@ def main():
 
 
 def check_output(output: pathlib.Path) -> None:
-    if (output / "config.json").exists() and not (output / STATE).exists():
+    if os.path.exists(output / "config.json") and not os.path.exists(output / STATE):
         raise InputError(f"--output={output}: has another model's config.json; choose another folder")
 
 

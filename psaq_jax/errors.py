@@ -1,5 +1,9 @@
 """The exception for what a user can mend: bad files, fields and settings; and for what mends itself, maybe."""
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: the file or field, what was found, what was expected, what to do.
@@ -19,3 +23,17 @@ class TryAgain(InputError):
 def one_line(error: BaseException) -> str:
     """The reason that another library gives, fit for one line of ours."""
     return " ".join(str(error).split())[:300]
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Inside, the system's errors at what the user named become one line.
+
+    Raises:
+      InputError: missing, or no right to read it.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = f"{str(error.filename or path)[:300]}: cannot be read ({error.strerror or error})"
+        raise InputError(f"{found}; correct the path, or who may read it") from None

@@ -41,8 +41,9 @@ def evaluate(
       progress: called with (images done, images in all).
       workers: processes that read images; see `Dataset.batches`.
     Raises:
-      InputError: no labels, a label that the model lacks, classes in another order, no image can be read.
+      InputError: no model, no labels, a label that the model lacks, classes in another order, no image can be read.
     """
+    _check_model(model_or_q, "evaluate")
     dataset = _opened(dataset)
     check_classes(dataset, tuple(getattr(model_or_q, "labels", None) or ()))
     check_labelled(dataset, getattr(model_or_q, "classes", None))
@@ -62,6 +63,7 @@ def collect_logits(
     """The logits float32 [n, classes] and labels int32 [n] (UNLABELLED: none); arguments and errors as `evaluate`, but
     that labels may be missing or wrong, and folders named after anything.
     """
+    _check_model(model_or_q, "collect_logits")
     shared = _Shared(_opened(dataset))
     parts = list(_logits(model_or_q, shared, batch_size, progress, workers))
     logits, labels = (shared.all_rows(np.concatenate(column)) for column in zip(*parts, strict=True))
@@ -143,6 +145,12 @@ class _Part:
 def _check_sound(count: int, dataset: Dataset) -> None:
     if not count:
         raise InputError(f"data set: found no sound image among {len(dataset)}, expected at least one; see the log")
+
+
+def _check_model(model_or_q, function: str) -> None:
+    if not callable(model_or_q) or not hasattr(model_or_q, "preprocessing"):
+        found = f"{function} takes a float or quantized model, found {type(model_or_q).__name__}"
+        raise InputError(f"{found}; load_model or load_quantized gives one")
 
 
 def _opened(dataset) -> Dataset:

@@ -25,7 +25,6 @@ from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import read_recipe
-from psaq_jax.quantization.rotation import rotated
 from psaq_jax.quantization.transform import QuantizedModel, quantize
 from psaq_jax.synthesis.checkpointing import warn_damaged
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -150,7 +149,7 @@ def quantized_models(
                     if costs is None:
                         layers = mixed_precision.free_layers(model, options)
                         bar = bars(f"{calibration} measure kernels")
-                        costs = mixed_precision.kernel_costs(rotated(model, options), pixels, layers, bar)
+                        costs = mixed_precision.kernel_costs(model, pixels, layers, bar)
                     weights = mixed_precision.choose_bits(model, costs, weights, options)
                 images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")

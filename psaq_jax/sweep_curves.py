@@ -2,18 +2,22 @@
 
 import json
 import math
+import os
 import pathlib
 
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, reading
 
 FIGURES = ("top1", "agreement")
 
 
 def read_sweeps(folder: pathlib.Path) -> dict[str, dict[float, dict[int, dict]]]:
     """{model: {bandwidth: {iterations: results}}} of every sweep below the folder; all else must be the same."""
+    with reading(folder):
+        names = os.listdir(folder) if folder.exists() else []
+        paths = sorted(path for name in names if (path := folder / name / "runs.json").exists())
     found: dict[str, dict[float, dict[int, dict]]] = {}
     first, first_cells = None, None
-    for path in sorted(folder.glob("*/runs.json")):
+    for path in paths:
         try:
             config, iterations, bandwidth, runs = _read_sweep(path)
             models, cells = [results["model"] for results in runs], _cells(runs)

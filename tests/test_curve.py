@@ -85,3 +85,9 @@ def test_refuses_what_is_no_sweep(tmp_path):
     (tmp_path / "20" / "config.json").write_text('{"synthesis": 20}')
     done = launch("curve", f"--workdir={tmp_path}", config=None)
     assert done.returncode == 2 and "20/runs.json: found no sweep's" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_no_folder_is_named_with_the_reason(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"/file: cannot be read \(Not a directory\); correct the path"):
+        read_sweeps(tmp_path / "file")

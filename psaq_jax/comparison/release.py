@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax import files
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, reading
 from psaq_jax.models import names
 from psaq_jax.models.model import Model
 from psaq_jax.models.swin import NORM_EPS, SwinTransformer
@@ -119,10 +119,11 @@ def check_clone(clone) -> pathlib.Path:
     """The clone's absolute path.
 
     Raises:
-      InputError: no such folder, or another one.
+      InputError: no such folder, or another one, or no right to read it.
     """
     clone = pathlib.Path(os.path.expanduser(clone)).absolute()
-    missing = [part for part in PARTS if not (clone / part).is_file()]
+    with reading(clone):
+        missing = [part for part in PARTS if not (clone / part).is_file()]
     if missing:
         found = f"has no {missing[0]}" if clone.is_dir() else "is no directory"
         raise InputError(f"--baseline_dir={clone}: {found}; give a clone of {URL}")
@@ -148,10 +149,15 @@ def open_release(clone: pathlib.Path, python: str, folder: pathlib.Path, device:
 
 
 def source_hash(clone: pathlib.Path) -> str:
-    """SHA-256 over the clone's Python files: which release it was."""
+    """SHA-256 over the clone's Python files: which release it was.
+
+    Raises:
+      InputError: no right to read one.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for path in clone.rglob("*.py") if path.is_file()):
-        digest.update(str(path.relative_to(clone)).encode() + path.read_bytes())
+    with reading(clone):
+        for path in sorted(path for path in clone.rglob("*.py") if path.is_file()):
+            digest.update(str(path.relative_to(clone)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from psaq_jax.data.folder import class_folders, folder_source
 from psaq_jax.data.npz import ArraySource, NpzSource
 from psaq_jax.data.pipeline import UNLABELLED, Batch, Dataset
 from psaq_jax.data.tfds import TfdsSource, has_split, prepared_directory
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, reading
 
 __all__ = ["UNLABELLED", "ArraySource", "Batch", "Dataset", "load_dataset"]
 
@@ -48,12 +48,8 @@ def load_dataset(
             f"class_index, labels_file: found with {spec!r}, expected with folder:DIR only; leave them out"
         )
     options = (class_index, labels_file) if kind == "folder" else ()
-    try:
+    with reading(rest):
         source, train = _OPENERS[kind](rest, *options)
-    except OSError as error:
-        where = error.filename or rest
-        found = f"{str(where)[:300]}: cannot be read ({error.strerror or error})"
-        raise InputError(f"{found}; correct the path, or who may read it") from None
     return Dataset(source, None if train is None else Dataset(train, errors=errors), errors)
 
 

@@ -95,7 +95,7 @@ class TensorReader:
             try:
                 path.open("rb").close()  # safetensors calls missing what it has no right to read
             except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+                raise InputError(f"{path}: cannot be read ({error.strerror}); correct who may read it") from None
             try:
                 self._add(path, safetensors.safe_open(path, framework="numpy"))
             except (OSError, ValueError, safetensors.SafetensorError) as error:

@@ -20,7 +20,7 @@ from flax import traverse_util
 
 from psaq_jax import files
 from psaq_jax.checks import check_choice
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, reading
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.preprocessing_configs import LEAST_FRACTION, LEAST_STD
 from psaq_jax.quantization import packing
@@ -104,10 +104,8 @@ def load_quantized(directory: str | os.PathLike, execution: str = "simulated") -
         field; another execution.
     """
     check_choice("execution", execution, EXECUTIONS)
-    try:
+    with reading(directory):
         q = _load(pathlib.Path(directory))
-    except OSError as error:
-        raise InputError(f"{error.filename or directory}: cannot be read ({error.strerror})") from None
     if execution == "simulated":
         return q
     from psaq_jax.quantization.integer import integer_model  # most who load an artefact need nothing of it

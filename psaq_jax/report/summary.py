@@ -80,15 +80,22 @@ def _meaning(found) -> list[str]:
     """What labels say noise loses beyond what few bits do to real images' calibration, and what is won back of it."""
     real = {(s.recipe, s.bits): s for s in found if s.calibration == "real" and s.top1}
     pairs = list(_pairs(found, True))
-    triples = [(s.top1, noise.top1, real.get((s.recipe, s.bits), s)) for s, noise in pairs]
-    if not triples:
+    if not pairs:
         return []
-    excess = [measure.top1.mean - noise.mean for _, noise, measure in triples]
-    measures = sorted({measure.calibration for *_, measure in triples})
+    yardsticks = [real.get((s.recipe, s.bits), s) for s, _ in pairs]
+    triples = [(s.top1, noise.top1, of.top1) for (s, noise), of in zip(pairs, yardsticks, strict=True)]
+    excess = [measure.mean - noise.mean for _, noise, measure in triples]
+    measures = sorted({of.calibration for of in yardsticks})
     than = f"more than {' or '.join(measures)} images do"
     if max(excess) < COLLAPSE:
+        most = max((of.lost.mean for of in yardsticks if of.lost), default=0.0)
         if measures == ["synthesized"] and any(noise.lost and noise.lost.mean >= COLLAPSE for _, noise in pairs):
             return ["noise loses much and synthesized images no less, and only real ones would tell what few bits cost"]
+        if most >= COLLAPSE:
+            return [
+                f"noise loses at most {max(*excess, 0):.1f} points {than}, and these lose up to {most:.1f} themselves, "
+                "so this shows what few bits cost, not what synthesized images are worth"
+            ]
         return [
             f"noise loses at most {max(*excess, 0):.1f} points {than} and does not collapse as it does on DeiT in the "
             "paper, so this shows that the job works without data, not what synthesized images are worth"

@@ -45,7 +45,8 @@ class Checkpoints:
         try:
             self._manager = self._open() if distributed.is_first() else None
         except OSError as error:
-            raise InputError(f"{directory}: cannot hold checkpoints ({error.strerror or error})") from None
+            found = f"{directory}: cannot hold checkpoints ({error.strerror or error})"
+            raise InputError(f"{found}; choose another folder") from None
 
     def _open(self):
         import orbax.checkpoint as ocp

@@ -111,8 +111,8 @@ def test_settings_keep_order_and_gather_seeds():
         ),
         (
             {"noise": 20.0, "synthesized": 28.0, "real": 21.0},
-            ["8.00 points above noise", "at most 1.0 points more than real", "does not collapse"],
-            ["as in the paper", "win back"],
+            ["8.00 points above noise", "at most 1.0 points more than real", "lose up to 72.3 themselves", "bits cost"],
+            ["as in the paper", "win back", "does not collapse", "works without data"],
         ),
         (
             {"noise": 20.0, "calibrations": ("synthesized", "noise")},

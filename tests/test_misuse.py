@@ -83,6 +83,8 @@ MISUSES = {
     "of a quantized one": (lambda model, ranges, q: psaq_jax.synthesize(q), "a float model, found QuantizedModel"),
     "no seed": (lambda model, ranges, q: psaq_jax.synthesize(model, seed=-1), "seed is -1, expected a whole number"),
     "a float model saved": (lambda model, ranges, q: psaq_jax.save_quantized(model, "no"), "quantized model, found"),
+    "no folder to save in": (lambda model, ranges, q: psaq_jax.save_quantized(q, ""), "directory is '', expected the"),
+    "no folder to load": (lambda *_: psaq_jax.load_quantized(None), "directory is None, expected the path of a folder"),
     "no model": (lambda *_: psaq_jax.evaluate("DIR", "bundled:fashion_mnist"), "float or quantized model, found str"),
     "no data": (lambda model, ranges, q: psaq_jax.evaluate(q, None), "found NoneType, expected a spec, a Dataset or"),
 }

@@ -81,8 +81,8 @@ def finished_runs(workdir) -> dict[str, dict]:
     Those of which a file is damaged are left out, and so made again.
     """
     saved = {path.stem: files.read_figures(path) for path in sorted((workdir / "runs").glob("*.json"))}
-    models = {name: pipeline.saved_model(workdir / "quantized" / name) for name in saved}
-    whole = {name: figures for name, figures in saved.items() if models[name] and figures is not None}
+    is_whole = {name: pipeline.saved_model(workdir / "quantized" / name) is not None for name in saved}
+    whole = {name: figures for name, figures in saved.items() if is_whole[name] and figures is not None}
     return json.loads(distributed.gather_texts([json.dumps(whole)])[0])
 
 

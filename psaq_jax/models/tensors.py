@@ -8,7 +8,7 @@ import numpy as np
 import safetensors
 
 from psaq_jax import files
-from psaq_jax.errors import InputError, one_line
+from psaq_jax.errors import InputError, one_line, reading
 from psaq_jax.models.sources import INDEX, WEIGHTS
 
 OTHERS = {".bin", ".pth", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".safetensors"}
@@ -92,10 +92,8 @@ class TensorReader:
         self._types: dict[str, str] = {}
         self._files: dict[str, safetensors.safe_open] = {}
         for path in paths:
-            try:
+            with reading(path):
                 path.open("rb").close()  # safetensors calls missing what it has no right to read
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror}); correct who may read it") from None
             try:
                 self._add(path, safetensors.safe_open(path, framework="numpy"))
             except (OSError, ValueError, safetensors.SafetensorError) as error:

@@ -13,8 +13,9 @@ import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline, report
 from psaq_jax.distillation import job
-from psaq_jax.distillation.config import DistillationJob
+from psaq_jax.distillation.job import DistillationJob
 from psaq_jax.report.writing import write_images
+from psaq_jax.results import begin_results, run_name
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
@@ -38,9 +39,9 @@ def distill(config, model, dataset, workdir):
     write_images(workdir / "images", model, {"synthesized": result.images}, result.labels)
     examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
     float_logits, labels = examples.logits(model, config.batch_size, bar("float"))
-    results = pipeline.begin_results(config, result, held_out, float_logits, labels, dataset)
+    results = begin_results(config, result, held_out, float_logits, labels, dataset)
     for run, q in job.students(config, model, result.images, workdir, bar, seconds):
-        folder = workdir / "quantized" / pipeline.run_name(run)
+        folder = workdir / "quantized" / run_name(run)
         scores = pipeline.score(q, examples, float_logits, config.batch_size, bar(folder.name))
         psaq_jax.save_quantized(q, folder, report.card_figures(results, run | scores, config.data))
         results["runs"].append(run | scores)

@@ -20,6 +20,7 @@ from launch import config as launch_config
 from psaq_jax import distributed, files, machine, pipeline, report
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.report.writing import write_pictures
+from psaq_jax.results import begin_results, run_name, stored_sizes
 from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
@@ -46,10 +47,10 @@ def quantize(config, model, dataset, workdir):
     examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
     float_logits, labels = examples.logits(model, config.batch_size, launch_config.bar("float"))
     spent("evaluation of the float model")
-    results = pipeline.begin_results(config, result, held_out, float_logits, labels, dataset)
+    results = begin_results(config, result, held_out, float_logits, labels, dataset)
     done = finished_runs(workdir)
     for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar, done):
-        name = pipeline.run_name(run)
+        name = run_name(run)
         if q is None:
             results["runs"].append(run | done[name])
             continue
@@ -89,7 +90,7 @@ def finished_runs(workdir) -> dict[str, dict]:
 def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     last = results["runs"][len(config.quantization.bits) - 1]  # of the first recipe and calibration
     first, models = distributed.is_first(), workdir / "quantized"  # the others' lacks what an earlier start saved
-    q = pipeline.of_first_process(psaq_jax.load_quantized(models / pipeline.run_name(last)) if first else None)
+    q = pipeline.of_first_process(psaq_jax.load_quantized(models / run_name(last)) if first else None)
     pixels = sets[last["calibration"]][:32]
     found = report.measure_sensitivity(model, q, pixels, launch_config.bar("sensitivity"))
     page = report.render_page(
@@ -97,7 +98,7 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
         ranges={name: psaq_jax.calibrate(model, pixels) for name, pixels in sets.items()},
         sensitivity=found, sensitivity_images=len(pixels), measured=last, config=dataclasses.asdict(config),
         command=f"python -m launch.quantize {shlex.join(sys.argv[1:])}",
-        sizes=pipeline.stored_sizes(model, models, results) if first else None, coverage=report.coverage_rows(plan(q)),
+        sizes=stored_sizes(model, models, results) if first else None, coverage=report.coverage_rows(plan(q)),
         seconds=results["seconds"], peak_memory_bytes=results["peak_memory_bytes"],
     )  # fmt: skip
     return files.write_text(workdir / "report.html", page)

@@ -2,8 +2,9 @@
 
     python -m launch.synthesize --config=configs/demo.py --workdir=DIR [--config.synthesis.num_images=N ...]
 
-Sets of up to 1 GiB are written as images/synthesized.npy (float32, normalised) and labels.npy. Sets of more than 1,024
-images are written as a TFDS data set in DIR/dataset, shard by shard; larger ones than 1 GiB never lie in memory whole.
+Sets of up to 1 GiB are written as images/synthesized.npy (float32, normalised) and labels.npy. Larger ones, and all of
+more than 1,024 images, are written as a TFDS data set in DIR/dataset, shard by shard; larger ones than 1 GiB never lie
+in memory whole.
 Killed at any moment, the same command goes on from its last checkpoint.
 """
 
@@ -23,7 +24,7 @@ from psaq_jax.workdir import open_workdir
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the job writes.", required=True)
-DATASET = flags.DEFINE_bool("dataset", None, "Write DIR/dataset for TFDS (default: from 1,025 images on).")
+DATASET = flags.DEFINE_bool("dataset", None, "Write DIR/dataset for TFDS (default: from 1,025 images or 1 GiB on).")
 EXACT = flags.DEFINE_bool("exact_pixels", False, "Put the float32 pixels into the data set too, beside the PNGs.")
 NPY = flags.DEFINE_bool("npy", None, "Write images/synthesized.npy (default: up to 1 GiB).")
 WHOLE = 2**30  # bytes
@@ -40,9 +41,10 @@ def main():
 
 def synthesize(config, model, workdir):
     whole = config.synthesis.num_images * math.prod(model.image_shape) * 4 <= WHOLE if NPY.value is None else NPY.value
-    wanted = config.synthesis.num_images > SHARD_IMAGES if DATASET.value is None else DATASET.value
+    many = config.synthesis.num_images > SHARD_IMAGES or (NPY.value is None and not whole)
+    wanted = many if DATASET.value is None else DATASET.value
     if not whole and not wanted:
-        raise InputError("--nodataset: the set is too large for images/synthesized.npy alone; add --npy or --dataset")
+        raise InputError("neither images/synthesized.npy nor a data set would be written; add --npy or --dataset")
     writer = open_writer(config, model, workdir) if wanted and distributed.is_first() else None
     for part in all_at_once(config, model, workdir) if whole else one_by_one(config, model, workdir, writer):
         if part["first"] == 0:

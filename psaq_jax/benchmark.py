@@ -26,6 +26,7 @@ from psaq_jax.machine import device_name
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.models.preprocessing_configs import IMAGENET_MEAN, IMAGENET_STD
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.progress import Progress
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -87,7 +88,7 @@ class Seconds(NamedTuple):
 
 
 def case_model(name: str) -> Model:
-    """A bundled model, or a published shape with random weights.
+    """A source of `load_model`, or a published shape with random weights.
 
     Their values matter to the speed in one place: random attention is flat, so similarities span little, and the
     entropy's gradient takes up to five times the exponentials on a CPU that a trained model's takes.
@@ -98,7 +99,7 @@ def case_model(name: str) -> Model:
     module = VisionTransformer((224, 224), (16, 16), width, 12, heads, 4 * width, 1000)
     params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
     labels = tuple(map(str, range(1000)))
-    preprocessing = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    preprocessing = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
     return Model(params, module, labels, preprocessing, name)
 
 

@@ -12,12 +12,11 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
+from psaq_jax import temporary
 from psaq_jax.bucket_lock import Lock, read, reported
 from psaq_jax.errors import InputError
 
@@ -51,8 +50,8 @@ def open_bucket(url: str):
 def write(url: str, writer: Callable[[pathlib.Path], None]) -> str:
     """Calls `writer(temporary local path)` and copies the file to `url`, where it appears whole."""
     fs, path = open_bucket(url)
-    with tempfile.TemporaryDirectory() as folder:
-        local = pathlib.Path(folder, url.rpartition("/")[2])
+    with temporary.folder() as folder:
+        local = folder / url.rpartition("/")[2]
         writer(local)
         with reported(url):
             fs.put_file(str(local), path)
@@ -63,38 +62,38 @@ def write(url: str, writer: Callable[[pathlib.Path], None]) -> str:
 def local_copy(url: str) -> Iterator[pathlib.Path]:
     """A local folder with what the bucket's folder holds; what changes in it goes there, until the block ends.
 
-    What the block prints and raises names the bucket's files in place of their copies here, which end with it.
+    What the block prints to standard output, and its InputErrors, name the bucket's files in place of their copies
+    here, which end with it.
 
     Raises:
       InputError: another run is at work there or took over from this one, the bucket cannot be reached or written, or
         its index names files outside the folder.
     """
-    mirror = Mirror(url)
-    try:
-        mirror.lock.take()
-        with _repeated(mirror.lock.sign):
-            mirror.fetch()
-            try:
-                with _repeated(mirror.push), _named(mirror.folder, url):
-                    yield mirror.folder
-            except BaseException:
-                with contextlib.suppress(InputError):  # the first error is what matters
-                    mirror.push()
-                raise
-            mirror.push()
-        print(f"  copied to {url}")
-    finally:
-        mirror.lock.release()
-        shutil.rmtree(mirror.folder, ignore_errors=True)
+    with temporary.folder() as folder:
+        mirror = Mirror(url, folder)
+        try:
+            mirror.lock.take()
+            with _repeated(mirror.lock.sign):
+                mirror.fetch()
+                try:
+                    with _repeated(mirror.push), _named(folder, url):
+                        yield folder
+                except BaseException:
+                    with contextlib.suppress(InputError):  # the first error is what matters
+                        mirror.push()
+                    raise
+                mirror.push()
+            print(f"  copied to {url}")
+        finally:
+            mirror.lock.release()
 
 
 class Mirror:
     """A folder of a bucket and its local copy."""
 
-    def __init__(self, url: str):
-        self.url = url
+    def __init__(self, url: str, folder: pathlib.Path):
+        self.url, self.folder = url, folder
         self.fs, self.root = open_bucket(url)
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="psaq_jax-"))
         self._sent: dict[str, tuple[int, int]] = {}  # {name: (time of change in ns, bytes)}
         self.lock = Lock(self.fs, self.root, url)
 
@@ -127,6 +126,8 @@ class Mirror:
                     return
 
     def _write_index(self, listing) -> None:
+        if temporary.is_ending():  # and the folder may have been emptied before it was listed
+            return
         before = self._index()
         self.lock.check()
         self.fs.pipe_file(f"{self.root}/{INDEX}", json.dumps(sorted(listing)).encode())

@@ -1,7 +1,8 @@
-"""SHA-256 of every bit of trees of arrays, and of JSON: what comes back from a disk is what was written."""
+"""SHA-256 of every bit of trees of arrays, of files and of JSON: what comes back from a disk is what was written."""
 
 import hashlib
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -17,6 +18,12 @@ def checksum(tree, settings: str = "") -> str:
         found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         found.update(leaf)
     return found.hexdigest()
+
+
+def of_file(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_json(value) -> str:

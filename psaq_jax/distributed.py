@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from psaq_jax import peers, temporary
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, TryAgain
 from psaq_jax.progress import say
 
 MODES = ("auto", "on", "off")
@@ -206,4 +206,5 @@ def _together(exchange, content):
     except jax.errors.JaxRuntimeError as error:
         if _connection:
             time.sleep(peers.SILENCE)  # the connection notices who is lost, says so and ends this process
-        raise InputError(f"the processes cannot exchange results ({str(error).splitlines()[0]})") from None
+        found = f"the processes cannot exchange results ({str(error).splitlines()[0]})"
+        raise TryAgain(f"{found}; start the same command again") from None

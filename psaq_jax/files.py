@@ -1,7 +1,9 @@
 """Files that appear whole or not at all: written beside their place, then renamed onto it."""
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -112,7 +114,13 @@ def write_figures(path, figures: dict) -> pathlib.Path:
 
 
 def read_figures(path: pathlib.Path) -> dict | None:
-    """What `write_figures` wrote; None where there is no such file, or any figure has changed."""
+    """What `write_figures` wrote; None where there is no such file, or any figure has changed.
+
+    Raises:
+      TryAgain: as `open_if_there`.
+    """
+    if file := open_if_there(path):
+        file.close()
     figures = read_json_if_whole(path) or {}
     kept = figures.pop(checksums.NAME, None)
     return figures if kept == checksums.of_json(figures) else None
@@ -177,6 +185,11 @@ def unreadable(path: pathlib.Path, reason: str) -> TryAgain:
     return TryAgain(f"{path}: cannot be read ({reason}); nothing was removed: start the same command again")
 
 
+def warn_damaged(path: pathlib.Path) -> None:
+    """Says in one line why a run begins further back than it was."""
+    logging.getLogger(__name__).warning("%s: is missing or damaged; what needs it is made again, bit for bit", path)
+
+
 def open_if_there(path: pathlib.Path) -> BinaryIO | None:
     """A file that the caller can make again, to read; None where there is none.
 
@@ -195,7 +208,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     """What `write_npz` wrote; None where there is no such file, or any bit of it has changed.
 
     Raises:
-      TryAgain: as `open_if_there`.
+      TryAgain: as `open_if_there`, or the system fails while it reads.
     """
     file = open_if_there(path)
     if file is None:
@@ -203,7 +216,9 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     try:
         with file, np.load(file, allow_pickle=False) as archive:
             return checksums.remove(dict(archive))
-    except DAMAGED_NPZ:
+    except DAMAGED_NPZ as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the start
+            raise unreadable(path, error.strerror) from None
         return None
 
 

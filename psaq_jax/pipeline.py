@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax import distributed, temporary
+from psaq_jax import distributed, files, temporary
 from psaq_jax.config import AverageBits, JobConfig, parse_bits
 from psaq_jax.data import Dataset, load_dataset
 from psaq_jax.data.labels import check_classes, check_labelled
 from psaq_jax.errors import InputError
-from psaq_jax.evaluation import agreement, collect_logits, metrics, predict_logits
-from psaq_jax.machine import describe_machine
+from psaq_jax.evaluation import collect_logits, predict_logits
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Bars, Progress
@@ -26,9 +25,7 @@ from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.quantization.transform import QuantizedModel, quantize
-from psaq_jax.synthesis.checkpointing import warn_damaged
-from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.driver import SynthesisResult
+from psaq_jax.results import figures, run_name
 
 HARD = "hard:"  # before a source: a hard copy of that model
 
@@ -47,6 +44,9 @@ def load_either(config: JobConfig, execution: str = "simulated") -> Model | Quan
       InputError: integer execution of a float model, another image size for a quantized one.
     """
     if is_artefact(config.model):
+        if config.revision:
+            found = f"revision is {config.revision!r}, model {config.model!r} is a quantized model in a directory"
+            raise InputError(f"{found}; only hub ids have revisions")
         q = load_quantized(config.model, execution)
         if config.image_size and q.image_size != (config.image_size, config.image_size):
             raise InputError(
@@ -83,15 +83,21 @@ def load_data(config: JobConfig) -> Dataset | None:
 def open_data(config: JobConfig, model: Model | QuantizedModel, labelled: bool = True) -> Dataset | None:
     """The same; `labelled`: once its classes and labels are the model's, as far as that is known before reading."""
     dataset = load_data(config)
-    if dataset is not None and labelled:
+    if labelled:
+        check_data(dataset, model)
+    return dataset
+
+
+def check_data(dataset: Dataset | None, model: Model | QuantizedModel) -> None:
+    """Raises InputError where a data set's classes or labels, as far as they are known, are not the model's."""
+    if dataset is not None:
         check_classes(dataset, model.labels)
         check_labelled(dataset, model.classes)
-    return dataset
 
 
 def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None, synthesized) -> dict[str, np.ndarray]:
     """{name: normalised images}: as many noise and real images as synthesized ones; real only where there is data, and
-    as many as it has (`calibrated_on`)."""
+    as many as it has (`results.calibrated_on`)."""
     count, sets = config.synthesis.num_images, {}
     for name in config.calibration:
         if name == "synthesized":
@@ -100,25 +106,8 @@ def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None,
             key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # a stream that no group of images uses
             sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape), jnp.float32))
         elif dataset is not None:
-            sets[name] = real_images(dataset).sample(model.preprocessing, count, config.seed, fewer=True)
+            sets[name] = dataset.for_calibration.sample(model.preprocessing, count, config.seed, fewer=True)
     return sets
-
-
-def real_images(dataset: Dataset) -> Dataset:
-    """Those to calibrate on: the training split or, where there is none, the images that are evaluated."""
-    return dataset.train or dataset
-
-
-def calibrated_on(config: JobConfig, dataset: Dataset | None) -> dict[str, dict]:
-    """{calibration set: {"images": how many, "evaluated": whether they are of those that figures are of}}."""
-    count, found = config.synthesis.num_images, {}
-    for name in config.calibration:
-        if name != "real":
-            found[name] = {"images": count, "evaluated": False}
-        elif dataset is not None:
-            images = min(count, len(real_images(dataset)))
-            found[name] = {"images": images, "evaluated": dataset.train is None}
-    return found
 
 
 def quantized_models(
@@ -133,10 +122,11 @@ def quantized_models(
       done: names of runs (`run_name`) that need no model any more; None stands for it.
     """
     folder = workdir and workdir / "reconstruction"
+    costs = {calibration: {} for calibration in sets}  # of kernels, whatever the recipe
     for name in config.quantization.recipes:
         recipe, options = read_recipe(name, config.quantization.options)
         for calibration, pixels in sets.items():
-            ranges = costs = None
+            ranges = None
             for bits in config.quantization.bits:
                 run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
                 if run_name(run) in done:
@@ -146,11 +136,12 @@ def quantized_models(
                     ranges = calibrate(model, pixels)
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
-                    if costs is None:
-                        layers = mixed_precision.free_layers(model, options)
+                    layers, known = mixed_precision.free_layers(model, options), costs[calibration]
+                    if missing := [layer for layer in layers if layer not in known]:
                         bar = bars(f"{calibration} measure kernels")
-                        costs = mixed_precision.kernel_costs(model, pixels, layers, bar)
-                    weights = mixed_precision.choose_bits(model, costs, weights, options)
+                        known |= mixed_precision.kernel_costs(model, pixels, missing, bar)
+                    of_layers = {layer: known[layer] for layer in layers}
+                    weights = mixed_precision.choose_bits(model, of_layers, weights, options)
                 images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")
                 q = quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
@@ -177,78 +168,17 @@ def of_first_process(q: QuantizedModel | None) -> QuantizedModel:
         return load_quantized(folder)
 
 
-def run_name(run: dict) -> str:
-    """The name of a run's folder: "w4a8-paper-synthesized"."""
-    return f"{run['bits']}-{run['recipe']}-{run['calibration']}".replace(":", "")  # rsync would see a machine in it
-
-
 def saved_model(folder: pathlib.Path) -> QuantizedModel | None:
     """What an earlier run of the job saved there; what is damaged makes room, for `save_quantized` replaces nothing
     that is no artefact.
     """
     q = load_quantized_if_whole(folder)
     if q is None and folder.exists():
-        warn_damaged(folder)
+        files.warn_damaged(folder)
         shutil.rmtree(folder, ignore_errors=True)
     return q
 
 
 def score(q: QuantizedModel, examples: Examples, float_logits, batch_size: int, progress: Progress | None = None):
-    """`figures` of a quantized model."""
+    """`results.figures` of a quantized model."""
     return figures(*examples.logits(q, batch_size, progress), float_logits)
-
-
-def figures(logits, labels, float_logits) -> dict[str, float | None]:
-    """{"top1", "top5", "loss", "agreement"}; the first three are None where `labels` is."""
-    measured = metrics(logits, labels)._asdict() if labels is not None else dict.fromkeys(("top1", "top5", "loss"))
-    measured.pop("examples", None)
-    return measured | {"agreement": agreement(logits, float_logits)}
-
-
-def begin_results(
-    config: JobConfig, result: SynthesisResult, held_out: np.ndarray, float_logits, labels, dataset: Dataset | None
-) -> dict:
-    """What results.json says before anything is quantized; `labels`: None without a data set."""
-    base = None if labels is None else metrics(float_logits, labels)._asdict()
-    return {
-        "model": config.model,
-        **describe_machine(),
-        "float": base,
-        "runs": [],
-        "synthesis": synthesis_summary(config.synthesis, result, held_out),
-        "evaluated_on": evaluated_on(config, base),
-        "calibrated_on": calibrated_on(config, dataset),
-    }
-
-
-def evaluated_on(config: JobConfig, base: dict | None) -> dict:
-    """{"images": how many images figures are of, "kind": "data" or, held out from calibration, "synthesized"}.
-
-    Args:
-      base: the float model's figures; None without a data set.
-    """
-    if base is None:
-        return {"images": config.synthesis.group_size, "kind": "synthesized"}
-    return {"images": base["examples"], "kind": "data"}
-
-
-def synthesis_summary(config: SynthesisConfig, result: SynthesisResult, held_out: np.ndarray) -> dict:
-    """What results.json says of the synthesis: time and losses are of `num_images` and of those held out beside."""
-    return {
-        "iterations": config.iterations,
-        "num_images": config.num_images,
-        "held_out": len(held_out),
-        "seconds": result.seconds,
-        "seconds_per_iteration": result.seconds_per_iteration,
-        "compile_seconds": result.compile_seconds,
-        "final_loss": {name: float(values[-1]) for name, values in result.history.items()},
-    }
-
-
-def stored_sizes(model: Model, folder: pathlib.Path, results: dict) -> dict[str, int]:
-    """{"float32": bytes of the float parameters, "w4a8": bytes of the largest weights file at these bits, ...}."""
-    sizes = {"float32": sum(leaf.size * 4 for leaf in jax.tree.leaves(model.params))}
-    for run in results["runs"]:
-        size = (folder / run_name(run) / "model.safetensors").stat().st_size
-        sizes[run["bits"]] = max(size, sizes.get(run["bits"], 0))
-    return sizes

@@ -22,8 +22,9 @@ from collections.abc import Callable, Collection, Iterator
 import jax
 import numpy as np
 
-from psaq_jax import files, pipeline
+from psaq_jax import files, pipeline, results
 from psaq_jax.config import DISTILL
+from psaq_jax.data import Dataset
 from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import Metrics, metrics
@@ -60,7 +61,7 @@ def run_sweep(
     dataset = pipeline.load_data(config)  # nothing is written where it or any of the models cannot be opened
     if dataset is not None:
         settings["data_contents"] = dataset.identity()
-    models = [_Cells(config, source, workdir / slug(source), bars, every_seconds) for source in config.models]
+    models = [_Cells(config, source, dataset, workdir / slug(source), bars, every_seconds) for source in config.models]
     with open_workdir(workdir, settings):
         for cells in models:
             with open_workdir(cells.folder, {"model_fingerprint": cells.model.fingerprint()}), cells.distillations():
@@ -75,11 +76,14 @@ def run_sweep(
 class _Cells:
     """The cells of one model; no image is read and nothing computed where none is missing."""
 
-    def __init__(self, config: SweepConfig, source: str, folder: pathlib.Path, bars: Bars, every_seconds: float):
+    def __init__(
+        self, config: SweepConfig, source: str, dataset: Dataset | None, folder: pathlib.Path, bars: Bars,
+        every_seconds: float,
+    ):  # fmt: skip
         self.config, self.source, self.folder, self.bars = config, source, folder, bars
-        self.every_seconds = every_seconds
+        self.dataset, self.every_seconds = dataset, every_seconds
         self.model = config.preprocessed(pipeline.load_float(config, source))
-        self.dataset = pipeline.open_data(config, self.model)
+        pipeline.check_data(dataset, self.model)
         self._float_logits = None
 
     def distillations(self):
@@ -110,7 +114,7 @@ class _Cells:
         if missing:
             for cell, figures in self.compute(config, missing):
                 files.write_figures(paths[cell], figures)
-                shutil.rmtree(paths[cell].parent / pipeline.run_name(figures), ignore_errors=True)  # checkpoints
+                shutil.rmtree(paths[cell].parent / results.run_name(figures), ignore_errors=True)  # checkpoints
         self.float_figures()
 
     def results(self) -> dict:
@@ -125,8 +129,8 @@ class _Cells:
             "model": self.source,
             "float": base,
             "runs": runs,
-            "evaluated_on": pipeline.evaluated_on(self.config, base),
-            "calibrated_on": pipeline.calibrated_on(self.config, self.dataset),
+            "evaluated_on": results.evaluated_on(self.config, base),
+            "calibrated_on": results.calibrated_on(self.config, self.dataset),
         }
 
     def compute(self, config: SweepConfig, cells: list):
@@ -184,7 +188,7 @@ class _Cells:
         settings = config.distillation
         if run["calibration"] != "synthesized":
             settings = dataclasses.replace(settings, generator_iterations=0)
-        name, folder = pipeline.run_name(run), self.seed_folder(config.seed, DISTILL)
+        name, folder = results.run_name(run), self.seed_folder(config.seed, DISTILL)
         bar = self.bars(f"{title} {name} train")
         args = config, settings, self.model, start, pixels, bar, self.every_seconds
         return distill_in_folder(folder / name, *args).model

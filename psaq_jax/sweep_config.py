@@ -1,13 +1,13 @@
 """`SweepConfig`: the settings of a sweep."""
 
 import dataclasses
-import math
 
 from psaq_jax.checks import check_seed
 from psaq_jax.config import DISTILL, JobConfig, QuantizationConfig
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
+from psaq_jax.models.preprocessing_configs import fractional
 
 
 class SweepQuantization(QuantizationConfig):
@@ -58,9 +58,6 @@ class SweepConfig(JobConfig):
         """The model with this config's preprocessing."""
         if not self.crop_fraction:
             return model
-        before = tuple(math.floor(side / self.crop_fraction) for side in model.image_size)
-        changed = dataclasses.replace(
-            model.preprocessing, resize="cover", resize_size=before, interpolation="bicubic",
-            crop_fraction=self.crop_fraction,
-        )  # fmt: skip
+        geometry = fractional(model.image_size, self.crop_fraction, "center")
+        changed = dataclasses.replace(model.preprocessing, interpolation="bicubic", **geometry)
         return model.replace(preprocessing=changed)

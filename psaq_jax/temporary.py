@@ -24,6 +24,11 @@ def folder() -> Iterator[pathlib.Path]:
             _folders.discard(name)
 
 
+def is_ending() -> bool:
+    """Whether `end_process` was called: what lies in the folders from then on is not what a job wrote."""
+    return _ending.locked()
+
+
 def end_process(code: int) -> NoReturn:
     """Ends the process out of any thread, with no block left, but without its folders."""
     _ending.acquire()  # for ever: a thread that finds its folder gone has no say in the exit code

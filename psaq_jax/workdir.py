@@ -53,8 +53,11 @@ def _locked(path, folder: pathlib.Path, flag: str = "--workdir") -> Iterator[Non
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"{flag}={path}: another run is at work there; wait for it or choose another") from None
+        except OSError as error:
+            found = f"{flag}={path}: cannot be locked ({error.strerror})"
+            raise InputError(f"{found}; choose a folder on a file system that has locks") from None
         yield
 
 

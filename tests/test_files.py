@@ -61,10 +61,22 @@ def test_a_tree_comes_back_as_one_of_its_kind_or_not_at_all(tmp_path):
     assert files.read_tree(path, tree) is None and files.read_tree(tmp_path / "none.npz", tree) is None
 
 
-def test_arrays_that_cannot_be_opened_are_not_taken_for_damaged(tmp_path):
-    path = tmp_path / "a.npz"
+@pytest.mark.parametrize("read", [files.read_npz, files.read_figures])
+def test_what_cannot_be_opened_is_not_taken_for_damaged(tmp_path, read):
+    path = tmp_path / "a"
     path.symlink_to(path)
     with pytest.raises(TryAgain, match=r"cannot be read \(Too many levels of symbolic links\); nothing was removed"):
+        read(path)
+
+
+def test_arrays_of_a_disk_that_fails_meanwhile_are_not_taken_for_damaged(tmp_path, monkeypatch):
+    path = files.write_npz(tmp_path / "a.npz", {"x": np.arange(3)})
+
+    def fails(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files.np, "load", fails)
+    with pytest.raises(TryAgain, match=r"cannot be read \(Input/output error\); nothing was removed"):
         files.read_npz(path)
 
 

@@ -1,12 +1,14 @@
 """A job's folder: one job at a time, of one configuration."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from psaq_jax import files
+from psaq_jax import files, workdir
 from psaq_jax.errors import InputError
 from psaq_jax.workdir import open_workdir, results_folder
 from tests import jobs
@@ -43,6 +45,16 @@ def test_a_second_run_at_once_is_refused(tmp_path):
         with pytest.raises(InputError, match="another run is at work there"):
             with open_workdir(tmp_path, CONFIG):
                 pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(workdir.fcntl, "flock", none)
+    with pytest.raises(InputError, match=r"cannot be locked \(No locks available\); choose a folder on a file system"):
+        with open_workdir(tmp_path, CONFIG):
+            pass
 
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path):

@@ -1,7 +1,8 @@
 """The live comparison as a job: everything checked first, then both sides, then the page."""
 
-import os
 import pathlib
+
+import jax
 
 from psaq_jax import files, pipeline
 from psaq_jax.benchmark import SHAPES, case_model
@@ -11,7 +12,7 @@ from psaq_jax.comparison.published import CompareConfig
 from psaq_jax.comparison.release import check_clone, open_release, source_hash
 from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError
-from psaq_jax.machine import describe_machine
+from psaq_jax.machine import describe_machine, processor
 from psaq_jax.progress import Bars
 from psaq_jax.report.writing import write_images
 from psaq_jax.workdir import keep_settings, open_workdir
@@ -67,7 +68,7 @@ def _facts(config, model, machine, versions, source, command) -> dict[str, str]:
         "synthesized images": f"{synthesis.num_images} in groups of {synthesis.group_size}",
         "data": config.data or "none: agreement on images synthesized by psaq_jax that no calibration saw",
         "seed": str(config.seed),
-        "machine": f"{machine['device']}, {os.cpu_count()} CPU cores",
+        "machine": machine["device"] if jax.default_backend() == "cpu" else f"{machine['device']}, {processor()}",
         "psaq_jax": ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
         "release": f"sources {source[:12]}, python {versions['python']}, torch {versions['torch']}, timm "
         f"{versions['timm']}, on {versions['device']}",

@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from psaq_jax import files, pipeline
+from psaq_jax import files, pipeline, results
 from psaq_jax.comparison import parity
 from psaq_jax.comparison.pixels import Pixels, write_dataset, write_synthesized
 from psaq_jax.comparison.published import CompareConfig
@@ -46,7 +46,7 @@ def compare_live(
       iterations: of the release's synthesis; ours has those of the config.
       every_seconds: between checkpoints of ours.
     Returns:
-      ({"float", "rows", "synthesis"}, {calibration: normalised images [n, h, w, 3]})
+      ({"float", "rows", "synthesis", "release_evaluation"}, {calibration: normalised images [n, h, w, 3]})
     Raises:
       InputError: bad input of either side.
     """
@@ -56,7 +56,7 @@ def compare_live(
     sets = pipeline.calibration_images(config, model, dataset, images)
     sets = {BY_US: images, BY_RELEASE: their_images} | {k: v for k, v in sets.items() if k != "synthesized"}
     pixels = _write_pixels(config, model, dataset, held_out, release)
-    evaluation = _their_quantization(config, release, sets, pixels, bars)
+    evaluation = _their_quantization(config, release, sets, bars)
     float_logits = pixels.logits(model, config.batch_size, bars("psaq_jax float"))
     their_float = release.arrays("float")["logits"]
     compared = _Compared(config, model, release, pixels, float_logits, bars)
@@ -92,7 +92,7 @@ def _our_synthesis(config, model, workdir, bars, every_seconds):
     result, held_out = synthesize_for_job(config, model, workdir, pace, every_seconds)
     if not path.exists():
         on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-        figures = pipeline.synthesis_summary(config.synthesis, result, held_out) | {
+        figures = results.synthesis_summary(config.synthesis, result, held_out) | {
             "seconds_per_iteration_min": pace.fastest or result.seconds_per_iteration,
             "peak_memory_bytes": peak_process_memory(), "device_peak_bytes": on_device,
         }  # fmt: skip
@@ -124,7 +124,7 @@ def _write_pixels(config, model, dataset, held_out, release: Release) -> Pixels:
     return pixels
 
 
-def _their_quantization(config, release: Release, sets, pixels: Pixels, bars) -> dict:
+def _their_quantization(config, release: Release, sets, bars) -> dict:
     for name, images in sets.items():
         files.write_npy(release.folder / f"{slug(name)}.npy", np.asarray(images, np.float32))
     runs = [
@@ -154,7 +154,7 @@ class _Compared:
     bars: Bars
 
     def scores(self, logits) -> dict:
-        return pipeline.figures(logits, self.pixels.labels, self.float_logits)
+        return results.figures(logits, self.pixels.labels, self.float_logits)
 
     def row(self, name: str, images, bits: str) -> dict:
         """One calibration set at one bit-width: figures of the release, of every recipe of ours, and the parity."""

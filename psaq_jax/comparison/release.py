@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import subprocess
-import zipfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -83,7 +82,7 @@ class Release(NamedTuple):
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return dict(archive)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except files.DAMAGED_NPZ as error:
             more = f"remove it and start the same command again; the release's log: {self.log}"
             raise InputError(f"{path}: the release left no readable answer ({error}); {more}") from None
 

@@ -33,8 +33,9 @@ def load_dataset(
       errors: "stop" at a broken image, or "skip" it.
       class_index, labels_file: of folder:DIR only; see `psaq_jax.data.folder.folder_source`.
     Returns:
-      The data set. Its `train` is the training split of bundled and tfds (where there is one) and of a folder
-      that holds both; otherwise None: only the evaluation images can then serve as real calibration images.
+      The data set. Its `train` is the training split of bundled and tfds (where there is one, and none of it is
+      evaluated) and of a folder that holds both; otherwise None: only the evaluation images can then serve as real
+      calibration images.
     Raises:
       InputError: an unknown source, nothing there, or contents that do not fit, in one line.
     """
@@ -55,7 +56,7 @@ def load_dataset(
 
 def _open_bundled(rest):
     name, _, split = rest.partition(":")
-    return bundled_source(name, split or "test"), bundled_source(name, "train")
+    return bundled_source(name, split or "test"), None if split == "train" else bundled_source(name, "train")
 
 
 def _open_tfds(rest):
@@ -64,7 +65,8 @@ def _open_tfds(rest):
         raise InputError(f"data: found 'tfds:{rest}', expected tfds:NAME[/CONFIG]:SPLIT; correct the spec")
     directory = prepared_directory(match["name"])
     source = TfdsSource(directory, match["split"])
-    return source, TfdsSource(directory, "train") if has_split(directory, "train") else None
+    evaluated = re.search(r"(^|\+)\s*(train|all)\b", match["split"])
+    return source, None if evaluated or not has_split(directory, "train") else TfdsSource(directory, "train")
 
 
 def _open_folder(directory, class_index, labels_file):

@@ -75,6 +75,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def for_calibration(self) -> "Dataset":
+        """Where real images to calibrate on come from: the training split or, without one, what is evaluated."""
+        return self.train or self
+
     def identity(self) -> dict:
         """What tells these images and labels from others behind the same spec, found without reading an image."""
         labels = None if self.labels is None else np.asarray(self.labels).tolist()

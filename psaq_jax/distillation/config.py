@@ -3,7 +3,6 @@
 import dataclasses
 
 from psaq_jax.checks import check_types, check_weight, check_whole
-from psaq_jax.config import JobConfig
 from psaq_jax.errors import InputError
 
 
@@ -64,19 +63,3 @@ class DistillationConfig:
     def steps(self) -> int:
         """Of the student, in all."""
         return self.cycles * self.student_steps
-
-
-@dataclasses.dataclass(frozen=True)
-class DistillationJob(JobConfig):
-    """The settings of `launch.distill`: the main job's, whose recipe is "default" and calibration "synthesized"."""
-
-    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.quantization.recipes != ("default",):
-            raise InputError(
-                f"quantization.recipe is {self.quantization.recipe!r}, expected 'default': what the student starts from"
-            )
-        if self.calibration != ("synthesized",):
-            raise InputError(f"calibration is {self.calibration!r}, expected ('synthesized',), which needs no data")

@@ -20,7 +20,7 @@ from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.transform import QuantizedModel, check_same_architecture
-from psaq_jax.synthesis.checkpointing import Checkpoints, warn_damaged
+from psaq_jax.synthesis.checkpointing import Checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
 
 LOOK = 25  # ticks between two looks for NaN
@@ -114,7 +114,7 @@ def _resumed(arena: Arena, state: Competition, images: np.ndarray, checkpoints: 
     for turn in range(made):
         kept = files.read_npz(_turn_file(checkpoints, turn))
         if kept is None:
-            warn_damaged(_turn_file(checkpoints, turn))
+            files.warn_damaged(_turn_file(checkpoints, turn))
             checkpoints.forget_tree()
             return start
         pool.append(kept["images"])

@@ -1,5 +1,6 @@
 """The job of `launch.distill` between synthesis and evaluation: at each pair of bit-widths a start and a student."""
 
+import dataclasses
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -8,16 +9,35 @@ import numpy as np
 
 from psaq_jax import files
 from psaq_jax.config import DISTILL, JobConfig
-from psaq_jax.distillation.config import DistillationConfig, DistillationJob
+from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.driver import DistillationResult, distill
+from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
-from psaq_jax.pipeline import quantized_models, run_name, saved_model
+from psaq_jax.pipeline import quantized_models, saved_model
 from psaq_jax.progress import Bars, Progress
+from psaq_jax.quantization.artefact import load_quantized
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
+from psaq_jax.results import run_name
 from psaq_jax.synthesis.checkpointing import open_checkpoints
 
 SUMMARY = "summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationJob(JobConfig):
+    """The settings of `launch.distill`: the main job's, whose recipe is "default" and calibration "synthesized"."""
+
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.quantization.recipes != ("default",):
+            raise InputError(
+                f"quantization.recipe is {self.quantization.recipe!r}, expected 'default': what the student starts from"
+            )
+        if self.calibration != ("synthesized",):
+            raise InputError(f"calibration is {self.calibration!r}, expected ('synthesized',), which needs no data")
 
 
 def students(
@@ -29,13 +49,11 @@ def students(
     The start is recipe "default" on the synthesized images. Models that an earlier run of the job saved under
     WORKDIR/quantized are read; a distillation under way goes on from WORKDIR/distillation.
     """
-    models, done = workdir / "quantized", {}
-    for bits in config.quantization.bits:
-        name = run_name({"bits": bits, "recipe": "default", "calibration": "synthesized"})
-        if (q := saved_model(models / name)) is not None:
-            done[name] = q
+    models = workdir / "quantized"
+    starts = [{"bits": bits, "recipe": "default", "calibration": "synthesized"} for bits in config.quantization.bits]
+    done = {name for name in map(run_name, starts) if saved_model(models / name) is not None}
     for run, q in quantized_models(config, model, {"synthesized": images}, workdir, bars, done):
-        start = done[run_name(run)] if q is None else q
+        start = load_quantized(models / run_name(run)) if q is None else q
         yield run, start
         run = run | {"recipe": DISTILL}
         saved, folder = models / run_name(run), bits_folder(workdir, run["bits"])

@@ -4,10 +4,9 @@ import dataclasses
 import pathlib
 from importlib import metadata
 
-from psaq_jax import files
+from psaq_jax import checksums, files
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.artefact import is_artefact
-from psaq_jax.quantization.record import sha256
 from psaq_jax.quantization.transform import QuantizedModel
 
 DESCRIPTION = "export.json"
@@ -24,7 +23,7 @@ def write_description(folder, model, format: str, written: list[pathlib.Path], c
     description = {
         "format": format,
         **more,
-        "files": {file.name: sha256(file) for file in written},
+        "files": {file.name: checksums.of_file(file) for file in written},
         "input": {"name": "pixels", "dtype": "float32", "shape": ["batch", *model.image_shape]},
         "output": {"name": "logits", "dtype": "float32", "shape": ["batch", model.classes]},
         "preprocessing": dataclasses.asdict(preprocessing),  # (x·rescale_factor − mean) / std, as `Preprocessing` says

@@ -18,14 +18,13 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from psaq_jax import files
+from psaq_jax import checksums, files
 from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
 from psaq_jax.export.description import check_folder, described_hash, write_description
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.packing import pack
-from psaq_jax.quantization.record import sha256
 from psaq_jax.quantization.transform import QuantizedModel
 
 FORMAT, FILE, WEIGHTS = "stablehlo", "model.stablehlo", "model.safetensors"
@@ -77,7 +76,7 @@ def _check_replaceable(weights: pathlib.Path) -> None:
 
 def _remove_exported(weights: pathlib.Path) -> None:
     """Removes an earlier export's weights, which nothing describes from now on; others put in their place stay."""
-    if weights.is_file() and described_hash(weights, FORMAT) == sha256(weights):
+    if weights.is_file() and described_hash(weights, FORMAT) == checksums.of_file(weights):
         weights.unlink()
 
 

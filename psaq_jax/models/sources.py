@@ -21,6 +21,8 @@ def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:
       InputError: nothing of this name, here or on the hub.
     """
     if source.startswith("bundled:"):
+        if revision:
+            raise InputError(f"revision is {revision!r}, model {source!r} is bundled; only hub ids have revisions")
         bundled = {
             f"bundled:{path.parent.name}": path.parent for path in sorted(ASSETS.glob("*/config.json"))
         }

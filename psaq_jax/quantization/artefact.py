@@ -227,7 +227,7 @@ def _site_kinds(record: Record, refuse: Refuse) -> dict[str, str]:
 def _check_sites(module, parameters, sites: Mapping, record: Record, refuse: Refuse) -> None:
     """The sites are those of the recipe, in running order."""
     try:
-        wanted = site_filter(module, record.recipe)
+        wanted = site_filter(record.recipe)
     except InputError as error:
         raise refuse(str(error)) from None
     running = site_names(module, traverse_util.unflatten_dict(parameters, sep="/"), (*module.image_size, 3))

@@ -81,7 +81,7 @@ def _observe_wave(model: Model, batches, recipe: str, placement: meshes.Placemen
     def one_device(model, batches):
         # A list of pairs: jit returns dictionaries sorted by name, and the order of the sites matters.
         with exact_products(model.module.dtype):
-            ranges = observe(model.module, model.params, batches[0], site_filter(model.module, recipe))
+            ranges = observe(model.module, model.params, batches[0], site_filter(recipe))
         return [(_Name(name), tuple(x[None] for x in value)) for name, value in ranges.items()]
 
     shares, everywhere = placement

@@ -57,7 +57,7 @@ HEADS = {"head_input": "head", "distillation_head_input": "distillation_head"}
 
 def inspect(segment: Segment, params, x) -> Parts:
     """The quantized sites and the Dense layers of a segment; nothing is computed."""
-    wanted, sites, layers = site_filter(None, "default"), {}, {}
+    wanted, sites, layers = site_filter("default"), {}, {}
 
     def tap(name, y):
         if wanted(name):

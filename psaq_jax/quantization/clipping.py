@@ -59,13 +59,17 @@ def tensor_range(counts, centers, low, high, bits, coverage):
     mass = counts / jnp.maximum(jnp.sum(counts), 1e-30)
 
     def error(low, high):
-        quantizer = UniformQuantizer(*activation_scale(low, high, bits), bits)
-        return sum(w * jnp.sum(mass * jnp.square(quantizer(s * centers) - s * centers)) for s, w in coverage)
+        return _error(UniformQuantizer(*activation_scale(low, high, bits), bits), mass, centers, coverage)
 
     lows, highs = (end.reshape(-1) for end in jnp.meshgrid(low * FACTORS, high * FACTORS, indexing="ij"))
     errors = jax.lax.map(lambda ends: error(*ends), (lows, highs), batch_size=32)
     best = jnp.argmin(errors)
     return lows[best], highs[best], errors[best]
+
+
+def _error(quantizer, mass, centers, coverage):
+    """Mean squared error of values `centers`, each of weight `mass`, and of these stretched, by their weights."""
+    return sum(w * jnp.sum(mass * jnp.square(quantizer(s * centers) - s * centers)) for s, w in coverage)
 
 
 @functools.partial(jax.jit, static_argnames="coverage")
@@ -84,11 +88,8 @@ def shifted_log(counts, centers, low, high, bits, coverage) -> tuple[LogQuantize
         codes = jnp.clip(jnp.round(steps * jnp.log2(factor * high / shift + 1)), 0, 2.0**bits - 2)
         return LogQuantizer(shift * jnp.exp2(codes / steps), steps, bits, shift)
 
-    def error(quantizer):
-        return sum(w * jnp.sum(mass * jnp.square(quantizer(s * centers) - s * centers)) for s, w in coverage)
-
     factors, steps = (v.reshape(-1) for v in jnp.meshgrid(FACTORS, np.float32(STEPS["searched"]), indexing="ij"))
-    errors = jax.lax.map(lambda v: error(grid(*v)), (factors, steps), batch_size=32)
+    errors = jax.lax.map(lambda v: _error(grid(*v), mass, centers, coverage), (factors, steps), batch_size=32)
     best = jnp.argmin(errors)
     return grid(factors[best], steps[best]), errors[best]
 

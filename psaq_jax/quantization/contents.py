@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 import psaq_jax
-from psaq_jax import files
+from psaq_jax import checksums, files
 from psaq_jax.errors import InputError
 from psaq_jax.models.sources import find_checkpoint
 from psaq_jax.models.tensors import file_stamps, tensor_files
@@ -32,7 +32,6 @@ from psaq_jax.quantization.record import (
     fields_of,
     read_artefact_json,
     record_hash,
-    sha256,
 )
 from psaq_jax.quantization.transform import QuantizedModel
 
@@ -104,7 +103,7 @@ def _read_source(source: str, stamps: tuple) -> Provenance:
             config = read_artefact_json(directory / CONFIG)
             if file_stamps(directory) != stamps:
                 return Provenance({})
-            return Provenance(config, {path.name: sha256(path) for path in tensor_files(directory)})
+            return Provenance(config, {path.name: checksums.of_file(path) for path in tensor_files(directory)})
     except (InputError, OSError):
         pass  # moved or deleted since: the artefact needs nothing of it
     return Provenance({})

@@ -33,7 +33,7 @@ def float_sums(equation: str, x, y, of_x=None, of_y=None) -> jax.Array:
     """einsum(equation, x, y) of codes, in float32; the equation contracts the last axis of x.
 
     As many terms at once as float32 surely sums exactly; these sums are whole numbers, added in int32, and from
-    65,000 terms on in two words of it.
+    65,000 terms on (of two activations 32,767) in two words of it.
     """
     axis, terms, step = contracted_axis(equation), x.shape[-1], LARGEST // (255 * (255 if of_y else 128))
     parts = []

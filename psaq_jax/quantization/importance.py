@@ -44,7 +44,7 @@ def by_batches(function, model: Model, images: np.ndarray, seed: int) -> dict[st
 @jax.jit
 def _importance(model: Model, images, key) -> dict[str, jax.Array]:
     """One batch's, {site: [b, r]}. The expected square over random weights is the sum of squares over the logits."""
-    wanted = site_filter(model.module, "default")
+    wanted = site_filter("default")
     sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], images)
     offsets = {name: jnp.zeros(y.shape, y.dtype) for name, y in sites.items() if wanted(name) and name != "input"}
     gradients, seen = jax.grad(lambda offsets: combine(model, images, key, offsets), has_aux=True)(offsets)

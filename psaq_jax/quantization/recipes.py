@@ -40,7 +40,7 @@ SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
 GELU = ("searched", "uniform")
 
 
-def site_filter(module, recipe: str) -> Callable[[str], bool]:
+def site_filter(recipe: str) -> Callable[[str], bool]:
     """Whether the recipe quantizes the site of a given name.
 
     Raises:

@@ -5,7 +5,6 @@ holds before anything of that size is built.
 """
 
 import dataclasses
-import hashlib
 import pathlib
 import types
 import typing
@@ -187,7 +186,7 @@ def check_file(path: pathlib.Path, record: Record, refuse: Refuse) -> set[str]:
     size = path.stat().st_size
     if size != record.model_bytes:
         raise refuse(f"has {size} bytes, {CONFIG}'s model_bytes are {record.model_bytes}")
-    if sha256(path) != record.model_sha256:
+    if checksums.of_file(path) != record.model_sha256:
         raise refuse(f"its SHA-256 is not {CONFIG}'s model_sha256")
     names = packing.stored_names(path, refuse)
     for kernel, bits in record.kernels.items():
@@ -233,8 +232,3 @@ def read_module(record: Record, refuse: Refuse):
     if len(record.labels) not in (0, module.classes):
         raise refuse(f"quantization_config.labels are {len(record.labels)}, expected {module.classes}")
     return module, parameters
-
-
-def sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -51,8 +51,7 @@ class Segment:
         """
         interceptor = self._inner(tap, watch, replace) if self.is_block else self._between(x, tap, watch, replace)
         if not self.is_block and self.index:
-            x, given = jnp.zeros((x.shape[0], *self.module.image_size, 3)), x
-            interceptor = self._between(given, tap, watch, replace)
+            x = jnp.zeros((x.shape[0], *self.module.image_size, 3))
         with exact_products(self.module.dtype), nn.intercept_methods(interceptor):
             y = self.module.apply({"params": params}, x)
         return y if self.is_block or self.index == len(self.blocks) else interceptor.reached["x"]
@@ -109,7 +108,7 @@ def chain(module: nn.Module, params, image_shape: tuple[int, int, int]) -> tuple
 
     Nothing is computed (abstract evaluation). What lies between two blocks and has no site is left out: it is nothing.
     """
-    calls = []  # ("site" or "module", path, module) in the order of their ends
+    calls = []  # (path, module) in the order of their ends
 
     def interceptor(next_fun, args, kwargs, context):
         y = next_fun(*args, **kwargs)

@@ -46,7 +46,7 @@ class Record(NamedTuple):
 @functools.partial(jax.jit, static_argnames="segment")
 def record(segment: Segment, params, sites, x) -> Record:
     """Runs the segment on one batch, with the quantizers of those sites that have one."""
-    seen, inputs, wanted = {}, {}, site_filter(None, "default")
+    seen, inputs, wanted = {}, {}, site_filter("default")
 
     def tap(name, y):
         if wanted(name):

@@ -126,7 +126,7 @@ def quantize(
         recipe "paper", which has none.
     """
     check_float_model(model, "quantize")
-    is_wanted = site_filter(model.module, recipe)
+    is_wanted = site_filter(recipe)
     options = _checked_options(options, recipe, images)
     bits, wanted = bits_by_layer(model.params, weight_bits, options), []
     if activation_bits is not None:

@@ -85,7 +85,7 @@ def _answer(results, model, sizes) -> dict:
     computed = sizes is None and model is not None
     if computed:
         found = settings(results)
-        ends_at_8 = any(s.recipe.startswith(("default", DISTILL)) for s in found)  # the largest of the recipes'
+        ends_at_8 = any(_keeps_ends(s.recipe) for s in found)  # the largest of the recipes'
         sizes = sections.weight_sizes(model.params, [s.bits for s in found], ends_at_8)
     return {
         "results": results,
@@ -95,6 +95,11 @@ def _answer(results, model, sizes) -> dict:
         "sizes": sections.size_rows(sizes),
         "sizes_computed": computed,
     }
+
+
+def _keeps_ends(recipe: str) -> bool:
+    """Whether its first and last layers have 8 bits."""
+    return recipe.startswith(("default", DISTILL)) and "-first_last_8bit" not in recipe
 
 
 def _measurements(ranges, sensitivity) -> dict:

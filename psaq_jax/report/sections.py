@@ -79,7 +79,7 @@ def answer(results: dict) -> dict:
 def weight_sizes(params: dict, bits: Sequence[str], ends_at_8: bool = False) -> dict[str, int]:
     """Bytes of all parameters in float32 and for each pair of bits such as "w4a8": computed, not measured.
 
-    Kernels take their bits (4 and less packed) and a float32 scale for each output channel, all else float32.
+    Kernels take their bits (below 8 packed) and a float32 scale for each output channel, all else float32.
 
     Args:
       ends_at_8: the first and last layers' kernels have 8 bits.

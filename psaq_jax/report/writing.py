@@ -1,4 +1,4 @@
-"""Writes what a run leaves for people: PNG pictures, the HTML page and TensorBoard logs."""
+"""Writes a run's pictures as PNG files."""
 
 import pathlib
 from collections.abc import Mapping, Sequence

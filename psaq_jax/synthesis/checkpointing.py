@@ -93,7 +93,7 @@ class Checkpoints:
                 raise files.unreadable(path, _reason(error)) from None
             tree = None
         if tree is None:
-            warn_damaged(path)
+            files.warn_damaged(path)
             self.forget_tree()
         return tree
 
@@ -185,7 +185,7 @@ class Checkpoints:
             if begin <= first < end:
                 part = files.read_npz(path)
                 if part is None:
-                    warn_damaged(path)
+                    files.warn_damaged(path)
                     for *_, later in parts[i:]:
                         later.unlink()
                     return
@@ -249,8 +249,3 @@ def _is_of_the_system(error: Exception) -> bool:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
-
-
-def warn_damaged(path: pathlib.Path) -> None:
-    """Says in one line why a run begins further back than it was."""
-    logging.getLogger(__name__).warning("%s: is missing or damaged; what needs it is made again, bit for bit", path)

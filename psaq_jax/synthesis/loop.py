@@ -1,4 +1,4 @@
-"""The synthesis loop: from Gaussian noise to calibration images, by Adam on the pixels, in one jitted scan.
+"""The synthesis loop: from Gaussian noise to calibration images, by Adam on pixels or frequencies, in one scan.
 
 A *group* of images is optimized together and knows nothing of other groups, so groups spread over devices and hosts
 without communication. All randomness is folded in from (seed, group, iteration): a resumed run, another chunk length
@@ -102,7 +102,7 @@ def shown(model: Model, config: SynthesisConfig, variables: jax.Array) -> jax.Ar
     """The normalised images of a group's variables, both [b, height, width, 3]."""
     if config.parametrization == "pixels":
         return variables
-    return frequencies.images(variables, *_normalization(model, config.recipe == "paper"))
+    return frequencies.images(variables, *_normalization(model, paper=False))
 
 
 def adam() -> optax.GradientTransformation:

@@ -1,7 +1,6 @@
 """Two runs on one bucket: one of them works, and a dead one is in nobody's way."""
 
 import contextlib
-import tempfile
 import threading
 import time
 
@@ -85,9 +84,8 @@ def test_a_run_that_loses_its_lock_while_it_copies_leaves_the_index_alone(url, m
     assert objects(url) == {"a": b"1", "b": b"2", ".index.json": b'["a"]', ".lock": b"host 2 another"}
 
 
-def test_a_run_that_lost_its_lock_gives_no_signs_of_life(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    mirror = buckets.Mirror(url)
+def test_a_run_that_lost_its_lock_gives_no_signs_of_life(url, tmp_path):
+    mirror = buckets.Mirror(url, tmp_path / "copy")
     mirror.lock.take()
     mirror.fs.pipe_file(f"{mirror.root}/.lock", b"host 2 another")
     mirror.lock.sign()

@@ -68,6 +68,13 @@ def test_all_jpeg_modes_decode_and_slices_work(data_dir):
     assert read(load_dataset("tfds:toy:test[2:]+train")) == ([128, 64, 5], [0, 1, 0])
 
 
+@pytest.mark.parametrize("split", ["train", "train[:50%]", "train[1:]+test", "test+train", "all"])
+def test_a_split_that_is_evaluated_is_no_other_one_to_calibrate_on(data_dir, split):
+    prepare(data_dir / "toy" / "1.0.0", {"train": [5, 6], "test": [0]})
+    dataset = load_dataset(f"tfds:toy:{split}")
+    assert dataset.train is None and dataset.for_calibration is dataset
+
+
 def test_the_identity_is_that_of_the_split(data_dir):
     def identity(version, splits):
         prepare(data_dir / "toy" / version, splits)
@@ -223,7 +230,8 @@ def test_bundled_images_and_labels():
     for batch in (test, train):
         assert batch.mask.all() and len(set(batch.labels)) == 10
         assert 60 < batch.pixels.mean() < 85 and batch.pixels.max() == 255
-    assert len(load_dataset("bundled:fashion_mnist:train")) == 4_096
+    whole = load_dataset("bundled:fashion_mnist:train")
+    assert len(whole) == 4_096 and whole.train is None
     assert read_bytes(FASHION_MNIST) < 10_000_000
 
 

@@ -10,8 +10,9 @@ import pytest
 
 import psaq_jax
 from psaq_jax.distillation import loop, turns
-from psaq_jax.distillation.config import DistillationConfig, DistillationJob
+from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.driver import distill
+from psaq_jax.distillation.job import DistillationJob
 from psaq_jax.errors import InputError
 from psaq_jax.export.description import write_description
 from psaq_jax.synthesis.checkpointing import Checkpoints

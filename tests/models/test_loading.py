@@ -94,9 +94,12 @@ def test_a_hub_id_works_offline_from_the_cache(hub):
     assert model.source == "someone/tiny-vit"
 
 
-def test_a_directory_has_no_revisions():
-    with pytest.raises(psaq_jax.InputError, match="revision is 'main', model .* is a directory"):
-        psaq_jax.load_model(GOLDEN / "checkpoints" / "hf_vit", revision="main")
+@pytest.mark.parametrize(
+    ("source", "what"), [(GOLDEN / "checkpoints" / "hf_vit", "a directory"), ("bundled:fashion_mnist_vit", "bundled")]
+)
+def test_what_is_here_has_no_revisions(source, what):
+    with pytest.raises(psaq_jax.InputError, match=f"revision is 'main', model .* is {what}"):
+        psaq_jax.load_model(source, revision="main")
 
 
 def test_a_bad_preprocessor_is_named_with_its_file(vit):

@@ -114,7 +114,7 @@ def tiny(**changes):
 def test_twelve_sites_a_block(depths):
     module = tiny(depths=depths)
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
-    wanted = site_filter(module, "paper")
+    wanted = site_filter("paper")
     names = [name for name in site_names(module, params, (16, 16, 3)) if wanted(name)]
     assert len(names) == 3 + 12 * sum(depths) + 2 + 3
 

@@ -72,7 +72,7 @@ def test_the_56_sites_run_in_the_order_of_the_paper(model, ranges):
     expected += ["norm_output", "head_input", "logits"]
     assert len(expected) == 56
     assert list(ranges) == expected
-    wanted = site_filter(model.module, "paper")
+    wanted = site_filter("paper")
     assert [site for site in model.sites if wanted(site)] == expected
 
 

@@ -30,7 +30,7 @@ def test_rows_are_those_of_each_site_and_count_1_on_average(name):
     images = np.random.default_rng(0).normal(size=(11, *model.image_shape)).astype(np.float32)
     found = token_importance(model, images)
     _, sites = record(model.module, model.params, images[:1], "*")
-    wanted = site_filter(model.module, "default")
+    wanted = site_filter("default")
     assert set(found) == {name for name in sites if wanted(name) and name != "input"}
     for name, rows in found.items():
         kind = name.rpartition("/")[2]

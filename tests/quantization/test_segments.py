@@ -46,7 +46,7 @@ def test_segments_share_out_the_default_sites_in_running_order(model):
         parameters = link.parameters(model.params)
         names += [link.full_name(name) for name in inspect(link.segment, parameters, x).sites]
         x = streaming.propagate(link.segment, parameters, {}, x)
-    assert names == list(filter(site_filter(model.module, "default"), model.sites))
+    assert names == list(filter(site_filter("default"), model.sites))
 
 
 def test_batches_are_padded_with_repeats_and_masked():

@@ -194,6 +194,17 @@ def test_computed_sizes_know_of_first_and_last_layers_at_8_bits():
     assert sections.weight_sizes(params, ["w4a8"], ends_at_8=True)["w4a8"] == 40 + 20 + 40 + 4 * 12
 
 
+@pytest.mark.parametrize(
+    ("recipe", "bits"), [("paper", 4), ("default", 8), ("distill", 8), ("default-first_last_8bit-gptq", 4)]
+)
+def test_computed_sizes_are_those_of_the_recipe(vit, recipe, bits):
+    run = {"bits": "w4a8", "recipe": recipe, "calibration": "noise", "agreement": 99.0}
+    text = render_page({"model": "m", "runs": [run]}, model=vit)
+    size = sections.weight_sizes(vit.params, ["w4a8"], ends_at_8=bits == 8)["w4a8"]
+    other = sections.weight_sizes(vit.params, ["w4a8"], ends_at_8=bits != 8)["w4a8"]
+    assert sections.bytes_text(size) in text and sections.bytes_text(other) not in text
+
+
 def test_large_similarity_maps_are_shown_smaller():
     similarities = np.random.default_rng(0).normal(size=(1, 1369, 1369)).astype(np.float32)
     found = mosaic(similarities)

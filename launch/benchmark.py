@@ -20,7 +20,7 @@ from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json.", required=True)
-CASES = flags.DEFINE_list("cases", [], "Cases to time, in place of the config's.")
+CASES = flags.DEFINE_list("cases", None, "Cases to time, in place of the config's.")
 PROFILE = flags.DEFINE_bool("profile", False, "Write a profile of the last case.")
 COLUMNS = (
     "model",
@@ -58,7 +58,8 @@ def main():
 
 def measure_cases(config, workdir):
     results = []
-    cases = CASES.value or config.cases
+    cases = config.cases if CASES.value is None else CASES.value
+    benchmark.check_cases(cases)
     benchmark.check_loadable(cases)
     for i, name in enumerate(cases):
         profile = workdir / "profile" if PROFILE.value and i == len(cases) - 1 else None

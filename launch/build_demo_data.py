@@ -16,7 +16,8 @@ from absl import flags
 from launch import config as launch_config
 from psaq_jax.data import array_records
 from psaq_jax.data.bundled import FASHION_MNIST, FASHION_MNIST_LABELS
-from psaq_jax.data.idx import read_idx
+from psaq_jax.data.idx import read_split
+from psaq_jax.errors import InputError
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
 OUTPUT = flags.DEFINE_string("output", str(FASHION_MNIST), "Folder to write the prepared data set to.")
@@ -25,9 +26,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice of training images.",
 NAME = "fashion_mnist"
 
 
-def write_split(directory, split, prefix, kinds, keep):
-    images = read_idx(pathlib.Path(DATA.value) / f"{prefix}-images-idx3-ubyte.gz")
-    labels = read_idx(pathlib.Path(DATA.value) / f"{prefix}-labels-idx1-ubyte.gz")
+def write_split(directory, split, kinds, images, labels, keep):
     picked = np.arange(len(images))
     if keep < len(images):
         picked = np.sort(np.random.default_rng(SEED.value).choice(len(images), keep, replace=False))
@@ -38,11 +37,14 @@ def write_split(directory, split, prefix, kinds, keep):
 
 
 def main():
+    if not OUTPUT.value:
+        raise InputError("--output is empty, expected a folder to write the data set to")
+    train, test = (read_split(DATA.value, name, 28, len(FASHION_MNIST_LABELS)) for name in ("train", "t10k"))
     directory = pathlib.Path(OUTPUT.value)
     kinds = array_records.features((28, 28, 1), FASHION_MNIST_LABELS)
     shards = {
-        "train": write_split(directory, "train", "train", kinds, TRAIN.value),
-        "test": write_split(directory, "test", "t10k", kinds, 10_000),
+        "train": write_split(directory, "train", kinds, *train, TRAIN.value),
+        "test": write_split(directory, "test", kinds, *test, 10_000),
     }
     array_records.write_description(
         directory, NAME, kinds, shards, homepage="https://github.com/zalandoresearch/fashion-mnist",

@@ -19,7 +19,7 @@ from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for latency.json.", required=True)
-CASES = flags.DEFINE_list("cases", [], "Cases to time, in place of the config's.")
+CASES = flags.DEFINE_list("cases", None, "Cases to time, in place of the config's.")
 
 
 def main():
@@ -29,7 +29,8 @@ def main():
 
 
 def measure(config, workdir):
-    rows, products, cases = [], {}, CASES.value or config.cases
+    rows, products, cases = [], {}, config.cases if CASES.value is None else CASES.value
+    benchmark.check_cases(cases)
     benchmark.check_loadable([name for name in cases if not is_artefact(name)])
     for name in cases:
         models = latency.executions(name, *parse_bits(config.bits))

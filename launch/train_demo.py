@@ -21,7 +21,7 @@ from launch import config as launch_config
 from psaq_jax import training
 from psaq_jax.checksums import checksum
 from psaq_jax.data.bundled import FASHION_MNIST_LABELS
-from psaq_jax.data.idx import read_idx
+from psaq_jax.data.idx import read_split
 from psaq_jax.errors import InputError
 from psaq_jax.files import read_tree, write_bytes, write_tree
 from psaq_jax.models.saving import save_huggingface_vit
@@ -40,14 +40,7 @@ MEAN, STD = 0.286, 0.353  # of the training images, as published with the data s
 
 
 def load(split):
-    images = read_idx(pathlib.Path(DATA.value) / f"{split}-images-idx3-ubyte.gz")
-    labels = read_idx(pathlib.Path(DATA.value) / f"{split}-labels-idx1-ubyte.gz")
-    where = f"--data_dir={DATA.value}: {split}"
-    if not len(images) or images.shape[1:] != SIZE:
-        raise InputError(f"{where} has images of shape {list(images.shape)}, expected [n, 28, 28] of Fashion-MNIST")
-    if labels.shape != images.shape[:1] or labels.max() >= len(FASHION_MNIST_LABELS):
-        found = f"labels of shape {list(labels.shape)} up to {labels.max(initial=0)} for {len(images)} images"
-        raise InputError(f"{where} has {found}, expected one below 10 for each")
+    images, labels = read_split(DATA.value, split, SIZE[0], len(FASHION_MNIST_LABELS))
     pixels = (np.repeat(images[..., None], 3, axis=-1) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
     return pixels, labels.astype(np.int32)
 

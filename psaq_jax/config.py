@@ -111,9 +111,11 @@ class JobConfig:
         check_seed(self.seed)
 
     def identity(self, model, dataset=None) -> dict[str, Any]:
-        """What a run's folder belongs to: every setting but the number of processes, the model and the data."""
-        settings = dataclasses.asdict(self)
-        del settings["data_workers"]
+        """What a run's folder belongs to: every setting that its results depend on, the model and the data.
+
+        Not `data_errors`: of data with a broken image "stop" has no results.
+        """
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data_workers", "data_errors")}
         contents = {"data_contents": dataset.identity()} if dataset is not None else {}
         return settings | {"model_fingerprint": model.fingerprint()} | contents
 

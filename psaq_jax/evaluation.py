@@ -50,7 +50,7 @@ def evaluate(
     shared = _Shared(dataset)
     sums = np.zeros(4)
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
-        check_labels(labels, logits.shape[-1], shared.first + int(sums[3]))
+        check_labels(labels, logits.shape[-1], shared.first + int(sums[3]), dataset.name)
         sums += [*(values.sum() for values in _scores(logits, labels)), len(labels)]
     *sums, examples = shared.all_rows(sums[None]).sum(axis=0)
     _check_sound(int(examples), dataset)

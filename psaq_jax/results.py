@@ -23,6 +23,7 @@ def begin_results(
         "model": config.model,
         **describe_machine(),
         "float": base,
+        **({"skipped": dataset.skipped} if dataset and dataset.skipped else {}),
         "runs": [],
         "synthesis": synthesis_summary(config.synthesis, result, held_out),
         "evaluated_on": evaluated_on(config, base),

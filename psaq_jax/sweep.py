@@ -35,7 +35,9 @@ from psaq_jax.synthesis_job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
 # May differ in a later run; the distillations have a folder and settings of their own.
-FREE = ("model", "models", "seed", "seeds", "calibration", "quantization", "data_workers", "distillation")
+FREE = (
+    "model", "models", "seed", "seeds", "calibration", "quantization", "data_workers", "data_errors", "distillation",
+)  # fmt: skip
 FIGURES = ("top1", "top5", "loss", "agreement")  # of a cell
 
 
@@ -90,7 +92,8 @@ class _Cells:
         """The folder of recipe "distill", locked, where the sweep has it; of these settings alone."""
         if DISTILL not in self.config.quantization.recipes:
             return contextlib.nullcontext()
-        return open_workdir(self.folder / "distillation", dataclasses.asdict(self.config.distillation))
+        settings = {"distillation": dataclasses.asdict(self.config.distillation)}
+        return open_workdir(self.folder / "distillation", settings)
 
     def seed_folder(self, seed: int, recipe: str) -> pathlib.Path:
         return (self.folder / "distillation" if recipe == DISTILL else self.folder) / f"seed_{seed}"

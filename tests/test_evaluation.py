@@ -196,7 +196,7 @@ def test_labels_are_checked_before_a_job_begins(tmp_path):
     model = load_model("bundled:fashion_mnist_vit")
     for name, message in (("wrong", "found label 10 at image 4, expected 0 to 9"), ("none", "without labels")):
         config = JobConfig(model=model.source, data=f"npz:{tmp_path / name}.npz")
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=f"{name}.npz: found .*{message.removeprefix('found ')}"):
             pipeline.open_data(config, model)
         assert len(pipeline.open_data(config, model, labelled=False)) == 6
 

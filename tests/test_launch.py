@@ -264,6 +264,7 @@ def test_a_missing_config_file_is_one_line(given, message, tmp_path):
     ("train_demo", ("--output=",), "--output is empty, expected a folder"),
     ("train_demo", ("--epochs=2",), "flag --epochs=2: 2 is not integer >= 3"),
     ("build_demo_data", ("--data_dir=none",), "none/train-images-idx3-ubyte.gz: cannot be read"),
+    ("build_demo_data", ("--output=",), "--output is empty, expected a folder"),
 ])  # fmt: skip
 def test_scripts_that_rebuild_the_assets_refuse_in_one_line(script, arguments, message, tmp_path):
     done = launch(script, f"--output={tmp_path / 'output'}", *arguments, config=None)
@@ -279,6 +280,17 @@ def fashion_mnist(folder):
         labels = b"\0\0\x08\x01" + (4).to_bytes(4, "big") + bytes(range(4))
         files.write_bytes(folder / f"{split}-labels-idx1-ubyte.gz", gzip.compress(labels))
     return (f"--data_dir={folder}", "--batch_size=4")
+
+
+@pytest.mark.parametrize("script", ["train_demo", "build_demo_data"])
+def test_a_data_set_of_which_labels_are_missing_is_refused_before_anything_is_written(script, tmp_path):
+    data, _ = fashion_mnist(tmp_path / "data")
+    few = b"\0\0\x08\x01" + (3).to_bytes(4, "big") + bytes(3)
+    files.write_bytes(tmp_path / "data" / "t10k-labels-idx1-ubyte.gz", gzip.compress(few))
+    done = launch(script, data, f"--output={tmp_path / 'output'}", config=None)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "t10k has labels of shape [3] up to 0 for 4 images, expected one below 10 for each" in done.stderr
+    assert not (tmp_path / "output").exists()
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):

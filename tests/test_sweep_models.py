@@ -66,7 +66,7 @@ def test_distillations_are_kept_and_their_settings_with_them(distilled, data, mo
     forbid(monkeypatch, "psaq_jax.sweep.distill_in_folder", "psaq_jax.sweep.synthesize_for_job")
     assert timeless(run_sweep(distillation(data), workdir)) == timeless(results)
     changed = dataclasses.replace(distillation(data).distillation, cycles=3)
-    with pytest.raises(InputError, match="distillation belongs to another run: cycles is 2 there and 3 now"):
+    with pytest.raises(InputError, match="belongs to another run: distillation.cycles is 2 there and 3 now"):
         run_sweep(distillation(data, distillation=changed), workdir)
 
 

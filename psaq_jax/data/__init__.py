@@ -51,7 +51,7 @@ def load_dataset(
     options = (class_index, labels_file) if kind == "folder" else ()
     with reading(rest):
         source, train = _OPENERS[kind](rest, *options)
-    return Dataset(source, None if train is None else Dataset(train, errors=errors), errors)
+    return Dataset(source, None if train is None else Dataset(train, None, errors, spec), errors, spec)
 
 
 def _open_bundled(rest):

@@ -27,4 +27,5 @@ def decode(encoded: bytes | pathlib.Path) -> Image.Image:
     except PermissionError as error:
         raise InputError(f"cannot be read ({error.strerror}); correct who may read it, or remove the image") from None
     except Exception as error:  # Pillow's readers raise whatever they run into, from OSError to TypeError
-        raise InputError(f"cannot be decoded ({one_line(error)}); replace or remove the image") from None
+        found = f"cannot be decoded ({one_line(error)})"
+        raise InputError(f"{found}; replace or remove the image, or set data_errors=skip") from None

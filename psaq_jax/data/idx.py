@@ -9,6 +9,23 @@ import numpy as np
 from psaq_jax.errors import InputError
 
 
+def read_split(folder: str | pathlib.Path, split: str, side: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [n, side, side], labels uint8 [n]) of FOLDER/SPLIT-images-idx3-ubyte.gz and its labels.
+
+    Raises:
+      InputError: as `read_idx`; images of another size, no image, another number of labels, a label beyond the classes.
+    """
+    images = read_idx(pathlib.Path(folder) / f"{split}-images-idx3-ubyte.gz")
+    labels = read_idx(pathlib.Path(folder) / f"{split}-labels-idx1-ubyte.gz")
+    where, expected = f"{folder}: {split}", f"[n, {side}, {side}]"
+    if not len(images) or images.shape[1:] != (side, side):
+        raise InputError(f"{where} has images of shape {list(images.shape)}, expected {expected}; give others")
+    if labels.shape != images.shape[:1] or labels.max() >= classes:
+        found = f"labels of shape {list(labels.shape)} up to {labels.max(initial=0)} for {len(images)} images"
+        raise InputError(f"{where} has {found}, expected one below {classes} for each; give others")
+    return images, labels
+
+
 def read_idx(path: str | pathlib.Path) -> np.ndarray:
     """Reads one idx file of unsigned bytes, such as train-images-idx3-ubyte.gz -> uint8 [60000, 28, 28].
 

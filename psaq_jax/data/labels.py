@@ -18,7 +18,7 @@ def check_classes(dataset: Dataset, labels: tuple[str, ...]) -> None:
     count = len(dataset.class_names or ())
     if labels and count > len(labels):
         raise InputError(
-            f"data set: found {count} classes, the model has {len(labels)}; give the data set that the model was "
+            f"{dataset.name}: found {count} classes, the model has {len(labels)}; give the data set that the model was "
             "trained for"
         )
     names, known = ([name.strip().casefold() for name in x] for x in (dataset.class_names or (), labels))
@@ -27,13 +27,13 @@ def check_classes(dataset: Dataset, labels: tuple[str, ...]) -> None:
     for number, name in enumerate(names):
         if numbers.get(name, number) != number:
             raise InputError(
-                f"data set: found class {dataset.class_names[number]!r} as number {number}, the model has it as "
+                f"{dataset.name}: found class {dataset.class_names[number]!r} as number {number}, the model has it as "
                 f"{numbers[name]}; give a class_index file in the model's order"
             )
     if getattr(dataset.source, "numbered_by_name", False) and count < len(labels) and not set(names) <= set(known):
         raise InputError(
-            f"data set: found {count} class folders, the model has {len(labels)} classes; which of them these are "
-            "their names don't tell: give class_index"
+            f"{dataset.name}: found {count} class folders, the model has {len(labels)} classes; which of them these "
+            "are their names don't tell: give class_index"
         )
 
 
@@ -42,18 +42,19 @@ def check_labelled(dataset: Dataset, classes: int | None) -> None:
     beyond the model's classes.
     """
     if not dataset.labelled:
-        raise InputError("data set: found images without labels, expected labels to evaluate on; add them or predict")
+        found = f"{dataset.name}: found images without labels, expected labels to evaluate on"
+        raise InputError(f"{found}; add them (a flat folder's: labels_file) or predict")
     if classes and dataset.labels is not None:
-        check_labels(dataset.labels, classes, 0)
+        check_labels(dataset.labels, classes, 0, dataset.name)
 
 
-def check_labels(labels, classes: int, first: int) -> None:
+def check_labels(labels, classes: int, first: int, where: str = "labels") -> None:
     """Raises InputError where one of the labels, of images from number `first` on, is none of the model's classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         label = int(labels[wrong[0]])
         found = "no label" if label == UNLABELLED else f"label {label}"
         raise InputError(
-            f"labels: found {found} at image {first + int(wrong[0])}, expected 0 to {classes - 1}, the "
+            f"{where}: found {found} at image {first + int(wrong[0])}, expected 0 to {classes - 1}, the "
             "model's classes; choose a data set with the model's classes or correct its labels"
         )

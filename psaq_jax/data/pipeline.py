@@ -60,15 +60,16 @@ class Dataset:
       labelled: whether the images have labels.
       labels: int [n] where they are known without reading an image; else None.
       train: the training split of the same source, or None where it has none.
+      name: what messages call it, such as its spec.
       skipped: the messages of the broken images that were skipped so far, each once, in order.
     """
 
-    def __init__(self, source: Source, train: "Dataset | None" = None, errors: str = "stop"):
+    def __init__(self, source: Source, train: "Dataset | None" = None, errors: str = "stop", name: str = "data set"):
         if errors not in ("stop", "skip"):
             raise InputError(f'errors: found {errors!r}, expected "stop" or "skip"; correct it')
         if not len(source):
-            raise InputError("data set: found 0 images, expected at least one; check the spec and the split")
-        self.source, self.train, self.errors = source, train, errors
+            raise InputError(f"{name}: found 0 images, expected at least one; check the spec and the split")
+        self.source, self.train, self.errors, self.name = source, train, errors, name
         self.class_names, self.labelled, self.labels = source.class_names, source.labelled, source.labels
         self.skipped: list[str] = []
 

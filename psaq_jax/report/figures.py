@@ -138,7 +138,8 @@ def accuracy_curves(results: Mapping[float, Mapping[int, dict]]) -> bytes:
             axes.set_xticks(ticks, [str(n) for n in ticks], minor=False)
             axes.minorticks_off()
             _plain(axes)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    columns = min(max(2, len(bits)), 4)  # as many as the panels' width holds
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     return _png(figure)
 
 

@@ -21,9 +21,14 @@ def summary_line(results: dict) -> str:
         return "Nothing was quantized in this run, so it shows nothing yet."
     labelled = any(s.top1 for s in found)
     clauses = _comparisons(found, labelled) or _plain(found, labelled)
-    limits = _limits(found, labelled, image_count(results)) + _calibrations(results)
+    limits = _limits(found, labelled, image_count(results)) + _calibrations(results) + _skipped(results)
     sentence = "; ".join([*clauses, *_meaning(found), *limits]) + "."
     return sentence[0].upper() + sentence[1:]
+
+
+def _skipped(results: dict) -> list[str]:
+    count = len(results.get("skipped") or ())
+    return [f"{count} broken image{'s were' if count > 1 else ' was'} skipped"] if count else []
 
 
 def _figure(setting: Setting, labelled: bool):

@@ -77,6 +77,14 @@ def test_similarity_figure(name, request):
     assert without.width > 800
 
 
+@pytest.mark.parametrize("bits", [("w8a8",), ("w8a8", "w4a8"), ("w8a8", "w6a6", "w4a8", "w4a4")])
+def test_a_legend_of_accuracy_curves_is_not_cut_off(bits):
+    found = results(bits=bits, calibrations=("synthesized",))
+    found["runs"] += [run | {"recipe": "default"} for run in found["runs"]]
+    pixels = np.asarray(decoded(accuracy_curves({0.01: {50: found}, 0.05: {50: found}})).convert("L"))
+    assert pixels[:, :4].min() == pixels[:, -4:].min() == 255
+
+
 def test_similarity_figure_refuses(vit):
     with pytest.raises(InputError, match="no image"):
         similarity_figure(vit, {"real": None})

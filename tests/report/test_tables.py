@@ -154,6 +154,7 @@ def test_sentence_names_its_limits():
     real = {"noise": {"images": 32, "evaluated": False}, "real": {"images": 9, "evaluated": True}}
     assert "real images are 9, the others 32" in summary_line(results() | {"calibrated_on": real})
     assert "of those measured on" in summary_line(results() | {"calibrated_on": real})
+    assert "; 2 broken images were skipped" in summary_line(results() | {"skipped": ["a: broken", "b: broken"]})
     without = results(calibrations=("synthesized", "noise")) | {"calibrated_on": real}
     assert "real" not in summary_line(without)
     assert "within the spread of seeds" in summary_line(results(seeds=(0, 4), synthesized=88.9))

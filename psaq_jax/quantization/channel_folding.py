@@ -16,6 +16,7 @@ from psaq_jax.quantization import clipping, folding, statistics, streaming
 from psaq_jax.quantization.recipes import MERGING, DefaultRecipe, site_filter
 from psaq_jax.quantization.segments import Segment
 
+FEWEST = 16  # values that tell a channel's range; a head sees one an image
 FLOAT_BITS = 16  # as good as floating point beside any weights
 
 
@@ -52,6 +53,7 @@ NORM2 = NormFold("norm2", ("norm2_output",), ("mlp/dense1",))
 HIDDEN = "mlp/activation_output"
 LEAST_REACH = 0.02  # of an activation's channel, as a part of the largest one's
 HEADED = ("attention/query", "attention/key", "attention/value", "attention/attention_output")
+HEADS_NORM = "norm"
 HEADS = {"head_input": "head", "distillation_head_input": "distillation_head"}
 
 
@@ -79,7 +81,7 @@ def norm_folds(parts: Parts) -> list[NormFold]:
             merging = name.removesuffix("/norm_output")
             folds.append(NormFold(f"{merging}/norm", (name,), (f"{merging}/reduction",)))
     heads = tuple(name for name in HEADS if name in parts.sites)
-    return folds + [NormFold("norm", heads, tuple(HEADS[name] for name in heads))] * bool(heads)
+    return folds + [NormFold(HEADS_NORM, heads, tuple(HEADS[name] for name in heads))] * bool(heads)
 
 
 def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -> dict:
@@ -97,8 +99,10 @@ def fold(segment, parts: Parts, params, x, bits: Bits, options: DefaultRecipe) -
     # A head may take several tokens side by side: their channels are the norm's.
     widths |= {site: flat[f"{fold.norm}/scale"].shape[0] for fold, _ in folds.norms for site in fold.sites}
     moments = streaming.channel_moments(segment, params, x, widths)
-    searched = {name: m for name, m in moments.items() if name != HIDDEN or folds.gated}
+    told = heads_by_norm(flat, folds) if len(x) < FEWEST else {}
+    searched = {name: m for name, m in moments.items() if name not in told and (name != HIDDEN or folds.gated)}
     ends = best_channel_ranges(segment, params, x, searched, bits, options)
+    moments, ends = moments | told, ends | {name: (m.low, m.high) for name, m in told.items()}
     own = {path: value for path, value in flat.items() if path.rpartition("/")[0] in folds.modules}
     layer_bits = {layer: (n, options.bits(layer, bits.inputs)) for layer, n in bits.weights.items()}
     return folding.changed(params, _folded(own, ends, moments, layer_bits, folds, options.folding_strength))
@@ -125,6 +129,16 @@ class Folds:
         of_norms = (name for fold, _ in self.norms for name in (fold.norm, *fold.layers))
         of_attention = ("attention/qkv", "attention/projection") * self.attention
         return (*of_norms, *("mlp/dense1", "mlp/dense2") * (self.gated or self.activation), *of_attention)
+
+
+def heads_by_norm(flat: dict, folds: Folds) -> dict[str, streaming.Moments]:
+    """{site of a head: what the scale and bias of the LayerNorm before it say of its channels}: three deviations."""
+    found = {}
+    for site in (site for item, _ in folds.norms if item.norm == HEADS_NORM for site in item.sites):
+        deviation, mean = jnp.abs(flat[f"{HEADS_NORM}/scale"]), flat[f"{HEADS_NORM}/bias"]
+        square = jnp.square(mean) + jnp.square(deviation)
+        found[site] = streaming.Moments(mean - 3 * deviation, mean + 3 * deviation, mean, square)
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("folds", "strength"))

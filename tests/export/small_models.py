@@ -1,6 +1,7 @@
 """Small random models of every family, float and quantized, for the tests of exported files and of integers."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +42,7 @@ def random_pixels(module=VIT, count=5):
     return np.random.default_rng(1).normal(size=(count, *module.image_size, 3)).astype(np.float32)
 
 
+@functools.cache
 def random_quantized(module=VIT, weight_bits=4, activation_bits=8, recipe="paper"):
     with quickly():  # how it was made is for others to test
         model = random_model(module)

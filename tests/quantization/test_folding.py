@@ -137,11 +137,24 @@ def test_activations_that_differ_by_channel_get_nearer_ranges(model):
 def test_a_head_of_8_bits_is_folded_for_8_bits(model):
     """Whatever the bits of the other layers and sites."""
     *_, link = chain(model.module, model.params, model.image_shape)
-    params, x = link.parameters(model.params), np.random.default_rng(0).normal(size=(8, 5, model.module.width)) ** 3
+    params, x = link.parameters(model.params), np.random.default_rng(0).normal(size=(16, 5, model.module.width)) ** 3
     parts = inspect(link.segment, params, x)
     few, many = (fold(link.segment, parts, params, x, Bits({"head": 8}, bits), DefaultRecipe()) for bits in (3, 8))
     jax.tree.map(np.testing.assert_array_equal, few, many)
     assert not np.array_equal(few["head"]["kernel"], params["head"]["kernel"])
+
+
+@pytest.mark.parametrize("images, by_images", [(1, False), (15, False), (16, True)])
+def test_a_head_that_few_images_reach_is_folded_by_its_norm(model, images, by_images):
+    """One image is one value a channel: a range of nothing."""
+    *_, link = chain(model.module, model.params, model.image_shape)
+    params, generator = link.parameters(model.params), np.random.default_rng(0)
+    seen = [generator.normal(size=(images, 5, model.module.width)).astype(np.float32) for _ in range(2)]
+    parts = inspect(link.segment, params, seen[0])
+    bits = Bits({"head": 8}, 8)
+    one, other = (fold(link.segment, parts, params, x, bits, DefaultRecipe())["head"]["kernel"] for x in seen)
+    assert np.array_equal(one, other) != by_images
+    assert not np.array_equal(one, params["head"]["kernel"])
 
 
 def test_products_keep_their_precision_on_accelerators():

@@ -50,10 +50,18 @@ def test_a_case_has_the_fields_that_are_promised(tmp_path):
 
 def test_a_misspelt_case_is_named_before_the_others_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "measure", lambda *_, **__: pytest.fail("was measured"))
-    monkeypatch.setattr(launch_benchmark, "CASES", types.SimpleNamespace(value=()))
+    monkeypatch.setattr(launch_benchmark, "CASES", types.SimpleNamespace(value=None))
     config = benchmark.BenchmarkConfig((str(TINY), str(TINY.parent / "deit_tny")))
     with pytest.raises(InputError, match="deit_tny.*cases are sources of models, or deit_tiny, deit_small"):
         launch_benchmark.measure_cases(config, tmp_path)
+
+
+def test_no_case_at_all_is_refused(tmp_path, monkeypatch):
+    """As --cases= gives: not the config's whole list in its place."""
+    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: pytest.fail("was measured"))
+    monkeypatch.setattr(launch_benchmark, "CASES", types.SimpleNamespace(value=[]))
+    with pytest.raises(InputError, match="cases is empty, expected some of deit_tiny, deit_small"):
+        launch_benchmark.measure_cases(benchmark.BenchmarkConfig((str(TINY),)), tmp_path)
 
 
 def test_runs_take_turns(monkeypatch):

@@ -13,7 +13,6 @@ import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline, report
 from psaq_jax.distillation import job
-from psaq_jax.distillation.job import DistillationJob
 from psaq_jax.report.writing import write_images
 from psaq_jax.results import begin_results, run_name
 from psaq_jax.synthesis_job import synthesize_for_job
@@ -24,7 +23,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the j
 
 
 def main():
-    config = launch_config.read_job(CONFIG, DistillationJob)
+    config = launch_config.read_job(CONFIG, job.DistillationJob)
     model = pipeline.load_float(config)
     dataset = pipeline.open_data(config, model)
     identity = config.identity(model, dataset)

@@ -119,8 +119,7 @@ def read_figures(path: pathlib.Path) -> dict | None:
     Raises:
       TryAgain: as `open_if_there`.
     """
-    if file := open_if_there(path):
-        file.close()
+    check_opens(path)
     figures = read_json_if_whole(path) or {}
     kept = figures.pop(checksums.NAME, None)
     return figures if kept == checksums.of_json(figures) else None
@@ -202,6 +201,12 @@ def open_if_there(path: pathlib.Path) -> BinaryIO | None:
         return None
     except OSError as error:
         raise unreadable(path, error.strerror) from None
+
+
+def check_opens(path: pathlib.Path) -> None:
+    """Raises TryAgain for a file that is there and cannot be opened now; see `open_if_there`."""
+    if file := open_if_there(path):
+        file.close()
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:

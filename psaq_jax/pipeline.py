@@ -136,12 +136,8 @@ def quantized_models(
                     ranges = calibrate(model, pixels)
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
-                    layers, known = mixed_precision.free_layers(model, options), costs[calibration]
-                    if missing := [layer for layer in layers if layer not in known]:
-                        bar = bars(f"{calibration} measure kernels")
-                        known |= mixed_precision.kernel_costs(model, pixels, missing, bar)
-                    of_layers = {layer: known[layer] for layer in layers}
-                    weights = mixed_precision.choose_bits(model, of_layers, weights, options)
+                    bar = bars(f"{calibration} measure kernels")
+                    weights = _spread(weights, model, pixels, options, costs[calibration], bar)
                 images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")
                 q = quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
@@ -150,6 +146,16 @@ def quantized_models(
                     shutil.rmtree(folder, ignore_errors=True)
     if folder:  # of a run that was saved and then killed
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _spread(
+    budget: AverageBits, model: Model, pixels, options, costs: dict, progress: Progress | None
+) -> dict[str, int]:
+    """{layer: bits} of a budget; `costs` keeps those of the kernels that were measured, whatever the recipe."""
+    layers = mixed_precision.free_layers(model, options)
+    if missing := [layer for layer in layers if layer not in costs]:
+        costs |= mixed_precision.kernel_costs(model, pixels, missing, progress)
+    return mixed_precision.choose_bits(model, {layer: costs[layer] for layer in layers}, budget, options)
 
 
 def of_first_process(q: QuantizedModel | None) -> QuantizedModel:

@@ -59,7 +59,7 @@ class Dataset:
       class_names: the names of the labels 0, 1, ..., or None.
       labelled: whether the images have labels.
       labels: int [n] where they are known without reading an image; else None.
-      train: the training split of the same source, or None where it has none.
+      train: the training split of the same source, or None where it has none or that is evaluated.
       name: what messages call it, such as its spec.
       skipped: the messages of the broken images that were skipped so far, each once, in order.
     """

@@ -166,8 +166,7 @@ def load_quantized_if_whole(directory: str | os.PathLike) -> QuantizedModel | No
       TryAgain: it cannot be opened now, and may well be whole.
     """
     for name in (CONFIG, WEIGHTS, PREPROCESSOR):
-        if file := files.open_if_there(pathlib.Path(directory, name)):
-            file.close()
+        files.check_opens(pathlib.Path(directory, name))
     try:
         return load_quantized(directory)
     except InputError:

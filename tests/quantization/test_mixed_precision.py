@@ -6,12 +6,14 @@ import itertools
 import numpy as np
 import pytest
 
-from psaq_jax import InputError, calibrate, quantize
+from psaq_jax import InputError, calibrate, pipeline, quantize
+from psaq_jax.config import JobConfig, QuantizationConfig
 from psaq_jax.quantization import mixed_precision
 from psaq_jax.quantization.mixed_precision import BITS, allocate, choose_bits, free_layers, kernel_costs
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
+from tests import quick_recipe
 from tests.quantization.artefacts import VIT, random_model, random_pixels
 from tests.quick_recipe import QUICK, ROUNDING
 
@@ -107,6 +109,26 @@ def test_recipe_default_keeps_first_and_last_apart():
     assert free_layers(model, options) == free_layers(model) == list(sizes)
     ends = choose_bits(model, kernel_costs(model, pixels, list(sizes)), 3, options)
     assert average(ends, sizes) <= 3
+
+
+def test_a_job_measures_every_kernel_once(monkeypatch):
+    """For all recipes and budgets: with "default" the inner ones, with "paper" then the ends."""
+    model, pixels, measured = random_model(), random_pixels(count=8), []
+
+    def spied(model, pixels, layers, progress):
+        measured.append(list(layers))
+        return kernel_costs(model, pixels, layers, progress)
+
+    monkeypatch.setattr(pipeline.mixed_precision, "kernel_costs", spied)
+    quantization = QuantizationConfig(bits=("auto:3a8", "auto:4a8"), recipe=f"{quick_recipe.NAME},paper")
+    config = JobConfig(model="m", calibration=("noise",), quantization=quantization)
+    found = [dict(q.kernel_bits) for _, q in pipeline.quantized_models(config, model, {"noise": pixels})]
+    inner, layers = free_layers(model, DefaultRecipe()), list(kernel_sizes(model.params))
+    assert measured == [inner, [layer for layer in layers if layer not in inner]]
+    costs = kernel_costs(model, pixels, layers)
+    assert found[2:] == [
+        {f"{layer}/kernel": b for layer, b in choose_bits(model, costs, budget).items()} for budget in (3, 4)
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["paper", "default"])

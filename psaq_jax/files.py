@@ -117,9 +117,8 @@ def read_figures(path: pathlib.Path) -> dict | None:
     """What `write_figures` wrote; None where there is no such file, or any figure has changed.
 
     Raises:
-      TryAgain: as `open_if_there`.
+      InputError: as `open_if_there`.
     """
-    check_opens(path)
     figures = read_json_if_whole(path) or {}
     kept = figures.pop(checksums.NAME, None)
     return figures if kept == checksums.of_json(figures) else None
@@ -163,7 +162,12 @@ def read_json(path: pathlib.Path, hint: str) -> dict:
 
 
 def read_json_if_whole(path: pathlib.Path) -> dict | None:
-    """What `read_json` gives of a file that the caller can make again; None where it is missing or damaged."""
+    """What `read_json` gives of a file that the caller can make again; None where it is missing or damaged.
+
+    Raises:
+      InputError: as `open_if_there`.
+    """
+    check_opens(path)
     try:
         return read_json(path, "it is made again")
     except InputError:
@@ -194,17 +198,21 @@ def open_if_there(path: pathlib.Path) -> BinaryIO | None:
 
     Raises:
       TryAgain: it cannot be opened now (a failing network disk, no right to).
+      InputError: it never will be (a folder, a pipe, a link to nothing).
     """
     try:
+        check_regular(path)
         return path.open("rb")
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno is None:
+            raise InputError(f"{path}: is {error}, expected a file that this job writes; remove it") from None
         raise unreadable(path, error.strerror) from None
 
 
 def check_opens(path: pathlib.Path) -> None:
-    """Raises TryAgain for a file that is there and cannot be opened now; see `open_if_there`."""
+    """Raises what `open_if_there` does for a file that is there and cannot be opened."""
     if file := open_if_there(path):
         file.close()
 
@@ -213,7 +221,8 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     """What `write_npz` wrote; None where there is no such file, or any bit of it has changed.
 
     Raises:
-      TryAgain: as `open_if_there`, or the system fails while it reads.
+      InputError: as `open_if_there`.
+      TryAgain: the system fails while it reads.
     """
     file = open_if_there(path)
     if file is None:

@@ -61,12 +61,25 @@ def test_a_tree_comes_back_as_one_of_its_kind_or_not_at_all(tmp_path):
     assert files.read_tree(path, tree) is None and files.read_tree(tmp_path / "none.npz", tree) is None
 
 
-@pytest.mark.parametrize("read", [files.read_npz, files.read_figures])
+READERS = [files.read_npz, files.read_figures, files.read_json_if_whole]
+
+
+@pytest.mark.parametrize("read", READERS)
 def test_what_cannot_be_opened_is_not_taken_for_damaged(tmp_path, read):
     path = tmp_path / "a"
     path.symlink_to(path)
     with pytest.raises(TryAgain, match=r"cannot be read \(Too many levels of symbolic links\); nothing was removed"):
         read(path)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_what_never_can_be_read_is_named_and_does_not_block(tmp_path, read):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(InputError, match=rf"{name}: is not a regular file, .*; remove it") as caught:
+            read(tmp_path / name)
+        assert caught.value.code == 2
 
 
 def test_arrays_of_a_disk_that_fails_meanwhile_are_not_taken_for_damaged(tmp_path, monkeypatch):

@@ -14,10 +14,12 @@ import numpy as np
 from absl import flags
 
 from launch import config as launch_config
+from psaq_jax import files
 from psaq_jax.data import array_records
 from psaq_jax.data.bundled import FASHION_MNIST, FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_split
 from psaq_jax.errors import InputError
+from psaq_jax.workdir import LOCK
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
 OUTPUT = flags.DEFINE_string("output", str(FASHION_MNIST), "Folder to write the prepared data set to.")
@@ -41,6 +43,8 @@ def main():
         raise InputError("--output is empty, expected a folder to write the data set to")
     train, test = (read_split(DATA.value, name, 28, len(FASHION_MNIST_LABELS)) for name in ("train", "t10k"))
     directory = pathlib.Path(OUTPUT.value)
+    files.remove_unfinished(directory, LOCK, below=False)
+    array_records.remove_description(directory)
     kinds = array_records.features((28, 28, 1), FASHION_MNIST_LABELS)
     shards = {
         "train": write_split(directory, "train", kinds, *train, TRAIN.value),

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import io
 import logging
 import math
@@ -10,10 +9,8 @@ import os
 import pathlib
 import re
 import shlex
-import signal
 import sys
 import time
-import traceback
 import typing
 from collections.abc import Callable
 
@@ -22,8 +19,9 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_dict, config_flags
 from tqdm import tqdm
 
+from launch import endings
 from psaq_jax import config, distributed, progress
-from psaq_jax.errors import InputError, one_line
+from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
@@ -83,81 +81,25 @@ def run(main: Callable[[], None], several: bool = False) -> None:
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
     if sys.flags.optimize:
-        _fail(InputError("Python runs with -O (PYTHONOPTIMIZE), where Flax's interceptors leak tracers; leave it out"))
+        found = "Python runs with -O (PYTHONOPTIMIZE), where Flax's interceptors leak tracers"
+        endings.fail(InputError(f"{found}; leave it out"))
     absl_logging.set_verbosity(absl_logging.WARNING)  # the checkpoint library tells every step of every save
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # "no TPU found" is no news to anybody
     try:
-        app.run(lambda _: _one_line(main, several), flags_parser=_parse)
+        app.run(lambda _: endings.in_one_line(lambda: _together(main, several)), flags_parser=_parse)
     except InputError as error:
-        _fail(error)
+        endings.fail(error)
 
 
-def _one_line(main, several: bool):
-    try:
-        distributed.start(DISTRIBUTED.value, ADDRESS.value, PROCESSES.value, PROCESS.value)
-        if distributed.count() == 1:
-            main()
-        elif several:
-            _with_others(main)
-        else:
-            raise InputError(f"found {distributed.count()} processes, this job works in one; give --distributed=off")
-        sys.stdout.flush()
-    except InputError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        _end("stopped by Ctrl-C", 128 + signal.SIGINT)
-    except RuntimeError as error:
-        if not str(error).startswith("Unable to initialize backend"):
-            raise
-        found = f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}"
-        _fail(InputError(f"{found}: {one_line(error)}; correct it or leave it out"))
-    except BrokenPipeError:  # nobody reads what is printed, as behind `| head`
-        _drop_output()
-        _end("stopped: nobody reads the output any more", 128 + signal.SIGPIPE)
-    except OSError as error:
-        if not _is_full(error):
-            raise
-        _drop_output()
-        _fail(InputError(f"a disk is full ({error}); free some space and start the same command again"))
-
-
-def _with_others(main):
-    """One process speaks; none waits for one that failed: it leaves at once, and its connection tells the others."""
-    if not distributed.is_first():
-        sys.stdout = open(os.devnull, "w")
-    try:
+def _together(main, several: bool) -> None:
+    """`main`, in one of several processes where flags or a cluster say so."""
+    distributed.start(DISTRIBUTED.value, ADDRESS.value, PROCESSES.value, PROCESS.value)
+    if distributed.count() == 1:
         main()
-    except (InputError, KeyboardInterrupt, BrokenPipeError):
-        raise
-    except SystemExit:  # after a signal all leave together
-        distributed.finish()
-        raise
-    except BaseException as error:
-        if _is_full(error):
-            raise
-        traceback.print_exc()
-        distributed.fail(1)
-    distributed.finish()
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _drop_output() -> None:
-    """What is still buffered, and could only fail once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(error: InputError) -> None:
-    _end(f"error: {' '.join(str(error).split())}", error.code)
-
-
-def _end(line: str, code: int) -> None:
-    progress.say(line)
-    if distributed.is_started():
-        distributed.fail(code)  # an ordinary exit waits for the others
-    sys.exit(code)
+    elif several:
+        endings.with_others(main)
+    else:
+        raise InputError(f"found {distributed.count()} processes, this job works in one; give --distributed=off")
 
 
 def _parse(argv):

@@ -16,6 +16,7 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from psaq_jax import files, pipeline
+from psaq_jax.data.labels import class_names
 from psaq_jax.evaluation import collect_logits
 from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
@@ -45,7 +46,10 @@ def predict(config, model, dataset, workdir):
     lines = []
     for name, row in zip(dataset.names(), probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:5]
-        top5 = [{"label": model.labels[i], "probability": round(float(row[i]), 6)} for i in best]
+        top5 = [
+            {"label": label, "probability": round(float(row[i]), 6)}
+            for i, label in zip(best, class_names(model.labels, best), strict=True)
+        ]
         lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False).translate(LINE_ENDS))
     arrays = files.write_npy(workdir / "logits.npy", logits)
     labels = files.write_text(workdir / "predictions.jsonl", "".join(f"{line}\n" for line in lines))

@@ -3,7 +3,12 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 stamp=$(sha256sum requirements.txt | cut -d' ' -f1)
-if [ "$(cat .venv/requirements.sha256 2>/dev/null)" != "$stamp" ]; then
+made() { [ "$(cat .venv/requirements.sha256 2>/dev/null)" = "$stamp" ]; }
+if ! made && command -v flock > /dev/null; then  # of two first starts at once, one makes it
+    exec 9< requirements.txt
+    flock 9
+fi
+if ! made; then
     python=${PYTHON:-}
     for candidate in python3.11 python3.12 python3; do
         [ -n "$python" ] && break
@@ -19,4 +24,5 @@ if [ "$(cat .venv/requirements.sha256 2>/dev/null)" != "$stamp" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
     echo "$stamp" > .venv/requirements.sha256
 fi
+exec 9<&-
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

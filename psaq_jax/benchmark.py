@@ -18,7 +18,7 @@ import jaxlib
 import numpy as np
 import optax
 
-from psaq_jax.checks import check_choice, check_least
+from psaq_jax.checks import check_choice, check_least, check_whole
 from psaq_jax.comparison.release_adapter.process_memory import peak_process_memory
 from psaq_jax.config import DTYPES
 from psaq_jax.errors import InputError
@@ -29,7 +29,7 @@ from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.preprocessing_configs import IMAGENET_MEAN, IMAGENET_STD
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.progress import Progress
-from psaq_jax.synthesis.config import SynthesisConfig
+from psaq_jax.synthesis.config import MOST, SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
 
 SHAPES = {  # width, heads; DeiT at 224 px, patch 16, 12 blocks (Touvron et al., 2021, table 1)
@@ -41,6 +41,7 @@ BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e
 
 # A call's own costs, such as getting a gigabyte of scratch memory from the system, are shared by its iterations, as in
 # `synthesize`.
+LARGEST_BATCH = MOST["group_size"]
 LEAST_ITERATIONS = 3
 
 
@@ -59,7 +60,7 @@ class BenchmarkConfig:
 
     def __post_init__(self):
         check_cases(self.cases)
-        check_least("batch_size", self.batch_size, 1)
+        check_whole("batch_size", self.batch_size, 1, LARGEST_BATCH)
         check_least("repeats", self.repeats, 1)
         check_choice("dtype", self.dtype, DTYPES)
 
@@ -204,7 +205,8 @@ def forward_flops(module: VisionTransformer, batch_size: int) -> int:
     n, c = module.grid[0] * module.grid[1] + module.special_tokens, module.width
     block = n * (4 * c * c + 2 * c * module.hidden * (3 if module.swiglu else 2) // 2) + 2 * n * n * c
     patches = (n - module.special_tokens) * 3 * module.patch_size[0] * module.patch_size[1] * c
-    return 2 * batch_size * (module.depth * block + patches + c * module.classes)
+    heads = 1 if module.head == "class_token" else 2  # of two tokens, or of twice the width
+    return 2 * batch_size * (module.depth * block + patches + heads * c * module.classes)
 
 
 def peak_memory(compiled) -> int:

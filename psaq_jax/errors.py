@@ -20,6 +20,14 @@ class TryAgain(InputError):
     code = 75
 
 
+class Unreadable(InputError):
+    """What the system cannot read now, and may well be whole: the file and the reason, apart from the line."""
+
+    def __init__(self, path: str | os.PathLike, reason: str, hint: str):
+        super().__init__(f"{path}: cannot be read ({reason}); {hint}")
+        self.path, self.reason = path, reason
+
+
 def one_line(error: BaseException) -> str:
     """The reason that another library gives, fit for one line of ours."""
     return " ".join(str(error).split())[:300]
@@ -30,10 +38,10 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
     """Inside, the system's errors at what the user named become one line.
 
     Raises:
-      InputError: missing, or no right to read it.
+      Unreadable: missing, or no right to read it.
     """
     try:
         yield
     except OSError as error:
-        found = f"{str(error.filename or path)[:300]}: cannot be read ({error.strerror or error})"
-        raise InputError(f"{found}; correct the path, or who may read it") from None
+        hint = "correct the path, or who may read it"
+        raise Unreadable(str(error.filename or path)[:300], error.strerror or str(error), hint) from None

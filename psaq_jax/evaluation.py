@@ -3,6 +3,7 @@
 With several processes, all call these functions alike: each takes its share of the images, all get the whole result.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ def evaluate(
     shared = _Shared(dataset)
     sums = np.zeros(4)
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
-        check_labels(labels, logits.shape[-1], shared.first + int(sums[3]), dataset.name)
+        check_labels(labels, logits.shape[-1], dataset.name, functools.partial(_name, shared.own, int(sums[3])))
         sums += [*(values.sum() for values in _scores(logits, labels)), len(labels)]
     *sums, examples = shared.all_rows(sums[None]).sum(axis=0)
     _check_sound(int(examples), dataset)
@@ -73,7 +74,7 @@ def collect_logits(
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
     """What `evaluate` would say, from logits [n, classes] and labels [n]."""
-    check_labels(labels, logits.shape[-1], 0)
+    check_labels(labels, logits.shape[-1])
     return _metrics([values.sum() for values in _scores(logits, labels)], len(labels))
 
 
@@ -109,11 +110,11 @@ def agreement(a_logits: np.ndarray, b_logits: np.ndarray) -> float:
 
 
 class _Shared:
-    """A data set of which this process reads its part: `own`, a data set that begins at image `first` of the whole."""
+    """A data set of which this process reads its part: `own`."""
 
     def __init__(self, dataset: Dataset):
         part = distributed.own_part(len(dataset))
-        self.dataset, self.first, self.own = dataset, part.start, dataset
+        self.dataset, self.own = dataset, dataset
         if len(part) < len(dataset):
             self.own = Dataset(_Part(dataset.source, part), errors=dataset.errors)
 
@@ -140,6 +141,11 @@ class _Part:
 
     def describe(self, index):
         return self.source.describe(self.part[index])
+
+
+def _name(dataset: Dataset, before: int, number: int) -> str:
+    """What to call image `number` behind the first `before` that counted."""
+    return dataset.names()[before + number]
 
 
 def _check_sound(count: int, dataset: Dataset) -> None:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from psaq_jax import buckets, checksums
-from psaq_jax.errors import InputError, TryAgain, one_line
+from psaq_jax.errors import InputError, TryAgain, Unreadable, one_line
 
 LARGEST_JSON = 2**24  # bytes
 UNFINISHED = ".unfinished-"  # begins the names of what is not yet in its place
@@ -117,7 +117,7 @@ def read_figures(path: pathlib.Path) -> dict | None:
     """What `write_figures` wrote; None where there is no such file, or any figure has changed.
 
     Raises:
-      InputError: as `open_if_there`.
+      TryAgain: the system fails to read it.
     """
     figures = read_json_if_whole(path) or {}
     kept = figures.pop(checksums.NAME, None)
@@ -145,7 +145,8 @@ def read_json(path: pathlib.Path, hint: str) -> dict:
     """Reads a JSON object.
 
     Raises:
-      InputError: missing, unreadable or oversized file, or not an object.
+      Unreadable: the system fails to read it.
+      InputError: missing or oversized file, no JSON, or not an object.
     """
     try:
         size = check_regular(path).st_size
@@ -155,6 +156,8 @@ def read_json(path: pathlib.Path, hint: str) -> dict:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {hint}") from None
     except (OSError, ValueError, RecursionError) as error:
+        if getattr(error, "errno", None):
+            raise Unreadable(path, os.strerror(error.errno), hint) from None
         raise InputError(f"{path}: is not readable JSON ({one_line(error)}); {hint}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a {type(value).__name__}, expected a JSON object; {hint}")
@@ -165,11 +168,12 @@ def read_json_if_whole(path: pathlib.Path) -> dict | None:
     """What `read_json` gives of a file that the caller can make again; None where it is missing or damaged.
 
     Raises:
-      InputError: as `open_if_there`.
+      TryAgain: the system fails to read it.
     """
-    check_opens(path)
     try:
         return read_json(path, "it is made again")
+    except Unreadable as error:
+        raise unreadable(error.path, error.reason) from None
     except InputError:
         return None
 
@@ -183,7 +187,7 @@ def write_npz(path, arrays: Mapping[str, np.ndarray]) -> pathlib.Path:
     return write(path, lambda temporary: np.savez(temporary, **checksums.add(dict(arrays))))
 
 
-def unreadable(path: pathlib.Path, reason: str) -> TryAgain:
+def unreadable(path: str | os.PathLike, reason: str) -> TryAgain:
     """The error for what may well be whole, but that the system cannot read now."""
     return TryAgain(f"{path}: cannot be read ({reason}); nothing was removed: start the same command again")
 
@@ -194,11 +198,10 @@ def warn_damaged(path: pathlib.Path) -> None:
 
 
 def open_if_there(path: pathlib.Path) -> BinaryIO | None:
-    """A file that the caller can make again, to read; None where there is none.
+    """A file that the caller can make again, to read; None where there is none (but a folder, a pipe).
 
     Raises:
       TryAgain: it cannot be opened now (a failing network disk, no right to).
-      InputError: it never will be (a folder, a pipe, a link to nothing).
     """
     try:
         check_regular(path)
@@ -207,22 +210,15 @@ def open_if_there(path: pathlib.Path) -> BinaryIO | None:
         return None
     except OSError as error:
         if error.errno is None:
-            raise InputError(f"{path}: is {error}, expected a file that this job writes; remove it") from None
+            return None
         raise unreadable(path, error.strerror) from None
-
-
-def check_opens(path: pathlib.Path) -> None:
-    """Raises what `open_if_there` does for a file that is there and cannot be opened."""
-    if file := open_if_there(path):
-        file.close()
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     """What `write_npz` wrote; None where there is no such file, or any bit of it has changed.
 
     Raises:
-      InputError: as `open_if_there`.
-      TryAgain: the system fails while it reads.
+      TryAgain: as `open_if_there`, or the system fails while it reads.
     """
     file = open_if_there(path)
     if file is None:

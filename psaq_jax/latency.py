@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax.benchmark import case_model, check_cases, peak_memory
+from psaq_jax.benchmark import LARGEST_BATCH, case_model, check_cases, peak_memory
 from psaq_jax.checks import check_least
 from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError
@@ -42,8 +42,8 @@ class LatencyConfig:
 
     def __post_init__(self):
         check_cases(self.cases)
-        if min(self.batch_sizes, default=0) < 1:
-            raise InputError(f"batch_sizes is {self.batch_sizes!r}, expected whole numbers of at least 1")
+        if not self.batch_sizes or not 1 <= min(self.batch_sizes) <= max(self.batch_sizes) <= LARGEST_BATCH:
+            raise InputError(f"batch_sizes is {self.batch_sizes!r}, expected whole numbers from 1 to {LARGEST_BATCH}")
         check_least("repeats", self.repeats, 1)
         if not has_whole_bits(self.bits):
             raise InputError(f"bits is {self.bits!r}, expected whole bits of weights and activations, such as 'w8a8'")

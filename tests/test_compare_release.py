@@ -5,6 +5,7 @@ tests with the release itself on.
 """
 
 import ast
+import dataclasses
 import json
 import os
 import pathlib
@@ -227,6 +228,15 @@ def launch(*arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "launch.compare", "--quiet", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize("change", [{"rounds": 1, "jitter": (15.0,)}, {"bandwidth": 0.05}, {"learning_rate": 0.1}])
+def test_a_synthesis_that_the_release_has_not_is_refused(change, clone, tmp_path):
+    settings = config(synthesis=dataclasses.replace(config().synthesis, **change))
+    name = next(iter(change))
+    with pytest.raises(InputError, match=f"synthesis.{name} is .*, the release's is always .*; leave it out"):
+        compare_with_release(settings, tmp_path / "workdir", clone, sys.executable)
+    assert not (tmp_path / "workdir").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psaq_jax import files
+from psaq_jax import InputError, files
+from psaq_jax.data import load_dataset
 from psaq_jax.workdir import results_folder
 from tests import jobs, quick_recipe
 from tests.jobs import TINY
@@ -291,6 +292,21 @@ def test_a_data_set_of_which_labels_are_missing_is_refused_before_anything_is_wr
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "t10k has labels of shape [3] up to 0 for 4 images, expected one below 10 for each" in done.stderr
     assert not (tmp_path / "output").exists()
+
+
+def test_a_data_set_that_is_written_anew_cannot_be_opened_before_it_is_whole(tmp_path):
+    output = tmp_path / "output"
+    given = "build_demo_data", fashion_mnist(tmp_path / "data")[0], f"--output={output}"
+    files.write_text(output / f"{files.UNFINISHED}x.array_record-00000-of-00001", "of a killed run")
+    assert launch(*given, config=None).returncode == 0
+    assert load_dataset(f"tfds:{output}:test") and not list(output.glob(f"{files.UNFINISHED}*"))
+    shard = output / "fashion_mnist-test.array_record-00000-of-00001"
+    shard.unlink()
+    shard.mkdir()
+    done = launch(*given, config=None)
+    assert done.returncode == 2 and "cannot be written (Is a directory)" in done.stderr, done.stderr
+    with pytest.raises(InputError, match="output"):
+        load_dataset(f"tfds:{output}:train")
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):

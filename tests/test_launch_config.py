@@ -57,6 +57,22 @@ def test_an_output_on_a_full_disk_is_one_line(letters):
     assert done.stderr == f"{full}; free some space and start the same command again\n"
 
 
+@pytest.mark.parametrize(
+    "raises",
+    [
+        "jax.errors.JaxRuntimeError('INTERNAL: Error dispatching computation: Out of memory allocating 12 bytes.')",
+        "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: no more')",
+        "MemoryError()",
+    ],
+)
+def test_memory_that_is_not_enough_is_one_line(raises):
+    talks = f"import jax\nfrom launch import config\ndef main(): raise {raises}\nconfig.run(main)"
+    done = subprocess.run([sys.executable, "-c", talks], timeout=600, **jobs.settings())
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("error: memory is not enough (")
+    assert "; take fewer images at once (batch_size, synthesis.group_size), or a smaller model" in line
+
+
 def test_python_without_assertions_is_refused():
     """Flax's interceptors leak tracers there."""
     talks = "from launch import config\nconfig.run(lambda: print('not reached'))"

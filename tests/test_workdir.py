@@ -84,9 +84,8 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "directory" / "config.json").mkdir(parents=True)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "config.json").write_text("[" * 100_000)
-    found = {"directory": "config.json: is not a regular file", "deep": "config.json is no readable JSON"}
-    for name, line in found.items():
-        with pytest.raises(InputError, match=line):
+    for name in ("directory", "deep"):
+        with pytest.raises(InputError, match="config.json is no readable JSON"):
             with open_workdir(tmp_path / name, CONFIG):
                 pass
     with pytest.raises(InputError, match="--workdir is empty"):

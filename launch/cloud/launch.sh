@@ -55,5 +55,6 @@ if [ -n "$dryrun" ]; then
     fi
     exit
 fi
+command -v "${command[0]}" > /dev/null || fail "found no ${command[0]} here, install it as the top of this script says"
 cd "$here/../.."
 exec "${command[@]}"

@@ -15,7 +15,13 @@ from psaq_jax.errors import InputError
 from psaq_jax.machine import describe_machine, processor
 from psaq_jax.progress import Bars
 from psaq_jax.report.writing import write_images
+from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.workdir import keep_settings, open_workdir
+
+FIXED = (  # in the release's synthesis
+    "rounds", "learning_rate", "jitter", "total_variation", "total_variation_weight", "cross_entropy_weight",
+    "bandwidth",
+)  # fmt: skip
 
 
 def compare_with_release(
@@ -39,6 +45,11 @@ def compare_with_release(
     for bits in config.quantization.bits:
         if not has_whole_bits(bits):
             raise InputError(f"quantization.bits has {bits!r}, which the release has not; take such as 'w4a8'")
+    papers = SynthesisConfig()
+    for name in FIXED:
+        found, expected = getattr(config.synthesis, name), getattr(papers, name)
+        if found != expected:
+            raise InputError(f"synthesis.{name} is {found}, the release's is always {expected}; leave it out")
     iterations = iterations or config.synthesis.iterations
     root = check_clone(clone)
     model = config.preprocessed(case_model(config.model) if config.model in SHAPES else pipeline.load_float(config))

@@ -3,6 +3,7 @@
 Shards first, the description last: a data set that is not whole cannot be opened.
 """
 
+import collections
 import io
 import pathlib
 import tempfile
@@ -15,6 +16,7 @@ from psaq_jax import files
 from psaq_jax.extras import require
 
 DESCRIPTION = "dataset_info.json"
+RECORDS_AT_ONCE = 64
 
 
 def png(image) -> bytes:
@@ -39,7 +41,9 @@ def features(shape: tuple[int, int, int], class_names, **more):
 def _distinct(names) -> list[str]:
     """TFDS refuses a name that two classes have, such as ImageNet's "crane"."""
     names = list(names)
-    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    while several := {name for name, times in collections.Counter(names).items() if times > 1}:
+        names = [f"{name} ({i})" if name in several else name for i, name in enumerate(names)]
+    return names
 
 
 def shard_name(name: str, split: str, index: int, shards: int) -> str:
@@ -63,16 +67,24 @@ def write_shard(path, kinds, examples: Iterable[Mapping]) -> None:
 
 
 def count(path: pathlib.Path) -> int:
-    """The records of a shard on this machine; 0 where there is none, or it is damaged."""
+    """The records of a shard on this machine, all of them read; 0 where there is none, or any is damaged."""
     module = require("array_record.python.array_record_module", "data")
     try:
         reader = module.ArrayRecordReader(str(path))
         try:
-            return reader.num_records()
+            records = reader.num_records()
+            for start in range(0, records, RECORDS_AT_ONCE):  # the file's own checksums are looked at in reading alone
+                reader.read(start, min(start + RECORDS_AT_ONCE, records))
+            return records
         finally:
             reader.close()
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return 0
+
+
+def remove_description(directory: pathlib.Path) -> None:
+    """Before other shards are written where a data set may be: until they are all there, it cannot be opened."""
+    (directory / DESCRIPTION).unlink(missing_ok=True)
 
 
 def write_description(directory, name: str, kinds, shards: Mapping[str, list[tuple[int, int]]], **facts) -> None:

@@ -1,6 +1,7 @@
 """Whether the labels of a data set are a model's: its classes by name and number, and every label one of them."""
 
 import collections
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,16 +46,21 @@ def check_labelled(dataset: Dataset, classes: int | None) -> None:
         found = f"{dataset.name}: found images without labels, expected labels to evaluate on"
         raise InputError(f"{found}; add them (a flat folder's: labels_file) or predict")
     if classes and dataset.labels is not None:
-        check_labels(dataset.labels, classes, 0, dataset.name)
+        check_labels(dataset.labels, classes, dataset.name, dataset.source.describe)
 
 
-def check_labels(labels, classes: int, first: int, where: str = "labels") -> None:
-    """Raises InputError where one of the labels, of images from number `first` on, is none of the model's classes."""
+def check_labels(labels, classes: int, where: str = "labels", image: Callable[[int], str] = "image {}".format) -> None:
+    """Raises InputError where one of the labels is none of the model's classes; `image`: what to call number n."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         label = int(labels[wrong[0]])
         found = "no label" if label == UNLABELLED else f"label {label}"
         raise InputError(
-            f"{where}: found {found} at image {first + int(wrong[0])}, expected 0 to {classes - 1}, the "
+            f"{where}: found {found} at {image(int(wrong[0]))}, expected 0 to {classes - 1}, the "
             "model's classes; choose a data set with the model's classes or correct its labels"
         )
+
+
+def class_names(labels: Sequence[str], numbers) -> list[str]:
+    """The labels of class numbers, the number itself where there is no label for it."""
+    return [labels[n] if 0 <= n < len(labels) else str(n) for n in map(int, numbers)]

@@ -23,8 +23,9 @@ def save_huggingface_vit(directory, module: VisionTransformer, params, labels, m
         "architectures": ["ViTForImageClassification"], "model_type": "vit",
         "hidden_size": module.width, "num_hidden_layers": module.depth, "num_attention_heads": module.heads,
         "intermediate_size": module.hidden, "hidden_act": module.activation, "qkv_bias": module.qkv_bias,
-        "layer_norm_eps": module.layer_norm_eps, "image_size": height, "patch_size": module.patch_size[0],
-        "num_channels": 3, "id2label": {str(i): name for i, name in enumerate(labels)},
+        "layer_norm_eps": module.layer_norm_eps, "num_channels": 3,
+        "image_size": _side(module.image_size), "patch_size": _side(module.patch_size),
+        "id2label": {str(i): name for i, name in enumerate(labels)},
         "label2id": {name: i for i, name in enumerate(labels)},
     }  # fmt: skip
     processor = {
@@ -40,3 +41,8 @@ def save_huggingface_vit(directory, module: VisionTransformer, params, labels, m
     )
     files.write_json(directory / "config.json", config)
     files.write_json(directory / "preprocessor_config.json", processor)
+
+
+def _side(size: tuple[int, int]) -> int | list[int]:
+    """As Hugging Face writes it: one number for squares."""
+    return size[0] if size[0] == size[1] else list(size)

@@ -18,7 +18,7 @@ from typing import Any
 
 from psaq_jax import files
 from psaq_jax.checks import check_choice
-from psaq_jax.errors import InputError, reading
+from psaq_jax.errors import InputError, Unreadable, reading
 from psaq_jax.quantization import consistency, packing
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.packing import shown
@@ -148,12 +148,12 @@ def load_quantized_if_whole(directory: str | os.PathLike) -> QuantizedModel | No
     """What `load_quantized` gives of a model that the caller can make again; None where it is missing or damaged.
 
     Raises:
-      TryAgain: it cannot be opened now, and may well be whole.
+      TryAgain: it cannot be read now, and may well be whole.
     """
-    for name in (CONFIG, WEIGHTS, PREPROCESSOR):
-        files.check_opens(pathlib.Path(directory, name))
     try:
         return load_quantized(directory)
+    except Unreadable as error:
+        raise files.unreadable(error.path, error.reason) from None
     except InputError:
         return None
 

@@ -75,8 +75,9 @@ def default_params_and_sites(
             rounded, layers, found = reconstruct(
                 segment, rounded, layers, bits.weights, found, x, x_float, target, options, folder
             )
-        x_float, x = target, streaming.propagate(segment, rounded, found, x)
-        near = None if near is None else streaming.propagate(segment, rounded, found, near)
+        if link is not links[-1]:
+            x_float, x = target, streaming.propagate(segment, rounded, found, x)
+            near = None if near is None else streaming.propagate(segment, rounded, found, near)
         params = _replaced(params, link, rounded)
         kernels |= {link.full_name(f"{layer}/kernel"): kernel for layer, (kernel, _) in layers.items()}
         sites |= {link.full_name(name): quantizer for name, quantizer in found.items()}

@@ -17,7 +17,7 @@ from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.statistics import channels_last, has_heads
 from psaq_jax.sites import apply_with_tap, record
 
-BATCH = 8  # images a backward pass through the whole model
+BATCH = 8  # images a backward pass through the whole model, at most
 AS_THEY_ARE = ("attention_probabilities", "activation_output")  # not folded, but at 8 bits and in a SwiGLU
 LEAST = 0.01  # what a token without any gradient counts, beside 1 on average
 
@@ -33,8 +33,10 @@ def token_importance(model: Model, images: np.ndarray, seed: int = 0) -> dict[st
 
 def by_batches(function, model: Model, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """What `function(model, batch, key) -> {name: [b, ...]}` gives for all images, {name: [n, ...]}; a key a batch."""
-    found = {}
-    for number, (part, mask) in enumerate(streaming.batches(images, size=BATCH)):
+    found, one = {}, jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], one)
+    size = streaming.images_at_once(sum(leaf.size for leaf in sites.values()), BATCH)
+    for number, (part, mask) in enumerate(streaming.batches(images, size=size)):
         key = jax.random.fold_in(jax.random.key(seed), number)
         for name, rows in function(model, part, key).items():
             found.setdefault(name, []).append(np.asarray(rows)[mask > 0])

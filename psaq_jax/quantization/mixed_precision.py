@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.errors import InputError
+from psaq_jax.evaluation import predict_logits
 from psaq_jax.models.model import Model, check_float_model
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import check_pixels
@@ -60,7 +61,7 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
     alone has 2, 3, ... 8 bits, on average over images. Kernels are rounded to nearest, whatever the recipe.
 
     Args:
-      pixels: calibration images [n, height, width, 3] normalised; at most the first 128, in whole batches of 32.
+      pixels: calibration images [n, height, width, 3] normalised; at most the first 128.
       progress: called with (layers done, in all).
     Raises:
       InputError: no float model, one class, images of another shape.
@@ -72,7 +73,6 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
             "give whole bits, such as w4a8"
         )
     pixels = check_pixels(model, pixels)[:IMAGES]
-    pixels = pixels[: max(len(pixels) // BATCH * BATCH, min(len(pixels), BATCH))]  # batches of one size
     flat, reference, costs = traverse_util.flatten_dict(model.params, sep="/"), _log_probabilities(model, pixels), {}
     for i, layer in enumerate(layers):
         path, divergences = f"{layer}/kernel", []
@@ -116,7 +116,5 @@ def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: 
 
 
 def _log_probabilities(model: Model, pixels) -> np.ndarray:
-    parts = [model(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
-    logits = np.concatenate([np.asarray(part, np.float64) for part in parts])
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    logits = predict_logits(model, pixels, BATCH).astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)

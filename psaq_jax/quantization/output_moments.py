@@ -46,8 +46,8 @@ def output_moments(segment: Segment, params, x: np.ndarray, gradients: np.ndarra
     Args:
       params: of the block, in floating point. x: its inputs [n, ...] there, of the images that `gradients` are of.
     """
-    totals = {}
-    for part, given, mask in streaming.batches(np.concatenate([x] * COMBINATIONS), gradients):
+    totals, size = {}, streaming.batch_size(segment, params, {}, x)
+    for part, given, mask in streaming.batches(np.concatenate([x] * COMBINATIONS), gradients, size=size):
         for layer, moments in _output_moments(segment, params, part, given, mask).items():
             totals[layer] = totals.get(layer, 0) + moments
     return totals

@@ -1,10 +1,11 @@
 """Passes of many images through one segment, batch by batch: activations wait in host memory.
 
 One program a segment hands out every tensor that any statistic needs (`record`); small ones sum up one tensor each. So
-a segment compiles twice, without quantizers and with them, and equal tensors share what comes after.
+a segment compiles twice, without quantizers and with them (a block whose GELU outputs get scales once more), and equal
+tensors share what comes after.
 
-Shapes: n images, b of a batch, c channels, k bins, i inputs of a layer. Every batch has the same b; a short one is
-padded with repeated images, which `mask` [b] marks with 0.
+Shapes: n images, b of a batch, c channels, k bins, i inputs of a layer. Every batch has the same b, fewer where images
+are large (`images_at_once`); a short one is padded with repeated images, which `mask` [b] marks with 0.
 """
 
 import functools
@@ -20,7 +21,8 @@ from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.segments import Segment
 from psaq_jax.quantization.statistics import channels_last, has_heads, row_weights
 
-BATCH = 32
+BATCH = 32  # images at most
+NUMBERS = 2**28  # in the tensors of a batch, at most: 1 GiB, of which a pass holds some copies
 CHANNEL_BINS, TENSOR_BINS = 256, 2048
 PROBABILITIES = "attention_probabilities"
 
@@ -33,6 +35,11 @@ def batches(*arrays: np.ndarray, size: int = BATCH) -> Iterator[tuple]:
         count = min(size, n - start)
         rows = np.minimum(np.arange(start, start + size), n - 1)
         yield *(array[rows] for array in arrays), (np.arange(size) < count).astype(np.float32)
+
+
+def images_at_once(numbers: int, most: int = BATCH) -> int:
+    """How many images make a batch where the tensors of one have so many `numbers`."""
+    return max(1, min(most, NUMBERS // numbers))
 
 
 class Record(NamedTuple):
@@ -59,8 +66,15 @@ def record(segment: Segment, params, sites, x) -> Record:
 
 def records(segment: Segment, params, sites, x: np.ndarray, *beside: np.ndarray) -> Iterator[tuple]:
     """(record, *its part of each array beside the images, mask) of every batch of images."""
-    for part, *others, mask in batches(x, *beside):
+    for part, *others, mask in batches(x, *beside, size=batch_size(segment, params, sites, x)):
         yield record(segment, params, sites, part), *others, mask
+
+
+def batch_size(segment: Segment, params, sites, x: np.ndarray) -> int:
+    """How many images the segment takes at once."""
+    size = min(BATCH, len(x))
+    found = record.eval_shape(segment, params, sites, jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype))
+    return images_at_once(sum(leaf.size for leaf in jax.tree.leaves(found)) // size)
 
 
 def propagate(segment: Segment, params, sites, x: np.ndarray) -> np.ndarray:

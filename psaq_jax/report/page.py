@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from psaq_jax.config import DISTILL
+from psaq_jax.data.labels import class_names
 from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import pictures, sections
@@ -65,7 +66,7 @@ def render_page(
         _environment()
         .get_template("page.html.jinja")
         .render(
-            **_answer(results, model, sizes),
+            **_answer(results, model, sizes, config),
             **_pictures(model, images, targets),
             **_measurements(ranges, sensitivity),
             **origin,
@@ -80,12 +81,12 @@ def render_page(
     )
 
 
-def _answer(results, model, sizes) -> dict:
+def _answer(results, model, sizes, config) -> dict:
     """The figures of every setting, the sentence about them, and sizes before and after."""
     computed = sizes is None and model is not None
     if computed:
         found = settings(results)
-        ends_at_8 = any(_keeps_ends(s.recipe) for s in found)  # the largest of the recipes'
+        ends_at_8 = any(_keeps_ends(s.recipe, config) for s in found)  # the largest of the recipes'
         sizes = sections.weight_sizes(model.params, [s.bits for s in found], ends_at_8)
     return {
         "results": results,
@@ -97,9 +98,11 @@ def _answer(results, model, sizes) -> dict:
     }
 
 
-def _keeps_ends(recipe: str) -> bool:
+def _keeps_ends(recipe: str, config: Mapping | None) -> bool:
     """Whether its first and last layers have 8 bits."""
-    return recipe.startswith(("default", DISTILL)) and "-first_last_8bit" not in recipe
+    options = (config or {}).get("quantization", {}).get("options", {})
+    switched_off = "-first_last_8bit" in recipe or not options.get("first_last_8bit", True)
+    return recipe.startswith(("default", DISTILL)) and not switched_off
 
 
 def _measurements(ranges, sensitivity) -> dict:
@@ -117,7 +120,7 @@ def _pictures(model, images, targets) -> dict:
     given = {kind: np.asarray(x) for kind, x in (images or {}).items() if x is not None and len(x)}
     if model is None or not given:
         return {"galleries": {}, "layers": [], "least_similarity": 0.0, "color_stops": []}
-    captions = {"synthesized": pictures.class_names(model, targets)} if targets is not None else {}
+    captions = {"synthesized": class_names(model.labels, targets)} if targets is not None else {}
     layers, least = pictures.similarity_layers(model, {kind: x[0] for kind, x in given.items()})
     return {
         "galleries": {kind: pictures.gallery(model, x, captions.get(kind)) for kind, x in given.items()},

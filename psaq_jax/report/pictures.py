@@ -48,11 +48,6 @@ def gallery(model: Model, pixels, captions=None) -> list[Picture]:
     ]
 
 
-def class_names(model: Model, targets) -> list[str]:
-    """The labels of class numbers, the number itself where there is no label for it."""
-    return [model.labels[t] if 0 <= t < len(model.labels) else str(t) for t in map(int, targets)]
-
-
 def loss_charts(history: Mapping[str, np.ndarray] | None) -> list[Chart]:
     """One chart for every term of the synthesis loss that has values."""
     charts = [

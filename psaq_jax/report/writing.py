@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from psaq_jax import files
+from psaq_jax.data.labels import class_names
 from psaq_jax.models.model import Model
 from psaq_jax.report.figures import loss_curves, similarity_figure
 from psaq_jax.report.images import image_grid
@@ -23,7 +24,7 @@ def write_images(folder, model: Model, sets: Mapping[str, np.ndarray], targets: 
     for name, pixels in sets.items():
         labels = None
         if name == "synthesized" and targets is not None:
-            labels = [model.labels[i] for i in targets[:SHOWN]]
+            labels = class_names(model.labels, targets[:SHOWN])
         png = image_grid(model.preprocessing.denormalize(pixels[:SHOWN]), labels)
         written[name] = files.write_bytes(pathlib.Path(folder) / f"{name}.png", png)
     return written

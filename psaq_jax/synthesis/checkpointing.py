@@ -176,13 +176,14 @@ class Checkpoints:
             files.write_npz(path, part)
 
     def finished(self, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """What `finish` kept, in order and without a gap, from the part that holds group number `first` on.
+        """What `finish` kept, in order, without a gap and each group once, from the part that holds group number
+        `first` on.
 
         At a damaged part it ends, and what would come after is removed: it is made again, maybe in other parts.
         """
-        parts = self._finished_files()
+        parts, start = self._finished_files(), first
         for i, (begin, end, path) in enumerate(parts):
-            if begin <= first < end:
+            if begin == first or begin < first == start < end:
                 part = files.read_npz(path)
                 if part is None:
                     files.warn_damaged(path)
@@ -210,23 +211,25 @@ class Checkpoints:
             with self._one_line():
                 self._manager.wait_until_finished()
             self._manager.close()
+            self._manager = None
 
 
 @contextlib.contextmanager
 def open_checkpoints(directory, every_seconds: float = 60.0) -> Iterator[Checkpoints]:
     """Checkpoints of one job. SIGTERM, which preemption sends, and Ctrl-C end it with its state on the disk, unless
-    they are ignored as under nohup; after the block they do what they did before.
+    they are ignored as under nohup; after the block they do what they did before. One that came as late as that ends
+    the job then.
     """
     checkpoints = Checkpoints(directory, every_seconds)
     heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, checkpoints.stop) for number in heard}
     try:
         yield checkpoints
-        checkpoints.leave_if_stopping()
         checkpoints.close()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    checkpoints.leave_if_stopping()  # a signal from here on does what it did before
 
 
 def _reason(error: Exception) -> str:

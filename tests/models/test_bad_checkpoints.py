@@ -92,17 +92,17 @@ def test_pipes_devices_and_giants_are_not_read(vit, name):
 
 
 @pytest.mark.parametrize(
-    ("make", "expected"),
+    ("make", "expected", "of_json"),
     [
-        (lambda path: path.mkdir(), "not a regular file"),
-        (os.mkfifo, "not a regular file"),
-        (lambda path: path.symlink_to("gone"), "a link to nothing"),
-        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+        (lambda path: path.mkdir(), "not a regular file", "is not readable JSON"),
+        (os.mkfifo, "not a regular file", "is not readable JSON"),
+        (lambda path: path.symlink_to("gone"), "a link to nothing", "is not readable JSON"),
+        (lambda path: path.symlink_to(path), "Too many levels of symbolic links", "cannot be read"),
     ],
     ids=["directory", "pipe", "link to nothing", "link to itself"],
 )
-def test_what_is_no_file_is_not_taken_for_one_nor_for_none(vit, make, expected):
-    names = {"preprocessor_config.json": "is not readable JSON", "model.safetensors": "is no file of weights"}
+def test_what_is_no_file_is_not_taken_for_one_nor_for_none(vit, make, expected, of_json):
+    names = {"preprocessor_config.json": of_json, "model.safetensors": "is no file of weights"}
     for name, message in names.items():
         content = (vit / name).read_bytes()
         (vit / name).unlink()

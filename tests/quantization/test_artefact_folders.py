@@ -1,6 +1,7 @@
 """Artefacts replace artefacts and nothing else, whole or not at all."""
 
 import errno
+import io
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ import pytest
 
 from psaq_jax import InputError, quantize
 from psaq_jax.errors import TryAgain
+from psaq_jax.pipeline import saved_model
 from psaq_jax.quantization.artefact import is_artefact, load_quantized, load_quantized_if_whole, save_quantized
 from tests.quantization.artefacts import assert_equal
 
@@ -86,3 +88,26 @@ def test_what_nobody_may_read_is_not_taken_for_damaged(calibrated, tmp_path, mon
     if name == "model.safetensors":
         with pytest.raises(InputError, match=rf"{name}: cannot be read \(Permission denied\); correct the path, or"):
             load_quantized(tmp_path / "q")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_what_a_disk_cannot_read_now_is_not_taken_for_damaged(calibrated, tmp_path, monkeypatch, name):
+    """It opens, and reading fails: the model stays where it is."""
+    save_quantized(quantize(*calibrated), tmp_path / "q")
+    real = pathlib.Path.open
+
+    class Failing(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def opened(path, *arguments, **named):
+        return Failing() if path.name == name else real(path, *arguments, **named)
+
+    monkeypatch.setattr(pathlib.Path, "open", opened)
+    with pytest.raises(TryAgain, match=r"cannot be read \(Input/output error\); nothing was removed"):
+        saved_model(tmp_path / "q")
+    monkeypatch.undo()
+    assert saved_model(tmp_path / "q")

@@ -195,11 +195,16 @@ def test_computed_sizes_know_of_first_and_last_layers_at_8_bits():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "bits"), [("paper", 4), ("default", 8), ("distill", 8), ("default-first_last_8bit-gptq", 4)]
-)
-def test_computed_sizes_are_those_of_the_recipe(vit, recipe, bits):
+    ("recipe", "ends_at_8", "bits"),
+    [
+        ("paper", True, 4), ("default", True, 8), ("distill", True, 8), ("default-first_last_8bit-gptq", True, 4),
+        ("default", False, 4), ("distill", False, 4),
+    ],
+)  # fmt: skip
+def test_computed_sizes_are_those_of_the_recipe(vit, recipe, ends_at_8, bits):
     run = {"bits": "w4a8", "recipe": recipe, "calibration": "noise", "agreement": 99.0}
-    text = render_page({"model": "m", "runs": [run]}, model=vit)
+    config = {"quantization": {"options": {"first_last_8bit": ends_at_8}}}
+    text = render_page({"model": "m", "runs": [run]}, model=vit, config=config)
     size = sections.weight_sizes(vit.params, ["w4a8"], ends_at_8=bits == 8)["w4a8"]
     other = sections.weight_sizes(vit.params, ["w4a8"], ends_at_8=bits != 8)["w4a8"]
     assert sections.bytes_text(size) in text and sections.bytes_text(other) not in text

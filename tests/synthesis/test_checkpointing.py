@@ -13,7 +13,7 @@ import pytest
 import psaq_jax
 from psaq_jax.errors import TryAgain
 from psaq_jax.synthesis import driver
-from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
+from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress, open_checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests import jobs
 from tests.damages import DAMAGES
@@ -134,6 +134,39 @@ def test_only_files_of_its_own_are_groups(tmp_path):
     assert [len(part["images"]) for part in checkpoints.finished()] == [2]
     checkpoints.drop(2)
     assert list(tmp_path.glob("groups*")) == [others]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_the_very_end_is_not_lost(tmp_path, monkeypatch, capsys, number):
+    """As while the last save is waited for."""
+    waited_for = Checkpoints.close
+
+    def close(checkpoints):
+        monkeypatch.undo()
+        signal.raise_signal(number)
+        waited_for(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "close", close)
+    with pytest.raises(SystemExit) as ended:
+        with open_checkpoints(tmp_path):
+            pass
+        pytest.fail("the job went on")
+    assert ended.value.code == 128 + number and f"stopped by {number.name}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_groups_of_overlapping_parts_come_once(tmp_path):
+    """As when another number of devices made anew what the first of them had lost."""
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    for first, last in ((0, 3), (3, 6), (4, 8), (6, 8)):
+        checkpoints.finish({"first": np.int64(first), "images": np.ones((last - first, 1, 2, 2, 3), np.float32)})
+
+    def found(first):
+        return [(int(part["first"]), len(part["images"])) for part in checkpoints.finished(first)]
+
+    assert found(0) == [(0, 3), (3, 3), (6, 2)]
+    assert found(5) == [(3, 3), (6, 2)]  # whose first groups the caller has
     checkpoints.close()
 
 

@@ -23,6 +23,7 @@ from psaq_jax.quantization.artefact import is_artefact, load_quantized, load_qua
 from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.hard_copies import hard_copy
+from psaq_jax.quantization.preparation import prepare
 from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.quantization.transform import QuantizedModel, quantize
 from psaq_jax.results import figures, run_name
@@ -126,19 +127,20 @@ def quantized_models(
     for name in config.quantization.recipes:
         recipe, options = read_recipe(name, config.quantization.options)
         for calibration, pixels in sets.items():
-            ranges = None
+            ranges, images = None, None
             for bits in config.quantization.bits:
                 run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
                 if run_name(run) in done:
                     yield run, None
                     continue
-                if ranges is None and recipe == "paper":
-                    ranges = calibrate(model, pixels)
+                if recipe == "paper":
+                    ranges = ranges or calibrate(model, pixels)
+                else:
+                    images = images or prepare(model, pixels, options)
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
                     bar = bars(f"{calibration} measure kernels")
                     weights = _spread(weights, model, pixels, options, costs[calibration], bar)
-                images = None if recipe == "paper" else pixels
                 bar = bars(f"{run_name(run)} quantize")
                 q = quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
                 yield run, of_first_process(q)

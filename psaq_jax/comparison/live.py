@@ -65,7 +65,8 @@ def compare_live(
         "release": compared.scores(their_float),
         "largest_difference": float(np.abs(float_logits - their_float).max()),
     }
-    rows = [compared.row(name, images, bits) for bits in config.quantization.bits for name, images in sets.items()]
+    found = [compared.rows(name, images) for name, images in sets.items()]
+    rows = [row for at_these_bits in zip(*found, strict=True) for row in at_these_bits]
     synthesis = {"psaq_jax": ours, "release": theirs}
     return {"float": base, "rows": rows, "synthesis": synthesis, "release_evaluation": evaluation}, sets
 
@@ -144,7 +145,7 @@ def slug(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Compared:
-    """Rows of the comparison, one after the other."""
+    """What makes the rows of the comparison."""
 
     config: CompareConfig
     model: Model
@@ -156,16 +157,18 @@ class _Compared:
     def scores(self, logits) -> dict:
         return results.figures(logits, self.pixels.labels, self.float_logits)
 
-    def row(self, name: str, images, bits: str) -> dict:
-        """One calibration set at one bit-width: figures of the release, of every recipe of ours, and the parity."""
+    def rows(self, name: str, images) -> list[dict]:
+        """One calibration set, a row for every bit-width."""
+        ours, ranges = {bits: {} for bits in self.config.quantization.bits}, calibrate(self.model, images)
+        for run, q in pipeline.quantized_models(self.config, self.model, {name: images}):
+            bar = self.bars(f"psaq_jax {run['bits']}-{run['recipe']}, {name}")
+            ours[run["bits"]][run["recipe"]] = self.scores(self.pixels.logits(q, self.config.batch_size, bar))
+        return [self.row(name, bits, ranges, figures) for bits, figures in ours.items()]
+
+    def row(self, name: str, bits: str, ranges, figures: dict) -> dict:
+        """Figures of the release, of every recipe of ours, and the parity."""
         answer = self.release.arrays(f"{bits}-{slug(name)}")
-        row = {"calibration": name, "bits": bits, "release": self.scores(answer["logits"]), "psaq_jax": {}}
-        quantization = dataclasses.replace(self.config.quantization, bits=(bits,))
-        one = dataclasses.replace(self.config, quantization=quantization)
-        for run, q in pipeline.quantized_models(one, self.model, {name: images}):
-            bar = self.bars(f"psaq_jax {bits}-{run['recipe']}, {name}")
-            row["psaq_jax"][run["recipe"]] = self.scores(self.pixels.logits(q, self.config.batch_size, bar))
-        ranges = calibrate(self.model, images)
+        row = {"calibration": name, "bits": bits, "release": self.scores(answer["logits"]), "psaq_jax": figures}
         theirs = parity.named_ranges(ranges, answer["ranges"])
         q = quantize(self.model, theirs, *parse_bits(bits), recipe="paper")
         logits = self.pixels.logits(q, self.config.batch_size, first=PARITY_IMAGES)

@@ -46,7 +46,8 @@ def save_quantized(
 ) -> pathlib.Path:
     """Writes a quantized model, whole or not at all: beside its place, read back, then renamed onto it.
 
-    An earlier artefact in `directory` is replaced; a folder that holds anything else is left as it is.
+    An earlier artefact in `directory` is replaced; a folder that holds anything else is left as it is. Folders cannot
+    be exchanged in one step: a kill between the two renames leaves both beside the place, as .unfinished-....
 
     Args:
       figures: what the model card shows, such as {"top-1 (%)": 91.2, "agreement with float (%)": 98.7}.

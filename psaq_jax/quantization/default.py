@@ -14,29 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from psaq_jax.models.model import Model
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, folding, quantizers, statistics, streaming
 from psaq_jax.quantization.channel_folding import HIDDEN, Bits, Parts, fold, inspect
 from psaq_jax.quantization.gptq import codes_of, coordinate_descent, gptq, searched_scale
 from psaq_jax.quantization.grids import factor_sites
-from psaq_jax.quantization.importance import token_importance
-from psaq_jax.quantization.output_moments import IMAGES, block_gradients, output_moments
+from psaq_jax.quantization.output_moments import output_moments
+from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
-from psaq_jax.quantization.rotation import rotated
 from psaq_jax.quantization.segments import Link, chain
 from psaq_jax.quantization.two_sided import two_sided
-from psaq_jax.quantization.views import close_ups, with_plain_grounds
 
 
 def default_params_and_sites(
-    model: Model,
+    prepared: Preparation,
     weight_bits: dict[str, int],
     activation_bits: int | None,
-    images: np.ndarray,
-    options: DefaultRecipe,
     progress: Progress | None = None,
     folder: pathlib.Path | None = None,
 ) -> tuple[dict, dict[str, SiteQuantizer]]:
@@ -44,20 +39,15 @@ def default_params_and_sites(
 
     Args:
       weight_bits: {full name of a Dense layer: bits}; activation_bits: None leaves activations as they are.
-      images: [n, height, width, 3] float32 normalised.
       progress: called as progress(segments done, all); folder: of the reconstruction.
     """
-    model = rotated(model, options)
+    model, options, some, near = prepared.rotated, prepared.options, prepared.some, prepared.close_ups
     params, sites, kernels, pixels = model.params, {}, {}, model.preprocessing.pixel_range
-    near = close_ups(images, options.seed) if options.close_ups else None
-    if options.plain_grounds:
-        images = with_plain_grounds(images, options.seed)
     weighs = options.token_importance and options.search_ranges and activation_bits is not None
-    importance = token_importance(model, images, options.seed) if weighs else {}
-    some = np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int))
+    importance = prepared.importance if weighs else {}
     two_sides = options.two_sided and min(weight_bits.values()) < 8
-    gradients = block_gradients(model, images[some], options.seed) if two_sides else {}
-    x_float = x = images
+    gradients = prepared.gradients if two_sides else {}
+    x_float = x = prepared.views
     links = chain(model.module, model.params, model.image_shape)
     for done, link in enumerate(links, 1):
         segment = link.segment

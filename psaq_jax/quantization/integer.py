@@ -21,17 +21,10 @@ from psaq_jax.models.model import check_images
 from psaq_jax.quantization import exact
 from psaq_jax.quantization.integer_plan import MatrixProduct, plan
 from psaq_jax.quantization.representation import UniformQuantizer
-from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.quantization.transform import ARRAYS, STATIC, QuantizedModel
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "sites"],
-    meta_fields=[
-        "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "kernel_bits",
-        "options", "provenance", "distillations", "products",
-    ],
-)  # fmt: skip
+@functools.partial(jax.tree_util.register_dataclass, data_fields=ARRAYS, meta_fields=[*STATIC, "products"])
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class IntegerModel(QuantizedModel):
     """A quantized model whose products run on integers where they can.

@@ -22,7 +22,7 @@ from psaq_jax.quantization.segments import Segment
 from psaq_jax.quantization.statistics import channels_last, has_heads, row_weights
 
 BATCH = 32  # images at most
-NUMBERS = 2**28  # in the tensors of a batch, at most: 1 GiB, of which a pass holds some copies
+NUMBERS = 2**29  # in the tensors of a batch, at most: 2 GiB, of which a pass holds some copies
 CHANNEL_BINS, TENSOR_BINS = 256, 2048
 PROBABILITIES = "attention_probabilities"
 
@@ -37,8 +37,8 @@ def batches(*arrays: np.ndarray, size: int = BATCH) -> Iterator[tuple]:
         yield *(array[rows] for array in arrays), (np.arange(size) < count).astype(np.float32)
 
 
-def images_at_once(numbers: int, most: int = BATCH) -> int:
-    """How many images make a batch where the tensors of one have so many `numbers`."""
+def images_at_once(numbers: int, most: int) -> int:
+    """How many images, up to `most`, make a batch where the tensors of one have so many `numbers`."""
     return max(1, min(most, NUMBERS // numbers))
 
 
@@ -74,7 +74,7 @@ def batch_size(segment: Segment, params, sites, x: np.ndarray) -> int:
     """How many images the segment takes at once."""
     size = min(BATCH, len(x))
     found = record.eval_shape(segment, params, sites, jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype))
-    return images_at_once(sum(leaf.size for leaf in jax.tree.leaves(found)) // size)
+    return images_at_once(sum(leaf.size for leaf in jax.tree.leaves(found)) // size, size)
 
 
 def propagate(segment: Segment, params, sites, x: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ from psaq_jax.models.model import Classifier, Model, check_float_model, check_im
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, exact, quantizers
-from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.default import default_params_and_sites
+from psaq_jax.quantization.preparation import prepare
 from psaq_jax.quantization.provenance import Provenance
 from psaq_jax.quantization.recipes import DefaultRecipe, site_filter
 from psaq_jax.quantization.representation import (
@@ -33,15 +33,14 @@ from psaq_jax.quantization.representation import (
 )
 from psaq_jax.sites import Ranges, apply_with_tap, site_names
 
+ARRAYS = ["params", "sites"]
+STATIC = [
+    "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "kernel_bits", "options",
+    "provenance", "distillations",
+]  # fmt: skip
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "sites"],
-    meta_fields=[
-        "module", "labels", "preprocessing", "source", "weight_bits", "activation_bits", "recipe", "kernel_bits",
-        "options", "provenance", "distillations",
-    ],
-)  # fmt: skip
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=ARRAYS, meta_fields=STATIC)
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class QuantizedModel(Classifier):
     """A vision transformer in simulated quantization.
@@ -117,7 +116,8 @@ def quantize(
       recipe: "paper": as the release, the first and last layer included. "default": the inputs of every matrix product,
         and `options`.
       images: for recipe "default", calibration pixels [n, height, width, 3], synthesized or real. Everything is then
-        chosen on them, ranges included. Without them: `ranges`, widened to hold zero, and weights to nearest.
+        chosen on them, ranges included. Without them: `ranges`, widened to hold zero, and weights to nearest. Or a
+        `prepare` of this model, such pixels and these options, which calls at other bits share.
       options: switches of recipe "default"; None: its defaults. Without images those that need some are off.
       progress: of recipe "default", called as progress(parts of the model done, all).
       folder: where a reconstruction keeps finished blocks: the same call after being killed goes on behind them.
@@ -140,9 +140,9 @@ def quantize(
         sites = {name: clipping.uniform(*ranges[name], options.bits(name, activation_bits)) for name in wanted}
         params = quantize_params(model.params, bits)
     else:
-        images = check_pixels(model, images)
         folder = None if folder is None else pathlib.Path(folder)
-        params, sites = default_params_and_sites(model, bits, activation_bits, images, options, progress, folder)
+        prepared = prepare(model, images, options)
+        params, sites = default_params_and_sites(prepared, bits, activation_bits, progress, folder)
     mixed = isinstance(weight_bits, Mapping)
     return QuantizedModel(
         params, sites, model.module, model.labels, model.preprocessing, model.source,

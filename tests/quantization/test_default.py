@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
+from psaq_jax.quantization import preparation
 from psaq_jax.quantization.channel_folding import Bits
 from psaq_jax.quantization.default import wants_reconstruction
 from psaq_jax.quantization.hard_copies import hard_copy
@@ -162,6 +163,24 @@ def test_other_images_and_bits_compile_nothing(model, compilations):
     with compilations() as count:
         quantized(model, 4, 6, images=CALIBRATION[::-1].copy())
     assert count() == 0
+
+
+def test_a_preparation_serves_all_bits(model, monkeypatch):
+    """With the same bits as without one, and what goes back through the whole model is computed once."""
+    alone = [quantized(model, *bits, options=DefaultRecipe(reconstruct=False)) for bits in ((4, 8), (3, 7))]
+    calls, options = [], DefaultRecipe(reconstruct=False)
+    for name in ("token_importance", "block_gradients"):
+        real = getattr(preparation, name)
+        monkeypatch.setattr(preparation, name, lambda *given, real=real: calls.append(real) or real(*given))
+    prepared = preparation.prepare(model, CALIBRATION, options)
+    for q in alone:
+        same = quantized(model, q.weight_bits, q.activation_bits, images=prepared, options=options)
+        jax.tree.map(np.testing.assert_array_equal, (same.params, same.sites), (q.params, q.sites))
+    assert len(calls) == 2
+    for other in ({"model": model.replace(labels=model.labels)}, {"options": DefaultRecipe()}):
+        given = {"model": model, "images": prepared, "options": options} | other
+        with pytest.raises(psaq_jax.InputError, match="images are a preparation of another model or options"):
+            quantized(given.pop("model"), 4, 8, **given)
 
 
 def test_refuses_images_of_another_shape(model):

@@ -26,9 +26,13 @@ def pixels(model, count=3):
     return np.random.default_rng(0).normal(size=(count, *model.image_shape)).astype(np.float32)
 
 
-def test_segments_in_turn_give_the_logits_of_the_model(model):
+@pytest.mark.parametrize("numbers", [streaming.NUMBERS, 1])  # 1: as if the images were large
+def test_segments_in_turn_give_the_logits_of_the_model(model, monkeypatch, numbers):
+    monkeypatch.setattr(streaming, "NUMBERS", numbers)
     x = images = pixels(model)
     for link in chain(model.module, model.params, model.image_shape):
+        size = streaming.batch_size(link.segment, link.parameters(model.params), {}, x)
+        assert size == (1 if numbers == 1 else len(images))
         x = streaming.propagate(link.segment, link.parameters(model.params), {}, x)
     np.testing.assert_allclose(x, model(images), atol=1e-5)
 

@@ -39,9 +39,9 @@ SHAPES = {  # width, heads; DeiT at 224 px, patch 16, 12 blocks (Touvron et al.,
 }
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v6 lite": 918e12}
 
+LARGEST_BATCH = MOST["group_size"]
 # A call's own costs, such as getting a gigabyte of scratch memory from the system, are shared by its iterations, as in
 # `synthesize`.
-LARGEST_BATCH = MOST["group_size"]
 LEAST_ITERATIONS = 3
 
 

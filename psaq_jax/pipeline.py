@@ -127,7 +127,7 @@ def quantized_models(
     for name in config.quantization.recipes:
         recipe, options = read_recipe(name, config.quantization.options)
         for calibration, pixels in sets.items():
-            ranges, images = None, None
+            ranges, prepared = None, None
             for bits in config.quantization.bits:
                 run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
                 if run_name(run) in done:
@@ -136,13 +136,13 @@ def quantized_models(
                 if recipe == "paper":
                     ranges = ranges or calibrate(model, pixels)
                 else:
-                    images = images or prepare(model, pixels, options)
+                    prepared = prepared or prepare(model, pixels, options)
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
                     bar = bars(f"{calibration} measure kernels")
                     weights = _spread(weights, model, pixels, options, costs[calibration], bar)
                 bar = bars(f"{run_name(run)} quantize")
-                q = quantize(model, ranges, weights, activations, recipe, images, options, bar, folder)
+                q = quantize(model, ranges, weights, activations, recipe, prepared, options, bar, folder)
                 yield run, of_first_process(q)
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)

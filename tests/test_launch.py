@@ -307,6 +307,8 @@ def test_a_data_set_that_is_written_anew_cannot_be_opened_before_it_is_whole(tmp
     assert done.returncode == 2 and "cannot be written (Is a directory)" in done.stderr, done.stderr
     with pytest.raises(InputError, match="output"):
         load_dataset(f"tfds:{output}:train")
+    done = launch(*given[:2], f"--output={output / 'fashion_mnist-train.array_record-00000-of-00001'}", config=None)
+    assert done.returncode == 2 and "cannot be written (Not a directory)" in done.stderr, done.stderr
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):

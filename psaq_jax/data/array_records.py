@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from psaq_jax import files
+from psaq_jax.errors import InputError
 from psaq_jax.extras import require
 
 DESCRIPTION = "dataset_info.json"
@@ -83,8 +84,15 @@ def count(path: pathlib.Path) -> int:
 
 
 def remove_description(directory: pathlib.Path) -> None:
-    """Before other shards are written where a data set may be: until they are all there, it cannot be opened."""
-    (directory / DESCRIPTION).unlink(missing_ok=True)
+    """Before other shards are written where a data set may be: until they are all there, it cannot be opened.
+
+    Raises:
+      InputError: no right to, or a folder that is a file.
+    """
+    try:
+        (directory / DESCRIPTION).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def write_description(directory, name: str, kinds, shards: Mapping[str, list[tuple[int, int]]], **facts) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from psaq_jax import distributed, progress
 from psaq_jax.errors import InputError, one_line
 
-OUT_OF_MEMORY = re.compile("out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)  # in XLA's errors
+OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|exceeds .*memory", re.IGNORECASE)  # in XLA's errors
 
 
 def in_one_line(main: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ stamp=$(sha256sum requirements.txt | cut -d' ' -f1)
 made() { [ "$(cat .venv/requirements.sha256 2>/dev/null)" = "$stamp" ]; }
 if ! made && command -v flock > /dev/null; then  # of two first starts at once, one makes it
     exec 9< requirements.txt
-    flock 9
+    flock 9 || echo "set-up: this file system has no locks; start one job at a time until .venv is made" >&2
 fi
 if ! made; then
     python=${PYTHON:-}

@@ -143,6 +143,8 @@ def quantized_models(
                     weights = _spread(weights, model, pixels, options, costs[calibration], bar)
                 bar = bars(f"{run_name(run)} quantize")
                 q = quantize(model, ranges, weights, activations, recipe, prepared, options, bar, folder)
+                if bits == config.quantization.bits[-1]:
+                    prepared = None  # gigabytes, of a large model
                 yield run, of_first_process(q)
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)

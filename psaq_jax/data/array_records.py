@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from PIL import Image
 
-from psaq_jax import files
-from psaq_jax.errors import InputError
+from psaq_jax import checksums, files
+from psaq_jax.errors import InputError, one_line
 from psaq_jax.extras import require
 
 DESCRIPTION = "dataset_info.json"
@@ -59,17 +59,30 @@ def write_shard(path, kinds, examples: Iterable[Mapping]) -> None:
 
     def write(temporary: pathlib.Path):
         writer = module.ArrayRecordWriter(str(temporary), "group_size:1")
-        for example in examples:
-            record = serializer.get_tf_example(kinds.encode_example(example))
-            writer.write(record.SerializeToString(deterministic=True))  # else its fields' order is each process's own
-        writer.close()
+        try:
+            for example in examples:
+                record = serializer.get_tf_example(kinds.encode_example(example))
+                writer.write(record.SerializeToString(deterministic=True))  # else the fields' order is each process's
+            writer.close()
+        except RuntimeError as error:  # a full disk, for one
+            raise OSError(one_line(error)) from None
 
     files.write(path, write)
 
 
-def count(path: pathlib.Path) -> int:
-    """The records of a shard on this machine, all of them read; 0 where there is none, or any is damaged."""
+def count(path: str | pathlib.Path) -> int:
+    """The records of a shard on this machine, all of them read; 0 where there is none, or any is damaged.
+
+    Raises:
+      TryAgain: the system fails to read it.
+    """
     module = require("array_record.python.array_record_module", "data")
+    try:
+        checksums.of_file(pathlib.Path(path))  # array_record has one kind of error, for what is damaged too
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise files.unreadable(path, error.strerror) from None
     try:
         reader = module.ArrayRecordReader(str(path))
         try:

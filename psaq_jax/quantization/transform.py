@@ -117,7 +117,7 @@ def quantize(
         and `options`.
       images: for recipe "default", calibration pixels [n, height, width, 3], synthesized or real. Everything is then
         chosen on them, ranges included. Without them: `ranges`, widened to hold zero, and weights to nearest. Or a
-        `prepare` of this model, such pixels and these options, which calls at other bits share.
+        `preparation.prepare` of this model, such pixels and these options, which calls at other bits share.
       options: switches of recipe "default"; None: its defaults. Without images those that need some are off.
       progress: of recipe "default", called as progress(parts of the model done, all).
       folder: where a reconstruction keeps finished blocks: the same call after being killed goes on behind them.

@@ -13,7 +13,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 import psaq_jax
 from psaq_jax.config import JobConfig
 from psaq_jax.data import load_dataset, synthesized
-from psaq_jax.data.array_records import features
+from psaq_jax.data.array_records import features, png, write_shard
+from psaq_jax.errors import InputError, TryAgain
 from psaq_jax.synthesis_job import parts_for_job
 from tests import jobs
 from tests.jobs import TINY
@@ -112,6 +113,31 @@ def test_a_damaged_shard_is_written_anew(tmp_path, model, whole, small_shards, d
     again.add(part(whole, 2, 5))
     again.close()
     check(tmp_path / "dataset", model, whole, exact=False)
+
+
+def test_a_shard_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, model, whole, small_shards):
+    out = writer(tmp_path / "dataset", model)
+    out.add(part(whole, 0, 5))
+    shard = sorted((tmp_path / "dataset").glob("*array_record*"))[0]
+    shard.rename(tmp_path / "aside")
+    shard.symlink_to(tmp_path / "dataset")  # opens, and reading fails
+    with pytest.raises(TryAgain, match="nothing was removed"):
+        writer(tmp_path / "dataset", model)
+
+
+def test_a_shard_that_finds_no_space_is_one_line(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, *_):
+            pass
+
+        def write(self, _):
+            raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(array_record_module, "ArrayRecordWriter", Full)
+    image = {"image": png(np.zeros((2, 2, 3), np.uint8)), "label": 0}
+    with pytest.raises(InputError, match="cannot be written .*No space left on device.*; free some space"):
+        write_shard(tmp_path / "x.array_record", features((2, 2, 3), ("a", "b")), [image])
+    assert not list(tmp_path.iterdir())
 
 
 class Killed(Exception):

@@ -3,7 +3,6 @@
 With several processes, all call these functions alike: each takes its share of the images, all get the whole result.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -51,7 +50,8 @@ def evaluate(
     shared = _Shared(dataset)
     sums = np.zeros(4)
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
-        check_labels(labels, logits.shape[-1], dataset.name, functools.partial(_name, shared.own, int(sums[3])))
+        seen = int(sums[3])
+        check_labels(labels, logits.shape[-1], dataset.name, lambda n, seen=seen: shared.own.names()[seen + n])
         sums += [*(values.sum() for values in _scores(logits, labels)), len(labels)]
     *sums, examples = shared.all_rows(sums[None]).sum(axis=0)
     _check_sound(int(examples), dataset)
@@ -141,11 +141,6 @@ class _Part:
 
     def describe(self, index):
         return self.source.describe(self.part[index])
-
-
-def _name(dataset: Dataset, before: int, number: int) -> str:
-    """What to call image `number` behind the first `before` that counted."""
-    return dataset.names()[before + number]
 
 
 def _check_sound(count: int, dataset: Dataset) -> None:

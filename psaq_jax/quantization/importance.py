@@ -35,7 +35,7 @@ def by_batches(function, model: Model, images: np.ndarray, seed: int) -> dict[st
     """What `function(model, batch, key) -> {name: [b, ...]}` gives for all images, {name: [n, ...]}; a key a batch."""
     found, one = {}, jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], one)
-    size = streaming.images_at_once(sum(leaf.size for leaf in sites.values()), BATCH)
+    size = streaming.images_at_once(sites, 1, BATCH)
     for number, (part, mask) in enumerate(streaming.batches(images, size=size)):
         key = jax.random.fold_in(jax.random.key(seed), number)
         for name, rows in function(model, part, key).items():

@@ -37,8 +37,9 @@ def batches(*arrays: np.ndarray, size: int = BATCH) -> Iterator[tuple]:
         yield *(array[rows] for array in arrays), (np.arange(size) < count).astype(np.float32)
 
 
-def images_at_once(numbers: int, most: int) -> int:
-    """How many images, up to `most`, make a batch where the tensors of one have so many `numbers`."""
+def images_at_once(tensors, images: int, most: int) -> int:
+    """How many images, up to `most`, make a batch, where so many `images` have these tensors or shapes."""
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(tensors)) // images
     return max(1, min(most, NUMBERS // numbers))
 
 
@@ -74,7 +75,7 @@ def batch_size(segment: Segment, params, sites, x: np.ndarray) -> int:
     """How many images the segment takes at once."""
     size = min(BATCH, len(x))
     found = record.eval_shape(segment, params, sites, jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype))
-    return images_at_once(sum(leaf.size for leaf in jax.tree.leaves(found)) // size, size)
+    return images_at_once(found, size, size)
 
 
 def propagate(segment: Segment, params, sites, x: np.ndarray) -> np.ndarray:

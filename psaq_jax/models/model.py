@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from psaq_jax.checksums import checksum
 from psaq_jax.errors import InputError
+from psaq_jax.models.names import first
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.sites import site_names
 
@@ -104,6 +106,14 @@ def check_float_model(model, function: str) -> None:
     """Raises InputError where what `function` was given is no float model."""
     if not isinstance(model, Model):
         raise InputError(f"{function} takes a float model, found {type(model).__name__}; load_model gives one")
+
+
+def check_finite(model: Model) -> None:
+    """Raises InputError where parameters are NaN or infinite, as `load_model` does for files."""
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    if broken := [path for path, x in flat.items() if not np.isfinite(x).all()]:
+        found = f"{model.source or 'the model'}: parameters that are NaN or infinite in {first(broken)}"
+        raise InputError(f"{found}; expected finite numbers; give a sound model")
 
 
 def check_floats(pixels, what: str = "images"):

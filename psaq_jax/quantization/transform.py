@@ -16,7 +16,16 @@ from flax import traverse_util
 from psaq_jax.checksums import checksum
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Classifier, Model, check_float_model, check_images, exact_products, in_float32
+from psaq_jax.models.model import (
+    Classifier,
+    Model,
+    check_finite,
+    check_float_model,
+    check_images,
+    exact_products,
+    in_float32,
+)
+from psaq_jax.models.names import first
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, exact, quantizers
@@ -126,6 +135,7 @@ def quantize(
         recipe "paper", which has none.
     """
     check_float_model(model, "quantize")
+    check_finite(model)
     is_wanted = site_filter(recipe)
     options = _checked_options(options, recipe, images)
     bits, wanted = bits_by_layer(model.params, weight_bits, options), []
@@ -206,7 +216,8 @@ def _check_ranges(ranges: Mapping, wanted: list[str]) -> None:
         raise InputError(f"ranges are {type(ranges).__name__}, expected what calibrate returns with this recipe")
     missing, unknown = [n for n in wanted if n not in ranges], [n for n in ranges if n not in wanted]
     if missing or unknown:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
+        told = [("missing", missing), ("unknown", [str(name)[:80] for name in unknown])]
+        parts = [f"{what} {first(sites)}" for what, sites in told if sites]
         raise InputError(f"the ranges do not fit the model's sites: {'; '.join(parts)}; use calibrate with this recipe")
     for name, ends in ranges.items():
         if not _is_range(ends):

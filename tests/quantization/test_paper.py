@@ -88,6 +88,7 @@ def test_biases_and_norms_stay_float_and_kernels_do_not(model, ranges):
     [
         (lambda r: {k: v for k, v in r.items() if k != "logits"}, "missing logits"),
         (lambda r: r | {"nowhere": (0, 1)}, "unknown nowhere"),
+        (lambda r: {1: (0, 1)}, r"missing input, .* more; unknown 1;"),
         (lambda r: r | {"logits": (0, np.nan)}, "site logits is .*finite"),
         (lambda r: r | {"logits": (2, 1)}, "site logits is .*minimum <= maximum"),
     ],
@@ -95,6 +96,14 @@ def test_biases_and_norms_stay_float_and_kernels_do_not(model, ranges):
 def test_ranges_that_do_not_fit_are_named(model, ranges, change, message):
     with pytest.raises(psaq_jax.InputError, match=message):
         psaq_jax.quantize(model, change(dict(ranges)), 8, 8)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_of_broken_parameters_is_refused(model, ranges, value):
+    params = jax.tree.map(lambda x: x, model.params)
+    params["head"]["kernel"] = params["head"]["kernel"].at[0, 0].set(value)
+    with pytest.raises(psaq_jax.InputError, match=r"parameters that are NaN or infinite in head/kernel; expected"):
+        psaq_jax.quantize(model.replace(params=params), ranges)
 
 
 @pytest.mark.parametrize("weight_bits, activation_bits", [(1, 8), (9, 8), (4, 1), (4, 9)])

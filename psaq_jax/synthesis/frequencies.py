@@ -19,13 +19,25 @@ COLOURS = (COLOURS / np.sqrt(np.mean(np.sum(COLOURS**2, axis=1)))).astype(np.flo
 
 def images(coefficients: jax.Array, mean, std, white: float = 1.0) -> jax.Array:
     """The normalised images [b, h, w, 3] of coefficients of that shape, within what pixels of [0, white] can be."""
-    height, width = coefficients.shape[1:3]
-    waves = jnp.fft.fft2(coefficients * amplitudes(height, width)[..., None], axes=(1, 2))
-    waves = (waves.real - waves.imag) * np.float32(1 / np.sqrt(height * width))  # Hartley's: real and orthonormal
-    pixels = jnp.einsum("bhwk,ck->bhwc", waves, COLOURS, precision="highest")
+    waves = hartley(jnp.moveaxis(coefficients, -1, 1) * amplitudes(*coefficients.shape[1:3]))
+    # Sums: the matrices of a product would be three numbers wide.
+    pixels = jnp.stack([sum(part * waves[:, k] for k, part in enumerate(row)) for row in COLOURS], axis=-1)
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     centre, reach = (white / 2 - mean) / std, white / 2 / std
     return centre.astype(np.float32) + reach.astype(np.float32) * jnp.tanh(contrasts(len(pixels)) * pixels)
+
+
+@jax.custom_vjp
+def hartley(x: jax.Array) -> jax.Array:
+    """Hartley's transform of [..., h, w], real like them: orthonormal, and its own inverse, transpose and gradient."""
+    height, width = x.shape[-2:]
+    waves = jnp.fft.rfft2(x) * np.float32(1 / np.sqrt(height * width))
+    rest = (waves.real + waves.imag)[..., 1 : (width + 1) // 2]  # of the frequencies opposite, which `rfft2` leaves out
+    rest = jnp.roll(jnp.flip(rest, (-2, -1)), 1, axis=-2)
+    return jnp.concatenate([waves.real - waves.imag, rest], axis=-1)
+
+
+hartley.defvjp(lambda x: (hartley(x), None), lambda _, cotangent: (hartley(cotangent),))
 
 
 def amplitudes(height: int, width: int) -> np.ndarray:

@@ -44,6 +44,17 @@ def test_coefficients_are_coordinates_of_one_length():
     assert np.isclose(np.sum(frequencies.COLOURS**2), 3)
 
 
+@pytest.mark.parametrize("height, width", [(24, 32), (9, 8), (8, 9), (7, 7), (2, 3), (1, 2), (1, 1)])
+def test_the_transform_is_hartleys_and_its_own_inverse_and_gradient(height, width):
+    x, rows, columns = NOISE[0, :height, :width, 0], *np.mgrid[:height, :width]
+    angles = np.multiply.outer(rows, rows) / height + np.multiply.outer(columns, columns) / width
+    expected = np.einsum("ijkl,kl->ij", np.cos(2 * np.pi * angles) + np.sin(2 * np.pi * angles), x)
+    found, gradient = jax.vjp(frequencies.hartley, jnp.asarray(x))
+    np.testing.assert_allclose(found, expected / np.sqrt(height * width), atol=5e-6)
+    np.testing.assert_allclose(frequencies.hartley(found), x, atol=2e-6)
+    np.testing.assert_allclose(gradient(found)[0], x, atol=2e-6)
+
+
 def test_contrast_differs_from_image_to_image():
     same = jnp.broadcast_to(jnp.asarray(NOISE[:1]), NOISE.shape)
     deviations = np.asarray(frequencies.images(same, MEAN, STD)).std(axis=(1, 2, 3))

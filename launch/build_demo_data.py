@@ -52,7 +52,9 @@ def main():
     }
     array_records.write_description(
         directory, NAME, kinds, shards, homepage="https://github.com/zalandoresearch/fashion-mnist",
-        description="Fashion-MNIST: 10,000 test images and 4,096 of the training images.",
+        description="Fashion-MNIST: {:,} test images and {:,} of the training images.".format(
+            *(shards[split][0][0] for split in ("test", "train"))
+        ),
     )  # fmt: skip
 
 

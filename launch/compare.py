@@ -21,7 +21,7 @@ from psaq_jax import sweep, sweep_tables
 from psaq_jax.comparison import published
 from psaq_jax.comparison.job import compare_with_release
 from psaq_jax.errors import InputError
-from psaq_jax.files import write_bytes
+from psaq_jax.files import write_text
 from psaq_jax.machine import describe_machine
 from psaq_jax.workdir import local_folder
 
@@ -66,7 +66,7 @@ def with_published(config, workdir, command):
     seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar
     results = sweep.run_sweep(config, workdir, bar, lambda so_far: sweep_tables.write(workdir, so_far), seconds)[0]
     text = published.page(row, results, command, describe_machine())
-    return published.plain(row, results), write_bytes(workdir / "comparison.md", text.encode())
+    return published.plain(row, results), write_text(workdir / "comparison.md", text)
 
 
 if __name__ == "__main__":

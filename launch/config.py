@@ -110,7 +110,7 @@ def _parse(argv):
         raise InputError(text) from None
     except (AttributeError, KeyError) as error:
         raise InputError(_unknown_override(argv, error)) from None
-    except (OSError, ImportError, SyntaxError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever a user's config file raises
         raise InputError(f"--config cannot be loaded ({error}); expected a file as in configs/") from None
     if len(rest) > 1:
         raise InputError(f"argument {rest[1]!r} is not a flag; flags start with --")

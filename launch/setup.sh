@@ -1,5 +1,6 @@
 # Sourced by launch/demo.sh and tests/run.sh: makes .venv in the repository root from the hashed requirements.txt.
 # Does nothing when .venv already matches; an interrupted set-up starts anew. PYTHON picks the interpreter.
+unset CDPATH  # with it, cd prints where it went
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 stamp=$(sha256sum requirements.txt | cut -d' ' -f1)
@@ -9,13 +10,10 @@ if ! made && command -v flock > /dev/null; then  # of two first starts at once, 
     flock 9 || echo "set-up: this file system has no locks; start one job at a time until .venv is made" >&2
 fi
 if ! made; then
-    python=${PYTHON:-}
-    for candidate in python3.11 python3.12 python3; do
-        [ -n "$python" ] && break
-        "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && python=$candidate
-    done
-    if [ -z "$python" ]; then
-        echo "set-up: no Python 3.11 or newer with venv found; install one, or name it: PYTHON=/path/to/python3.11" >&2
+    source launch/python.sh
+    if ! python=$(find_python); then
+        echo "set-up: found no Python 3.11 or newer with venv${PYTHON:+ at PYTHON=$PYTHON}; install one, or name it:" \
+            "PYTHON=/path/to/python3.11" >&2
         exit 2
     fi
     echo "set-up: installing the pinned requirements into .venv with $("$python" --version)"

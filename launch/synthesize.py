@@ -78,7 +78,7 @@ def one_by_one(config, model, workdir, writer):
 
 
 def open_writer(config, model, workdir):
-    place = WORKDIR.value if buckets.is_url(WORKDIR.value) else workdir  # shards go straight to a bucket
+    place = WORKDIR.value.rstrip("/") if buckets.is_url(WORKDIR.value) else workdir  # shards go straight to a bucket
     facts = {name: getattr(config, name) for name in ("model", "seed", "dtype")}
     facts |= {"synthesis": dataclasses.asdict(config.synthesis), "model_fingerprint": model.fingerprint()}
     facts["psaq_jax"] = psaq_jax.__version__

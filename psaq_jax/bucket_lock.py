@@ -11,9 +11,10 @@ import threading
 import time
 import uuid
 
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, TryAgain
 
 LOCK_LIFE = 45.0
+NETWORK = ("aiohttp", "requests", "urllib3")  # packages whose errors are the network's
 SETTLE = 2.0  # seconds in which two runs that start at once see each other's lock
 
 
@@ -87,11 +88,13 @@ def _who(owner: bytes) -> str:
 
 @contextlib.contextmanager
 def reported(url: str):
-    """What a bucket's client raises (each has exceptions of its own) as InputError."""
+    """What a bucket's client raises (each has its own exceptions) as InputError; TryAgain where the network failed."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
+            raise TryAgain(f"{url}: cannot be reached now ({reason}); start the same command again") from None
         raise InputError(f"{url}: cannot be used ({reason}); check its name and your rights") from None

@@ -14,13 +14,15 @@ import os
 import pathlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from psaq_jax import temporary
 from psaq_jax.bucket_lock import Lock, read, reported
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, TryAgain
 
 EVERY = 15.0  # seconds between copies, and between the lock's signs of life
+PAUSES = 1.0, 5.0, 15.0  # seconds between attempts to copy what a job ends with
 INDEX = ".index.json"
 
 
@@ -48,11 +50,19 @@ def open_bucket(url: str):
 
 
 def write(url: str, writer: Callable[[pathlib.Path], None]) -> str:
-    """Calls `writer(temporary local path)` and copies the file to `url`, where it appears whole."""
+    """Calls `writer(temporary local path)` and copies the file to `url`, where it appears whole.
+
+    Raises:
+      InputError: no space for the local file, or the bucket fails.
+    """
     fs, path = open_bucket(url)
     with temporary.folder() as folder:
         local = folder / url.rpartition("/")[2]
-        writer(local)
+        try:
+            writer(local)
+        except OSError as error:
+            found = f"{folder}: cannot be written ({error.strerror or error})"
+            raise InputError(f"{found}; free some space there, or name another folder by TMPDIR") from None
         with reported(url):
             fs.put_file(str(local), path)
     return url
@@ -80,9 +90,9 @@ def local_copy(url: str) -> Iterator[pathlib.Path]:
                         yield folder
                 except BaseException:
                     with contextlib.suppress(InputError):  # the first error is what matters
-                        mirror.push()
+                        mirror.push_last()
                     raise
-                mirror.push()
+                mirror.push_last()
             print(f"  copied to {url}")
         finally:
             mirror.lock.release()
@@ -124,6 +134,15 @@ class Mirror:
                 if listing == self._listing() and all(self._sent.get(name) == s for name, s in listing.items()):
                     self._write_index(listing)
                     return
+
+    def push_last(self) -> None:
+        """`push`, again after some seconds where the network fails: nobody comes after it."""
+        for seconds in PAUSES:
+            try:
+                return self.push()
+            except TryAgain:
+                time.sleep(seconds)
+        self.push()
 
     def _write_index(self, listing) -> None:
         if temporary.is_ending():  # and the folder may have been emptied before it was listed

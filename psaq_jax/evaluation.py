@@ -54,7 +54,7 @@ def evaluate(
         check_labels(labels, logits.shape[-1], dataset.name, lambda n, seen=seen: shared.own.names()[seen + n])
         sums += [*(values.sum() for values in _scores(logits, labels)), len(labels)]
     *sums, examples = shared.all_rows(sums[None]).sum(axis=0)
-    _check_sound(int(examples), dataset)
+    check_sound(int(examples), dataset)
     return _metrics(sums, int(examples))
 
 
@@ -68,7 +68,7 @@ def collect_logits(
     shared = _Shared(_opened(dataset))
     parts = list(_logits(model_or_q, shared, batch_size, progress, workers))
     logits, labels = (shared.all_rows(np.concatenate(column)) for column in zip(*parts, strict=True))
-    _check_sound(len(labels), shared.dataset)
+    check_sound(len(labels), shared.dataset)
     return logits, labels
 
 
@@ -143,7 +143,8 @@ class _Part:
         return self.source.describe(self.part[index])
 
 
-def _check_sound(count: int, dataset: Dataset) -> None:
+def check_sound(count: int, dataset: Dataset) -> None:
+    """Raises InputError where not one image of a data set could be read."""
     if not count:
         raise InputError(f"data set: found no sound image among {len(dataset)}, expected at least one; see the log")
 

@@ -19,16 +19,23 @@ def begin_results(
 ) -> dict:
     """What results.json says before anything is quantized; `labels`: None without a data set."""
     base = None if labels is None else metrics(float_logits, labels)._asdict()
+    broken = skipped(dataset)
     return {
         "model": config.model,
         **describe_machine(),
         "float": base,
-        **({"skipped": dataset.skipped} if dataset and dataset.skipped else {}),
+        **({"skipped": broken} if broken else {}),
         "runs": [],
         "synthesis": synthesis_summary(config.synthesis, result, held_out),
         "evaluated_on": evaluated_on(config, base),
         "calibrated_on": calibrated_on(config, dataset),
     }
+
+
+def skipped(dataset: Dataset | None) -> list[str]:
+    """The messages of the broken images so far, those to calibrate on last."""
+    splits = () if dataset is None else (dataset, dataset.train)
+    return [message for split in splits if split is not None for message in split.skipped]
 
 
 def evaluated_on(config: JobConfig, base: dict | None) -> dict:
@@ -49,7 +56,7 @@ def calibrated_on(config: JobConfig, dataset: Dataset | None) -> dict[str, dict]
         if name != "real":
             found[name] = {"images": count, "evaluated": False}
         elif dataset is not None:
-            images = min(count, len(dataset.for_calibration))
+            images = min(count, len(dataset.for_calibration) - len(dataset.for_calibration.skipped))
             found[name] = {"images": images, "evaluated": dataset.train is None}
     return found
 

@@ -1,4 +1,4 @@
-"""Temporary folders that go with their process, also where it ends at once."""
+"""Temporary folders that go with their process, also where `end_process` ends it; killed by a signal it leaves them."""
 
 import contextlib
 import os

@@ -76,7 +76,7 @@ def local_folder(path) -> Iterator[pathlib.Path]:
         with buckets.local_copy(str(path)) as folder:
             yield folder
     else:
-        yield pathlib.Path(path)
+        yield pathlib.Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_parallel_codegen_split_count=1".strip()
 import jax
 
-from psaq_jax.synthesis import driver
+from psaq_jax.synthesis import chunks
 from tests import quick_compilation
 
 
@@ -32,7 +32,7 @@ def forget_compiled_code():
     """
     yield
     jax.clear_caches()
-    driver.compile_chunk.cache_clear()
+    chunks.compile_chunk.cache_clear()
     gc.collect()
 
 

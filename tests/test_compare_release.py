@@ -24,6 +24,7 @@ from psaq_jax.comparison.published import CompareConfig
 from psaq_jax.config import QuantizationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
+from psaq_jax.sweep_config import SweepQuantization
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests.golden_files import GOLDEN, golden
 
@@ -206,6 +207,13 @@ def test_figures_of_one_interpreter_do_not_go_on_in_another(clone, tmp_path):
 def test_bits_that_the_release_has_not_are_refused_before_anything_is_written(bits, clone, tmp_path):
     settings = config(quantization=QuantizationConfig(("w8a8", bits)))
     with pytest.raises(InputError, match=f"quantization.bits has '{bits}', which the release has not"):
+        compare_with_release(settings, tmp_path / "workdir", clone, sys.executable)
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_a_recipe_that_is_for_sweeps_is_refused_before_anything_is_written(clone, tmp_path):
+    settings = config(quantization=SweepQuantization(("w8a8",), "paper,distill"))
+    with pytest.raises(InputError, match="quantization.recipe is 'distill', known are paper, default"):
         compare_with_release(settings, tmp_path / "workdir", clone, sys.executable)
     assert not (tmp_path / "workdir").exists()
 

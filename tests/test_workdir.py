@@ -106,6 +106,13 @@ def test_results_of_two_jobs_do_not_mix(tmp_path):
             pass
 
 
+def test_a_tilde_is_the_users_folder(tmp_path, monkeypatch):
+    """Which a shell leaves alone within --workdir=~/run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with results_folder("~/run") as folder:
+        assert folder == tmp_path / "run" and folder.is_dir()
+
+
 def test_results_go_into_no_other_job_s_folder(tmp_path):
     """A job's results.json would be overwritten; and what cannot be written is known before the work."""
     with open_workdir(tmp_path / "run", CONFIG):

@@ -9,6 +9,7 @@
 # tpu_slice and gke, where several processes run it, one that shares its work.
 # --dryrun prints what would be started, and starts nothing.
 set -euo pipefail
+unset CDPATH  # with it, cd prints where it went
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 fail() { echo "launch.sh: $*" >&2; exit 2; }
 dryrun=

@@ -2,7 +2,8 @@
 # Sets a bare machine up: Python 3.11 where it has none, the pinned requirements, jax for its chip, the bucket's client.
 # Usage: bash launch/cloud/setup.sh cuda12|cuda13|tpu
 set -euo pipefail
-if [ -z "${PYTHON:-}" ] && ! command -v python3.11 > /dev/null && ! command -v python3.12 > /dev/null; then
+source "$(dirname "${BASH_SOURCE[0]}")/../python.sh"
+if [ -z "${PYTHON:-}" ] && ! find_python > /dev/null; then
     python3 -m pip install --user --quiet uv
     python3 -m uv python install --quiet 3.11
     export PYTHON=$(python3 -m uv python find 3.11)

@@ -14,6 +14,7 @@ from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError
 from psaq_jax.machine import describe_machine, processor
 from psaq_jax.progress import Bars
+from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.report.writing import write_images
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.workdir import keep_settings, open_workdir
@@ -45,6 +46,8 @@ def compare_with_release(
     for bits in config.quantization.bits:
         if not has_whole_bits(bits):
             raise InputError(f"quantization.bits has {bits!r}, which the release has not; take such as 'w4a8'")
+    for name in config.quantization.recipes:
+        read_recipe(name)
     papers = SynthesisConfig()
     for name in FIXED:
         found, expected = getattr(config.synthesis, name), getattr(papers, name)

@@ -7,8 +7,7 @@ import numpy as np
 
 from psaq_jax import files
 from psaq_jax.data import Dataset
-from psaq_jax.errors import InputError
-from psaq_jax.evaluation import predict_logits
+from psaq_jax.evaluation import check_sound, predict_logits
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Progress
 
@@ -61,8 +60,7 @@ def write_dataset(
 
     files.write(folder / "images.npy", fill)
     known = np.concatenate(labels)
-    if not len(known):
-        raise InputError(f"data set: found no sound image among {len(dataset)}, expected at least one; see the log")
+    check_sound(len(known), dataset)
     files.write_npy(folder / "table.npy", np.ascontiguousarray(model.preprocessing.normalize(EVERY_BYTE).T))
     files.write_npy(folder / "labels.npy", known)
     images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)[: len(known)]

@@ -80,27 +80,29 @@ class Checkpoints:
         Raises:
           TryAgain: the system cannot read it now (a failing network disk, no right to); it stays.
         """
-        step = self._manager.latest_step() if self._manager else None
-        if step is None:
-            return None
         import orbax.checkpoint as ocp
 
-        path = self.directory / "running" / str(step)
-        try:
-            tree = checksums.remove(self._manager.restore(step, args=ocp.args.StandardRestore()))
-        except Exception as error:  # Orbax has dozens of kinds for damaged files, its parsers' and its storage's
-            if _is_of_the_system(error):
-                raise files.unreadable(path, _reason(error)) from None
-            tree = None
-        if tree is None:
+        for step in sorted(self._steps(), reverse=True):  # two, where a kill kept the older one from its removal
+            path = self.directory / "running" / str(step)
+            try:
+                tree = checksums.remove(self._manager.restore(step, args=ocp.args.StandardRestore()))
+            except Exception as error:  # Orbax has dozens of kinds for damaged files, its parsers' and its storage's
+                if _is_of_the_system(error):
+                    raise files.unreadable(path, _reason(error)) from None
+                tree = None
+            if tree is not None:
+                return tree
             files.warn_damaged(path)
-            self.forget_tree()
-        return tree
+            self._manager.delete(step)
+        return None
 
     def forget_tree(self) -> None:
-        """Removes what `save_tree` saved last, so that steps may begin anew."""
-        if self._manager:
-            self._manager.delete(self._manager.latest_step())
+        """Removes what `save_tree` saved, so that steps may begin anew."""
+        for step in self._steps():
+            self._manager.delete(step)
+
+    def _steps(self) -> list[int]:
+        return list(self._manager.all_steps()) if self._manager else []
 
     def meet(self, unfinished: bool, progress: Callable[[], WaveProgress]) -> None:
         """Between two chunks: saves if it is time or any process is to stop, and then leaves."""

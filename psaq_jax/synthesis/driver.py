@@ -15,10 +15,10 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
+from psaq_jax.synthesis.chunks import Stopwatch, compiled, remaining_chunks
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, scan_chunk, shown
+from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, shown
 
-LONGEST_CHUNK = 25
 CHANGING = ("variables", "count", "mu", "nu")  # what a group's steps change
 # Groups from number "first" on: {"images": [groups, b, h, w, 3], "labels": [groups, b], term: [groups, iterations],
 # "seconds": wall time of their loop, over all processes that had a part in it}.
@@ -47,13 +47,6 @@ class SynthesisResult(NamedTuple):
     seconds: float
     compile_seconds: float
     seconds_per_iteration: float
-
-
-class Stopwatch:
-    """Wall time of compilation in this process."""
-
-    def __init__(self):
-        self.compile_seconds = 0.0
 
 
 def synthesize(
@@ -109,11 +102,14 @@ def synthesize_parts(
     check_float_model(model, "synthesize")
     check_seed(seed)
     devices = tuple(devices or jax.local_devices())[: -(-config.groups // distributed.count())]
+    distributed.check_same("the number of devices", str(len(devices)))
     placement, width = meshes.over(devices), len(devices) * distributed.count()
     model = jax.device_put(model, placement.everywhere)
     first = int(distributed.from_first({"first": np.int64(first)})["first"])
     for part in distributed.each_from_first(checkpoints.finished(first) if checkpoints else ()):
-        yield part
+        if first >= config.groups:  # of a job of this folder that needed more of them
+            return
+        yield _first_groups(part, config.groups - int(part["first"]))
         first = int(part["first"]) + len(part["images"])
     total = -(-config.groups // width) * config.iterations
     while first < config.groups:
@@ -121,11 +117,16 @@ def synthesize_parts(
         tell = progress and (lambda iteration, done=done: progress(done + iteration, total))
         wave = Wave(first, width, placement)
         part = _run_wave(model, config, seed, wave, watch or Stopwatch(), tell, checkpoints)
-        part = {name: v if name in ("first", "seconds") else v[: config.groups - first] for name, v in part.items()}
+        part = _first_groups(part, config.groups - first)
         if checkpoints:
             checkpoints.finish(part)
         yield part
         first += width
+
+
+def _first_groups(part: Part, count: int) -> Part:
+    """The part without the groups behind the first `count`."""
+    return {name: value if name in ("first", "seconds") else value[:count] for name, value in part.items()}
 
 
 class Wave(NamedTuple):
@@ -155,7 +156,7 @@ def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part
         history = {name: own[name] for name in TERMS}
         state = _with_changed(state, {name: jax.device_put(own[name], wave.placement.shares) for name in CHANGING})
     for length in remaining_chunks(config.iterations, start):
-        run = _compiled(model, state, config, length, wave.placement, watch)
+        run = compiled(model, state, config, length, wave.placement, watch)
         began = time.perf_counter()
         state, terms = run(model, state, jnp.int32(start))
         terms = jax.device_get(terms)
@@ -189,22 +190,6 @@ def _with_changed(state: GroupState, arrays: dict[str, jax.Array]) -> GroupState
     return state._replace(variables=arrays["variables"], adam=state.adam._replace(**moments))
 
 
-def chunk_lengths(iterations: int) -> list[int]:
-    """Scans of at most 25 iterations that make up the whole: equal ones where a divisor allows, so one compilation."""
-    divisors = [n for n in range(1, min(iterations, LONGEST_CHUNK) + 1) if iterations % n == 0]
-    length = divisors[-1] if divisors[-1] * 5 >= min(iterations, LONGEST_CHUNK) else LONGEST_CHUNK
-    full, rest = divmod(iterations, length)
-    return [length] * full + [rest] * (rest > 0)
-
-
-def remaining_chunks(iterations: int, start: int) -> list[int]:
-    """The chunks of the whole from iteration `start` on, where a chunk begins."""
-    lengths, done = chunk_lengths(iterations), 0
-    while done < start:
-        done += lengths.pop(0)
-    return lengths
-
-
 def check_finite(terms: dict[str, np.ndarray], start: int) -> None:
     """Raises SynthesisError for the first iteration (counted from 1) at which a term [groups, length] is not finite."""
     broken = {name: np.argmax(~np.isfinite(v).all(axis=0)) for name, v in terms.items() if not np.isfinite(v).all()}
@@ -227,35 +212,3 @@ def _initial_wave(model, config, seed, groups, placement) -> GroupState:
 def _shown_wave(model, config, variables, placement):
     images = jax.vmap(functools.partial(shown, model, config))(variables)
     return jax.lax.with_sharding_constraint(images, placement.shares)
-
-
-def _compiled(model, state, config, length, placement, watch: Stopwatch):
-    """The compiled chunk; what was spent on compiling it now goes on the stopwatch."""
-    leaves, structure = jax.tree.flatten((model, state))
-    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    misses = compile_chunk.cache_info().misses
-    began = time.perf_counter()
-    run = compile_chunk(config, length, placement, structure, shapes)
-    if compile_chunk.cache_info().misses > misses:
-        watch.compile_seconds += time.perf_counter() - began
-    return run
-
-
-@functools.lru_cache(maxsize=16)
-def compile_chunk(config: SynthesisConfig, length: int, placement: meshes.Placement, structure, shapes):
-    """Compiles one chunk of one wave, ahead of time: the same for any weights, seed and images of these shapes."""
-    shares, everywhere = placement
-
-    def one_device(model, state, start):
-        group = jax.tree.map(lambda x: x[0], state)
-        group, terms = scan_chunk(model, config, group, start, length)
-        return jax.tree.map(lambda x: x[None], (group, terms))
-
-    sharded = jax.shard_map(
-        one_device, mesh=shares.mesh, in_specs=(everywhere.spec, shares.spec, everywhere.spec), out_specs=shares.spec,
-        check_vma=False,
-    )  # fmt: skip
-    model, state = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shares), state)
-    return jax.jit(sharded, donate_argnums=1).lower(model, state, jax.ShapeDtypeStruct((), jnp.int32)).compile()

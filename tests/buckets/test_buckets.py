@@ -1,7 +1,9 @@
 """Work folders in a bucket, with fsspec's memory:// and file:// in its place."""
 
 import contextlib
+import errno
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -62,6 +64,44 @@ def test_a_failed_job_leaves_what_it_had_and_no_lock(url):
         files.write_bytes(folder / "a", b"1")
         raise InputError("the job's own")
     assert set(objects(url)) == {"a", ".index.json"}
+
+
+@pytest.mark.parametrize("error, times", [(ConnectionError, 1), (TimeoutError, 3)])
+def test_a_network_that_fails_at_the_end_is_tried_again(url, error, times, monkeypatch):
+    monkeypatch.setattr(buckets, "PAUSES", (0.0, 0.0, 0.0))
+    failures = [error("gone")] * times
+
+    def shaky(put_file, fs, *arguments):
+        if failures:
+            raise failures.pop()
+        put_file(fs, *arguments)
+
+    replace(monkeypatch, url, "put_file", shaky)
+    with buckets.local_copy(url) as folder:
+        files.write_bytes(folder / "results.json", b"1")
+    assert set(objects(url)) == {"results.json", ".index.json"}
+
+
+@pytest.mark.parametrize("error, code", [(ConnectionError("gone"), 75), (PermissionError("no"), 2), (OSError("?"), 2)])
+def test_a_bucket_that_stays_away_ends_the_job_with_the_code_for_it(url, error, code, monkeypatch):
+    monkeypatch.setattr(buckets, "PAUSES", (0.0,))
+
+    def failing(put_file, fs, *arguments):
+        raise error
+
+    replace(monkeypatch, url, "put_file", failing)
+    with pytest.raises(InputError, match=f"{type(error).__name__}: ") as ended, buckets.local_copy(url) as folder:
+        files.write_bytes(folder / "a", b"1")
+    assert ended.value.code == code
+
+
+def test_a_full_disk_below_a_single_file_is_one_line(url):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); free some space there"):
+        files.write(f"{url}/a", full)
+    assert not objects(url)
 
 
 def test_a_failed_job_copies_when_its_thread_has_ended(url, monkeypatch):

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from psaq_jax import results
+from psaq_jax.config import JobConfig
 from psaq_jax.data import UNLABELLED, load_dataset
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.synthesis.config import SynthesisConfig
 
 PREPROCESSING = Preprocessing((8, 8), (0.0,) * 3, (1.0,) * 3, rescale_factor=1.0)
 
@@ -225,6 +228,22 @@ def test_a_broken_image_stops_or_is_skipped(tree, damage):
     assert dataset.sample(PREPROCESSING, 5, seed=1).shape == (5, 8, 8, 3)
     with pytest.raises(InputError, match="found 5 sound images, expected 6"):
         dataset.sample(PREPROCESSING, 6, seed=1)
+
+
+def test_results_count_the_images_that_could_be_calibrated_on(tmp_path):
+    for name in ("train/a.png", "train/b.png", "train/c.png", "val/d.png"):
+        save(tmp_path / name)
+    for name in ("train/b.png", "val/d.png"):
+        (tmp_path / name).write_bytes(b"")
+    dataset = load_dataset(f"folder:{tmp_path}", errors="skip")
+    four = SynthesisConfig(num_images=4, group_size=4)
+    config = JobConfig("x", data="folder:x", calibration=("real",), synthesis=four)
+    dataset.for_calibration.sample(PREPROCESSING, 4, seed=1, fewer=True)
+    list(dataset.batches(PREPROCESSING, 4))
+    assert results.calibrated_on(config, dataset) == {"real": {"images": 2, "evaluated": False}}
+    skipped = results.skipped(dataset)
+    assert len(skipped) == 2 and "d.png" in skipped[0] and "b.png" in skipped[1]
+    assert results.skipped(None) == []
 
 
 def test_jpeg_modes_and_names_with_spaces(tmp_path):

@@ -1,5 +1,6 @@
 """A synthesis that is killed goes on from its last checkpoint and ends with the same bits."""
 
+import dataclasses
 import random
 import shutil
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 import psaq_jax
 from psaq_jax.errors import TryAgain
-from psaq_jax.synthesis import driver
+from psaq_jax.synthesis import chunks
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress, open_checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests import jobs
@@ -30,7 +31,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(driver, "LONGEST_CHUNK", 2)
+    monkeypatch.setattr(chunks, "LONGEST_CHUNK", 2)
     return psaq_jax.load_model(TINY)
 
 
@@ -127,6 +128,32 @@ def test_a_checkpoint_that_cannot_be_read_now_stays(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads under way
+def test_of_two_checkpoints_the_older_one_stands_in_for_a_damaged_newer_one(tmp_path):
+    """As after a kill between the newer one's last file and the older one's removal."""
+    folder = tmp_path / "run" / "running"
+
+    def progress(iteration):
+        return WaveProgress(0, iteration, 1.0, {"variables": np.full((2, 4, 8, 8, 3), iteration, np.float32)})
+
+    for iteration in (50, 75):
+        checkpoints = Checkpoints(tmp_path / "run")
+        checkpoints.save(progress(iteration))
+        checkpoints.close()
+        shutil.copytree(folder, tmp_path / "kept", dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "kept", folder, dirs_exist_ok=True)
+    for path in (folder / "75").rglob("d/*"):
+        path.write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.restore(0, 2).iteration == 50
+    checkpoints.forget_tree()
+    checkpoints.save(progress(25))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.restore(0, 2).iteration == 25
+    checkpoints.close()
+
+
 def test_only_files_of_its_own_are_groups(tmp_path):
     checkpoints, others = Checkpoints(tmp_path, every_seconds=0), tmp_path / "groups_00000000_00000002 (copy).npz"
     checkpoints.finish({"first": np.int64(0), "images": np.ones((2, 4, 8, 8, 3), np.float32)})
@@ -171,6 +198,23 @@ def test_groups_of_overlapping_parts_come_once(tmp_path):
     assert found(0) == [(0, 3), (3, 3), (6, 2)]
     assert found(5) == [(3, 3), (6, 2)]  # whose first groups the caller has
     checkpoints.close()
+
+
+def test_groups_that_only_another_job_needed_are_left_out(model, tmp_path):
+    """As after launch.quantize without data, which makes a group more to compare on."""
+    more, checkpoints = dataclasses.replace(CONFIG, num_images=8), Checkpoints(tmp_path, every_seconds=0)
+    whole = psaq_jax.synthesize(model, more, seed=1, checkpoints=checkpoints)
+    for count in (6, 2):
+        found = psaq_jax.synthesize(
+            model, dataclasses.replace(CONFIG, num_images=count), seed=1, checkpoints=checkpoints
+        )
+        np.testing.assert_array_equal(found.images, whole.images[:count])
+    (part,) = checkpoints.finished(6 // 2)
+    parts = Checkpoints(tmp_path / "in_one")
+    parts.finish({name: value for name, value in part.items()} | {"first": np.int64(0)})
+    assert len(list(parts.finished())[0]["images"]) == 1
+    for each in (parts, checkpoints):
+        each.close()
 
 
 def command(workdir):

@@ -13,7 +13,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.sites import apply_with_tap
-from psaq_jax.synthesis import driver
+from psaq_jax.synthesis import chunks
 from psaq_jax.synthesis.entropy import GRID_POINTS
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
 
@@ -30,20 +30,20 @@ def model():
 @pytest.fixture(scope="module")
 def run(model):
     """[the compiled chunks] of a whole run: 2 waves of a group of 2, 2 rounds, 4 chunks a wave."""
-    chunks, compile_chunk = [], driver.compile_chunk
+    found, compile_chunk = [], chunks.compile_chunk
 
     def spy(*arguments):
-        chunks.append(compile_chunk(*arguments))
-        return chunks[-1]
+        found.append(compile_chunk(*arguments))
+        return found[-1]
 
     spy.cache_info = compile_chunk.cache_info
     compile_chunk.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "LONGEST_CHUNK", 2)
-        patch.setattr(driver, "compile_chunk", spy)
+        patch.setattr(chunks, "LONGEST_CHUNK", 2)
+        patch.setattr(chunks, "compile_chunk", spy)
         config = psaq_jax.SynthesisConfig(num_images=4, group_size=2, iterations=8)
         psaq_jax.synthesize(model, config, devices=tuple(jax.local_devices()[:1]))
-    return chunks
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ SCRIPT = """
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
 import psaq_jax
-from psaq_jax.synthesis import driver
+from psaq_jax.synthesis import chunks
 
 model = psaq_jax.load_model("tests/golden/paper/vit")
 config = psaq_jax.SynthesisConfig(num_images=20, group_size=2, iterations=4)
 waves = psaq_jax.SynthesisConfig(10, 2, 4, recipe="default")
 assert jax.device_count() == int(sys.argv[1])
-texts, compile_chunk = [], driver.compile_chunk.__wrapped__
+texts, compile_chunk = [], chunks.compile_chunk.__wrapped__
 
 @functools.lru_cache
 def noted(*arguments):
@@ -23,7 +23,7 @@ def noted(*arguments):
     texts.append(compiled.as_text())
     return compiled
 
-driver.compile_chunk = noted
+chunks.compile_chunk = noted
 result, other = (psaq_jax.synthesize(model, c, seed=0) for c in (config, waves))
 np.savez(sys.argv[2], images=result.images, waves=other.images, labels=result.labels, **result.history)
 names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax.synthesis import driver, loop
+from psaq_jax.synthesis import chunks, driver, loop
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests.golden_files import GOLDEN, golden, nhwc
 
@@ -76,14 +76,14 @@ WAVES = dataclasses.replace(SMALL, recipe="default", parametrization=None)
 @pytest.mark.parametrize("config", [SMALL, WAVES])
 def test_chunks_do_not_change_the_images(config, model, monkeypatch):
     whole = psaq_jax.synthesize(model, config, seed=2)
-    monkeypatch.setattr(driver, "LONGEST_CHUNK", 3)
+    monkeypatch.setattr(chunks, "LONGEST_CHUNK", 3)
     parts = psaq_jax.synthesize(model, config, seed=2)
     np.testing.assert_array_equal(whole.images, parts.images)
 
 
 @pytest.mark.parametrize("iterations, expected", [(1000, 25), (6, 6), (1, 1), (101, 25), (26, 13), (46, 23)])
 def test_chunks_add_up(iterations, expected):
-    lengths = driver.chunk_lengths(iterations)
+    lengths = chunks.chunk_lengths(iterations)
     assert sum(lengths) == iterations and lengths[0] == expected and len(set(lengths)) <= 2
 
 

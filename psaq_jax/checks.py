@@ -24,7 +24,7 @@ def check_least(field: str, value, least) -> None:
 
 
 def check_whole(field: str, value, least: int, most: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         expected = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InputError(f"{field} is {value!r}, expected a whole number {expected}")
@@ -41,8 +41,10 @@ def check_seed(seed, field: str = "seed") -> None:
 
 
 def check_types(prefix: str, settings) -> None:
-    """Of every field of a dataclass, so that later checks may compare them."""
+    """Of every field of a dataclass, so that later checks may compare them; NumPy's numbers become Python's."""
     for field in dataclasses.fields(settings):
+        if isinstance(value := getattr(settings, field.name), np.generic):
+            object.__setattr__(settings, field.name, value.item())
         check_type(f"{prefix}.{field.name}", getattr(settings, field.name), field.type)
 
 

@@ -162,8 +162,11 @@ def _opened(dataset) -> Dataset:
         return load_dataset(dataset)
     if not isinstance(dataset, tuple | list) or len(dataset) != 2:
         raise InputError(f"data set: found {type(dataset).__name__}, expected a spec, a Dataset or (images, labels)")
-    images, labels = dataset
-    return Dataset(ArraySource(np.asarray(images), np.asarray(labels)))
+    try:
+        images, labels = map(np.asarray, dataset)
+    except ValueError:
+        raise InputError("data set: images or labels of several shapes, expected one array of each") from None
+    return Dataset(ArraySource(images, labels))
 
 
 def _logits(model, shared: _Shared, batch_size, progress, workers) -> Iterator[tuple[np.ndarray, np.ndarray]]:

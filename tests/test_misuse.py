@@ -1,5 +1,8 @@
 """The public functions say in one line what they were given in another's place."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -64,6 +67,20 @@ MISUSES = {
     "a config of a dictionary": (
         lambda model, ranges, q: psaq_jax.synthesize(model, {"iterations": 3}), "config is dict, expected a Synthesis"
     ),
+    "an empty config": (lambda model, ranges, q: psaq_jax.synthesize(model, {}), "config is dict, expected a Synth"),
+    "an empty config of a distillation": (
+        lambda model, ranges, q: distill(model, q, IMAGES, {}), "config is dict, expected a DistillationConfig"
+    ),
+    "bits by a number": (
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges, {1: 2, "a": 3}), "weight_bits: layer 1 is missing or"
+    ),
+    "a list of recipes": (lambda model, ranges, q: psaq_jax.calibrate(model, IMAGES, ["paper"]), "recipe is ['paper']"),
+    "images of two shapes": (
+        lambda model, ranges, q: psaq_jax.evaluate(q, ([RAW[0], RAW[0, :16]], [0, 1])), "images or labels of several sh"
+    ),
+    "workers": (
+        lambda model, ranges, q: psaq_jax.evaluate(q, (RAW, [0, 1]), workers=None), "workers is None, expected a whole"
+    ),
     "no batch": (lambda model, ranges, q: psaq_jax.calibrate(model, IMAGES, batch_size=0), "batch_size is 0, expected"),
     "calibrated twice": (lambda model, ranges, q: psaq_jax.calibrate(q, IMAGES), "a float model, found QuantizedModel"),
     "two float models": (lambda model, ranges, q: distill(model, model, IMAGES), "a quantized model too, found Model"),
@@ -88,6 +105,16 @@ MISUSES = {
     "no model": (lambda *_: psaq_jax.evaluate("DIR", "bundled:fashion_mnist"), "float or quantized model, found str"),
     "no data": (lambda model, ranges, q: psaq_jax.evaluate(q, None), "found NoneType, expected a spec, a Dataset or"),
 }
+
+
+def test_numpys_numbers_are_numbers(models):
+    """As of `for bits in np.arange(2, 9)`; settings become Python's, for JSON has no others."""
+    config = psaq_jax.SynthesisConfig(num_images=np.int64(4), group_size=np.int32(2), bandwidth=np.float32(0.5))
+    assert config == psaq_jax.SynthesisConfig(num_images=4, group_size=2, bandwidth=0.5)
+    json.dumps(dataclasses.asdict(config))
+    model, ranges, _ = models
+    q = psaq_jax.quantize(model, ranges, np.int64(4), np.int32(8))
+    assert psaq_jax.evaluate(q, (RAW, [0, 1]), batch_size=np.int64(2), workers=np.int64(0)).examples == 2
 
 
 @pytest.mark.parametrize("name", MISUSES)

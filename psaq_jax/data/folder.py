@@ -1,6 +1,7 @@
 """Images as files: one folder per class, or one flat folder with a labels file."""
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -10,7 +11,9 @@ import numpy as np
 from psaq_jax.data.decoding import decode
 from psaq_jax.data.pipeline import UNLABELLED
 from psaq_jax.errors import InputError
+from psaq_jax.models.names import first
 
+LOG = logging.getLogger(__name__)
 # torchvision's list, so that the same files count.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -81,7 +84,12 @@ def folder_source(directory, class_index: str | None = None, labels_file: str | 
         raise InputError(
             f"{directory}: found the folder {unknown[0]!r}, expected one named in {class_index}; correct it"
         )
-    files = [(path, numbers[folder]) for folder in folders for path in _images(directory / folder)]
+    images = {folder: _images(directory / folder) for folder in folders}
+    files = [(path, numbers[folder]) for folder in folders for path in images[folder]]
+    if empty := [folder for folder in folders if not images[folder]]:
+        LOG.warning("%s: found no image of class %s", directory, first([repr(folder) for folder in empty]))
+    if beside := sum(map(_is_image, os.listdir(directory))):
+        LOG.warning("%s: images beside the class folders have no class: %d left out", directory, beside)
     if not files:
         raise InputError(
             f"{directory}: found no images, expected {', '.join(SUFFIXES)} in the class folders; check it"
@@ -102,8 +110,13 @@ def _images(directory: pathlib.Path) -> list[str]:
         real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
         folders[:] = [name for name in folders if real[name] not in above[root]]
         above |= {os.path.join(root, name): above[root] | {real[name]} for name in folders}
-        found.append((root, [os.path.join(root, name) for name in sorted(names) if name.lower().endswith(SUFFIXES)]))
+        found.append((root, [os.path.join(root, name) for name in sorted(names) if _is_image(name)]))
     return [path for _, paths in sorted(found) for path in paths]
+
+
+def _is_image(name: str) -> bool:
+    """By its name; hidden ones, such as macOS's ._photo.jpg, are none."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _refuse(error: OSError):

@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image
 
+from psaq_jax.checks import check_whole
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
 
@@ -105,10 +106,8 @@ class Dataset:
         Raises:
           InputError: a broken image; errors="skip" logs it, adds it to `skipped` and masks its place.
         """
-        if batch_size < 1 or workers < 0:
-            raise InputError(
-                f"batch_size, workers: found {batch_size}, {workers}, expected at least 1 and 0; correct it"
-            )
+        check_whole("batch_size", batch_size, 1)
+        check_whole("workers", workers, 0)
         indices = range(len(self))
         tasks = [indices[start : start + batch_size] for start in range(0, len(self), batch_size)]
         load = functools.partial(_load, self.source, preprocess)
@@ -148,7 +147,7 @@ class Dataset:
             raise InputError(broken[0])
         for message in broken:
             if message not in self.skipped:
-                logging.warning("skipped: %s", message)
+                logging.warning("skipped: %s", " ".join(message.splitlines()))
                 self.skipped.append(message)
 
 
@@ -188,7 +187,7 @@ def _run(load, tasks, workers):
         ) from None
     if not flags.FLAGS.is_parsed():  # grain reads flags of its own, also where no absl program parsed any
         flags.FLAGS.mark_as_parsed()
-    options = grain.MultiprocessingOptions(num_workers=min(workers, len(tasks)), per_worker_buffer_size=2)
+    options = grain.MultiprocessingOptions(num_workers=min(int(workers), len(tasks)), per_worker_buffer_size=2)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     iterator = iter(grain.MapDataset.source(tasks).map(load).to_iter_dataset(read).mp_prefetch(options))
     try:

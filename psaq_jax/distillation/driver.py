@@ -16,6 +16,7 @@ from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.history import History
 from psaq_jax.distillation.student import finish
 from psaq_jax.distillation.turns import Arena, Competition
+from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.calibration import check_pixels
@@ -74,7 +75,9 @@ def distill(
     Raises:
       InputError: images of another shape, a student of another architecture, or a loss that stopped being finite.
     """
-    config = config or DistillationConfig()
+    config = DistillationConfig() if config is None else config
+    if not isinstance(config, DistillationConfig):
+        raise InputError(f"config is {type(config).__name__}, expected a DistillationConfig")
     check_float_model(model, "distill")
     check_same_architecture(model, q, "distill")
     check_seed(seed)

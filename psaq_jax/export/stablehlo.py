@@ -54,13 +54,13 @@ def export_stablehlo(
     path, beside = pathlib.Path(directory) / FILE, pathlib.Path(directory) / WEIGHTS
     if weights == "beside":
         _check_replaceable(beside)
-    tensors = stored_arrays(model) if weights == "beside" else {}
-    content = stablehlo_bytes(model, weights, platforms)
-    arguments = (tensors,) if tensors else ()
+    tensors = stored_arrays(model)
+    content = stablehlo_bytes(model, tensors, weights, platforms)
+    arguments = (tensors,) if weights == "beside" else ()
     loaded = export.deserialize(bytearray(content))
     checked = checking.check(lambda pixels: loaded.call(*arguments, pixels), model, path)
     written = [files.write_bytes(path, content)]
-    if tensors:
+    if arguments:
         written.insert(0, files.write_bytes(beside, safetensors.numpy.save(tensors)))
     else:
         _remove_exported(beside)
@@ -80,10 +80,11 @@ def _remove_exported(weights: pathlib.Path) -> None:
         weights.unlink()
 
 
-def stablehlo_bytes(model, weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS) -> bytes:
-    """The serialized function, not yet checked."""
+def stablehlo_bytes(
+    model, tensors: dict[str, np.ndarray], weights: str = "inside", platforms: tuple[str, ...] = PLATFORMS
+) -> bytes:
+    """The serialized function of a model and its `stored_arrays`, not yet checked."""
     pixels = jax.ShapeDtypeStruct(export.symbolic_shape(f"b, {', '.join(map(str, model.image_shape))}"), jnp.float32)
-    tensors = stored_arrays(model)
 
     def function(tensors, pixels):
         return restored(model, tensors)(pixels)

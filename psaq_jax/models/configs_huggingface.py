@@ -75,9 +75,7 @@ def _swin(f: Fields):
     if len(heads) != len(depths):
         raise f.error("num_heads", f"{len(depths)} numbers, as many as depths has")
     if f.flag("use_absolute_embeddings"):
-        raise f.error(
-            "use_absolute_embeddings", "false: absolute position embeddings are not supported for Swin"
-        )
+        raise f.unsupported("use_absolute_embeddings", "Swin transformers with absolute position embeddings")
     widths = tuple(f.whole("embed_dim", LARGEST_WIDTH) * 2**i for i in range(len(depths)))
     arguments = _common(f) | {
         "widths": widths, "depths": depths, "heads": heads,
@@ -133,7 +131,7 @@ def read(config: Mapping[str, Any], source: str) -> Architecture:
     if config.get("model_type", model_type) != model_type:
         raise given.error("model_type", f'"{model_type}", which {architecture} has')
     if config.get("num_channels", 3) != 3:
-        raise given.error("num_channels", "3")
+        raise given.unsupported("num_channels", "models of images that have not 3 channels")
     labels = _labels(given)
     module, arguments, table = build(Fields(DEFAULTS[model_type] | dict(config), where))
     resizable = model_type.startswith("dinov2")

@@ -34,13 +34,17 @@ class Fields:
         self.values, self.where = values, where
 
     def error(self, name: str, expected: str) -> InputError:
+        hint = "correct it, or take the config.json that belongs to the weights"
+        return InputError(f"{self._found(name)}, expected {expected}; {hint}")
+
+    def unsupported(self, name: str, models: str) -> InputError:
+        """Of a field that may well be right."""
+        return InputError(f"{self._found(name)}; {models} are not supported, take another model")
+
+    def _found(self, name: str) -> str:
         found = repr(self.values[name]) if name in self.values else "missing"
         found = found if len(found) <= 80 else found[:77] + "..."
-        found = " ".join(found.split())
-        return InputError(
-            f"{self.where} has {name} = {found}, expected {expected}; "
-            "correct it, or take the config.json that belongs to the weights"
-        )
+        return f"{self.where} has {name} = {' '.join(found.split())}"
 
     def whole(self, name: str, most: int, least: int = 1) -> int:
         """A whole number from `least` to `most`."""

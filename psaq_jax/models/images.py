@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageOps
 
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, one_line
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
@@ -18,6 +18,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
       InputError: a mode without a known white (floats, 32-bit integers) or a damaged file behind the image.
     """
+    try:
+        image.load()  # Pillow opens a file and leaves the rest of it for now
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"image: cannot be decoded ({one_line(error)}); replace or remove it") from None
     if image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":

@@ -53,6 +53,10 @@ class Preprocessing:
             )
         if self.resize_size is None:
             object.__setattr__(self, "resize_size", self.image_size)
+        if max(self.resize_size) > configs.LARGEST_SIDE:
+            height, width = self.resize_size
+            found = f"found {height}x{width}, expected at most {configs.LARGEST_SIDE} a side"
+            raise InputError(f"resize_size, before the crop: {found}; take a smaller image size, or crop less")
 
     @classmethod
     def from_huggingface(cls, config: dict, preprocessor: dict | None) -> "Preprocessing":
@@ -80,7 +84,7 @@ class Preprocessing:
         """The same preprocessing for another resolution; the size before the crop scales in proportion."""
 
         def scaled(old, before, new):
-            return int(new / self.crop_fraction) if self.crop_fraction else before * new // old
+            return int(new / self.crop_fraction) if self.crop_fraction else max(1, before * new // old)
 
         before = tuple(map(scaled, self.image_size, self.resize_size, (height, width)))
         return dataclasses.replace(self, image_size=(height, width), resize_size=before)

@@ -30,6 +30,7 @@ TIMM_DEFAULTS = {
 CROPS = ("center", "squash")
 # So that pixels stay finite in float32, and that what loads can be saved in an artefact.
 LEAST_STD = 1e-6
+LARGEST_SIDE = 2**14  # pixels
 BEYOND = 1e30  # every number is smaller
 LEAST_FRACTION = 0.01
 SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
@@ -145,9 +146,9 @@ def size_pair(value, field) -> tuple[int, int]:
     if (
         not isinstance(pair, list | tuple)
         or len(pair) != 2
-        or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair)
+        or not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= LARGEST_SIDE for side in pair)
     ):
-        raise bad(field, value, "positive integers (height, width)", "correct it")
+        raise bad(field, value, f"whole numbers from 1 to {LARGEST_SIDE} (height, width)", "correct it")
     return tuple(pair)
 
 

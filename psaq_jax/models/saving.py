@@ -35,10 +35,7 @@ def save_huggingface_vit(directory, module: VisionTransformer, params, labels, m
     }  # fmt: skip
     flat = traverse_util.flatten_dict(params, sep="/")
     tensors = to_source(flat, HUGGING_FACE_VIT, module.patch_size, "vit")
-    files.write(
-        directory / "model.safetensors",
-        lambda path: safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"}),
-    )
+    files.write_bytes(directory / "model.safetensors", safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     files.write_json(directory / "config.json", config)
     files.write_json(directory / "preprocessor_config.json", processor)
 

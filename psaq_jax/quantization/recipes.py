@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from psaq_jax.checks import check_choice, check_types, check_whole
+from psaq_jax.checks import LARGEST_WEIGHT, check_choice, check_types, check_whole
 from psaq_jax.errors import InputError
 
 RECIPES = ("paper", "default")
@@ -126,10 +126,11 @@ class DefaultRecipe:
             raise InputError(
                 f"quantization.options.folding_strength is {self.folding_strength!r}, expected 0 to 1, or None"
             )
-        if not 0.01 <= self.damping < float("inf"):  # with less, float32 can't invert second moments of few images
-            raise InputError(f"quantization.options.damping is {self.damping!r}, expected a number of at least 0.01")
-        if not self.coverage or not all(0 < x < float("inf") for pair in self.coverage for x in pair):
-            pairs = "pairs of positive numbers, (factor, weight)"
+        if not 0.01 <= self.damping <= LARGEST_WEIGHT:  # with less, float32 can't invert moments of few images
+            expected = f"a number from 0.01 to {LARGEST_WEIGHT}"
+            raise InputError(f"quantization.options.damping is {self.damping!r}, expected {expected}")
+        if not self.coverage or not all(0 < x <= LARGEST_WEIGHT for pair in self.coverage for x in pair):
+            pairs = f"pairs of positive numbers up to {LARGEST_WEIGHT}, (factor, weight)"
             raise InputError(f"quantization.options.coverage is {self.coverage!r}, expected {pairs}")
         for name, least in (("reconstruction_steps", 1), ("reconstruction_batch", 1), ("seed", 0)):
             check_whole(f"quantization.options.{name}", getattr(self, name), least, 2**31 - 1)

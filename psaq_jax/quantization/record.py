@@ -21,7 +21,7 @@ from psaq_jax.models.architecture import check_geometry
 from psaq_jax.models.fields import DEEPEST, LARGEST_WINDOW, MOST_STAGES
 from psaq_jax.models.layers import ACTIVATIONS
 from psaq_jax.models.loading import abstract_params
-from psaq_jax.models.preprocessing_configs import BEYOND, is_number
+from psaq_jax.models.preprocessing_configs import BEYOND, LARGEST_SIDE, is_number
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import packing
@@ -31,7 +31,6 @@ from psaq_jax.quantization.recipes import ADDED, DefaultRecipe
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 CARD = "README.md"
 METHOD, VERSION = "psaq_jax", 1
-LARGEST_SIDE = 2**14  # pixels
 FAMILIES = {family.__name__: family for family in (VisionTransformer, SwinTransformer)}
 DTYPES = {name: getattr(jnp, name) for name in ("float32", "bfloat16", "float16")}
 CHOICES = {  # of the fields that are strings

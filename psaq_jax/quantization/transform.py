@@ -117,8 +117,8 @@ def quantize(
     """Quantizes weights and, at every site, activations (simulated: the products stay in float32).
 
     Args:
-      ranges: of `calibrate` with the same recipe; every quantized site must be there. Only checked, and None will do,
-        where `images` of recipe "default" or floating-point activations leave them without a use.
+      ranges: of `calibrate` with the same recipe; every quantized site must be there. None will do where they have no
+        use: with `images` of recipe "default" others are only checked, with floating-point activations not even that.
       weight_bits: 2 to 8; or mixed precision: {layer, such as "block_0/mlp/dense1": 2 to 8} of every layer with a
         kernel, as `mixed_precision.choose_bits` finds them.
       activation_bits: 2 to 8; None leaves activations in floating point.
@@ -198,7 +198,7 @@ def bits_by_layer(params: dict, weight_bits: int | Mapping, options: DefaultReci
     if not isinstance(weight_bits, Mapping):
         bits = quantizers.check_bits(weight_bits, "weight_bits")
         return {layer: options.bits(layer, bits) if options else bits for layer in layers}
-    if other := sorted(layers.keys() ^ weight_bits.keys()):
+    if other := sorted(layers.keys() ^ weight_bits.keys(), key=str):
         raise InputError(f"weight_bits: layer {other[0]!r} is missing or unknown, expected the model's {len(layers)}")
     return {layer: quantizers.check_bits(weight_bits[layer], f"weight_bits of {layer}") for layer in layers}
 

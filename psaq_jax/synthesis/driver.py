@@ -68,7 +68,7 @@ def synthesize(
     Raises:
       SynthesisError: naming the iteration and the term that turned NaN or infinite.
     """
-    config, watch = config or SynthesisConfig(), Stopwatch()
+    config, watch = SynthesisConfig() if config is None else config, Stopwatch()
     if not isinstance(config, SynthesisConfig):
         raise InputError(f"config is {type(config).__name__}, expected a SynthesisConfig")
     parts = list(synthesize_parts(model, config, seed, progress, devices, checkpoints, watch=watch))

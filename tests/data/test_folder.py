@@ -48,6 +48,20 @@ def test_order_and_labels_are_those_of_torchvision(tree):
     assert dataset.train is None and dataset.labelled
 
 
+def test_what_is_left_out_is_told_and_hidden_files_are_no_images(tree, caplog):
+    """macOS leaves ._photo.jpg beside photo.jpg on other file systems."""
+    load_dataset(f"folder:{tree}")
+    assert not caplog.text
+    for name in ("cat/._9.png", ".hidden.png"):
+        (tree / name).write_bytes(b"\0\5\x16\7")
+    save(tree / "loose.png")
+    (tree / "fox").mkdir()
+    dataset = load_dataset(f"folder:{tree}")
+    assert dataset.class_names == ("cat", "dog", "emu", "fox") and len(dataset) == 6
+    assert "found no image of class 'fox'" in caplog.text
+    assert "images beside the class folders have no class: 1 left out" in caplog.text
+
+
 def test_links_are_followed_but_not_in_circles(tree, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     save(elsewhere / "y.png", 6)

@@ -159,8 +159,10 @@ def test_unknown_specs(spec):
 def test_bad_settings():
     with pytest.raises(InputError, match='errors: found \'ignore\', expected "stop" or "skip"'):
         Dataset(numbered(3).source, errors="ignore")
-    with pytest.raises(InputError, match="batch_size, workers: found 0, 0"):
-        next(numbered(3).batches(PREPROCESSING, 0))
+    for values, message in ((0, 0), "batch_size is 0"), ((3, "a"), "workers is 'a'"), ((3, -1), "workers is -1"):
+        with pytest.raises(InputError, match=f"{message}, expected a whole number of at least"):
+            next(numbered(3).batches(PREPROCESSING, *values))
+    assert next(numbered(3).batches(PREPROCESSING, np.int64(3), np.int64(0))).mask.all()
     with pytest.raises(InputError, match="with folder:DIR only"):
         load_dataset("bundled:fashion_mnist", class_index="x.json")
 

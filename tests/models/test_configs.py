@@ -118,7 +118,7 @@ BAD = {
     "unsupported timm": ({"architecture": "resnet50"}, "supported are timm's vit_SIZE_patchN_IMAGE"),
     "timm number": ({"architecture": 5}, "architecture = '5'"),
     "other model_type": (VIT | {"model_type": "bert"}, "model_type = 'bert', expected \"vit\""),
-    "grey": (VIT | {"num_channels": 1}, "num_channels = 1, expected 3"),
+    "grey": (VIT | {"num_channels": 1}, "num_channels = 1; models of images that have not 3 channels are not"),
     "zero heads": (VIT | {"num_attention_heads": 0}, "num_attention_heads = 0"),
     "heads don't divide": (VIT | {"num_attention_heads": 7}, "width 768 and 7 heads"),
     "negative width": (VIT | {"hidden_size": -4}, "hidden_size = -4"),

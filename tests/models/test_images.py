@@ -32,6 +32,16 @@ def test_palette_with_transparency_keeps_its_colours(tmp_path):
         np.testing.assert_array_equal(np.asarray(to_rgb(opened)), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "P"])
+def test_a_file_cut_short_is_one_line(tmp_path, mode):
+    """Which Pillow sees when the pixels are asked for, not when it opens the file."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    (Image.fromarray(noise).convert("L" if mode == "I;16" else mode).convert(mode)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:2000])
+    with Image.open(tmp_path / "x.png") as opened, pytest.raises(InputError, match="cannot be decoded"):
+        to_rgb(opened)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation):
     upright = np.zeros((8, 16, 3), np.uint8)

@@ -177,6 +177,8 @@ def test_another_image_size_scales_what_is_before_the_crop():
     exact = Preprocessing.from_huggingface(CONFIG, VIT).with_image_size(48, 48)
     assert (exact.image_size, exact.resize_size) == ((48, 48), (48, 48))
     assert bit(picture(90, 90)).shape == (1, 64, 48, 3)
+    unresized = Preprocessing((28, 28), (0.0,) * 3, (1.0,) * 3, resize="none", resize_size=(1, 1))
+    assert unresized.with_image_size(14, 14).resize_size == (1, 1), "as artefacts take it"
 
 
 @settings(max_examples=60, deadline=None)

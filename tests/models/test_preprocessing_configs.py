@@ -70,6 +70,7 @@ def test_flags_switch_off_rescaling_and_normalising():
         (VIT | {"resample": "bicubic"}, "resample"),
         (VIT | {"size": {"height": 32}}, "size"),
         (VIT | {"size": -3}, "size"),
+        (VIT | {"size": 20_000, "do_center_crop": True, "crop_size": 28}, "size"),
         (VIT | {"size": {"longest_edge": 32}}, "size"),
         (BIT | {"size": {"shortest_edge": 40, "longest_edge": 99}}, "size.longest_edge"),
         (BIT | {"crop_size": "32"}, "crop_size"),
@@ -100,6 +101,8 @@ def test_bad_fields_are_named(preprocessor, field):
     [
         ({"input_size": [224, 224]}, "pretrained_cfg.input_size"),
         ({"input_size": [1, 28, 28]}, "pretrained_cfg.input_size"),
+        ({"input_size": [3, 10**400, 224]}, "pretrained_cfg.input_size"),
+        ({"crop_pct": 0.01}, "resize_size, before the crop"),
         ({"interpolation": "random"}, "pretrained_cfg.interpolation"),
         ({"crop_mode": "border"}, "pretrained_cfg.crop_mode"),
         ({"crop_pct": 1.1}, "pretrained_cfg.crop_pct"),

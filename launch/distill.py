@@ -36,7 +36,7 @@ def distill(config, model, dataset, workdir):
     result, held_out = synthesize_for_job(config, model, workdir, bar("synthesize"), seconds)
     files.write_npy(workdir / "images" / "synthesized.npy", result.images)
     write_images(workdir / "images", model, {"synthesized": result.images}, result.labels)
-    examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
+    examples = pipeline.examples(config, dataset, held_out, workdir)
     float_logits, labels = examples.logits(model, config.batch_size, bar("float"))
     results = begin_results(config, result, held_out, float_logits, labels, dataset)
     for run, q in job.students(config, model, result.images, workdir, bar, seconds):

@@ -44,7 +44,7 @@ def quantize(config, model, dataset, workdir):
     files.write_npy(workdir / "images" / "synthesized.npy", result.images)
     spent("synthesis")
     sets = pipeline.calibration_images(config, model, dataset, result.images)
-    examples = pipeline.Examples(dataset, held_out if dataset is None else None, config.data_workers)
+    examples = pipeline.examples(config, dataset, held_out, workdir)
     float_logits, labels = examples.logits(model, config.batch_size, launch_config.bar("float"))
     spent("evaluation of the float model")
     results = begin_results(config, result, held_out, float_logits, labels, dataset)

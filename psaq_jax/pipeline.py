@@ -11,7 +11,7 @@ import numpy as np
 
 from psaq_jax import distributed, files, temporary
 from psaq_jax.config import AverageBits, JobConfig, parse_bits
-from psaq_jax.data import Dataset, load_dataset
+from psaq_jax.data import Dataset, KeptDataset, load_dataset
 from psaq_jax.data.labels import check_classes, check_labelled
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import collect_logits, predict_logits
@@ -72,6 +72,13 @@ class Examples(NamedTuple):
         if self.dataset is not None:
             return collect_logits(model, self.dataset, batch_size, progress, self.workers)
         return predict_logits(model, self.pixels, batch_size), None
+
+
+def examples(config: JobConfig, dataset: Dataset | None, held_out, folder: pathlib.Path) -> Examples:
+    """Those of a job: of its data set, whose images are decoded once and kept in `folder`, or else held-out ones."""
+    if dataset is None:
+        return Examples(None, held_out)
+    return Examples(KeptDataset(dataset, folder), None, config.data_workers)
 
 
 def load_data(config: JobConfig) -> Dataset | None:

@@ -71,7 +71,7 @@ def run_sweep(
                     cells.complete(seed)
                     if tell:
                         tell([found for each in models if (found := each.results())["runs"]])
-            cells.forget_logits()
+            cells.forget_data()
         return [cells.results() for cells in models]
 
 
@@ -86,7 +86,7 @@ class _Cells:
         self.dataset, self.every_seconds = dataset, every_seconds
         self.model = config.preprocessed(pipeline.load_float(config, source))
         pipeline.check_data(dataset, self.model)
-        self._float_logits = None
+        self._float_logits = self._examples = None
 
     def distillations(self):
         """The folder of recipe "distill", locked, where the sweep has it; of these settings alone."""
@@ -148,11 +148,11 @@ class _Cells:
         sets = pipeline.calibration_images(
             dataclasses.replace(config, calibration=wanted), self.model, self.dataset, images
         )
-        examples = pipeline.Examples(self.dataset, None if self.dataset is not None else held_out, config.data_workers)
         if self.dataset is None:
+            examples = pipeline.examples(config, None, held_out, self.folder)
             float_logits, _ = examples.logits(self.model, config.batch_size)
         else:
-            float_logits = self.float_logits()
+            examples, float_logits = self.examples(), self.float_logits()
         for (recipe, calibration), group in itertools.groupby(cells, lambda cell: cell[:2]):
             bits = tuple(bits for *_, bits in group)
             quantization = dataclasses.replace(config.quantization, bits=bits, recipe=recipe)
@@ -196,18 +196,23 @@ class _Cells:
         args = config, settings, self.model, start, pixels, bar, self.every_seconds
         return distill_in_folder(folder / name, *args).model
 
+    def examples(self) -> pipeline.Examples:
+        """Of the data set: its images, once they are decoded."""
+        if self._examples is None:
+            self._examples = pipeline.examples(self.config, self.dataset, None, self.folder)
+        return self._examples
+
     def float_logits(self):
         """The float model's logits on the data set, computed once; float.json keeps their figures."""
         if self._float_logits is None:
-            examples = pipeline.Examples(self.dataset, None, self.config.data_workers)
             bar = self.bars(f"{self.source} float")
-            self._float_logits, labels = examples.logits(self.model, self.config.batch_size, bar)
+            self._float_logits, labels = self.examples().logits(self.model, self.config.batch_size, bar)
             files.write_figures(self.folder / "float.json", metrics(self._float_logits, labels)._asdict())
         return self._float_logits
 
-    def forget_logits(self) -> None:
-        """Frees their memory for the next model."""
-        self._float_logits = None
+    def forget_data(self) -> None:
+        """Frees the memory of its logits and the room of its images for the next model."""
+        self._float_logits = self._examples = None
 
     def float_figures(self) -> dict | None:
         """{"top1", "top5", "loss", "examples"}, or None without a data set."""

@@ -6,12 +6,13 @@ import re
 from psaq_jax import buckets
 from psaq_jax.data.bundled import bundled_source
 from psaq_jax.data.folder import class_folders, folder_source
+from psaq_jax.data.kept import KeptDataset
 from psaq_jax.data.npz import ArraySource, NpzSource
 from psaq_jax.data.pipeline import UNLABELLED, Batch, Dataset
 from psaq_jax.data.tfds import TfdsSource, has_split, prepared_directory
 from psaq_jax.errors import InputError, reading
 
-__all__ = ["UNLABELLED", "ArraySource", "Batch", "Dataset", "load_dataset"]
+__all__ = ["UNLABELLED", "ArraySource", "Batch", "Dataset", "KeptDataset", "load_dataset"]
 
 SPECS = "bundled:fashion_mnist, tfds:NAME[/CONFIG]:SPLIT, folder:DIR or npz:FILE"
 EVALUATION_FOLDERS = ("val", "validation", "test")

@@ -110,13 +110,16 @@ class Dataset:
         check_whole("workers", workers, 0)
         indices = range(len(self))
         tasks = [indices[start : start + batch_size] for start in range(0, len(self), batch_size)]
-        load = functools.partial(_load, self.source, preprocess)
-        for images, labels, mask, broken in _run(load, tasks, workers):
+        for images, labels, mask, broken in self._loaded(preprocess, tasks, workers):
             self._report(broken)
             pixels = np.zeros((batch_size, *preprocess.image_size, 3), np.float32)
             pixels[: len(mask)][mask] = preprocess.normalize(images[mask])
             padding = (0, batch_size - len(mask))
             yield Batch(pixels, np.pad(labels, padding), np.pad(mask, padding))
+
+    def _loaded(self, preprocess: Preprocessing, tasks: list[range], workers: int) -> Iterator[tuple]:
+        """What `_load` makes of each task, in order."""
+        return _run(functools.partial(_load, self.source, preprocess), tasks, workers)
 
     def sample(self, preprocess: Preprocessing, n: int, seed: int, fewer: bool = False) -> np.ndarray:
         """`n` random images without replacement, the same for the same seed: normalised pixels [n, h, w, 3].

@@ -1,8 +1,8 @@
 """What the ImageNet configs share. The synthesis needs no ImageNet; its validation images are for the evaluation alone.
 
 Hardware: one GPU or TPU of 16 GB (40 GB for the base models in float32), and 8 CPU cores to decode images with.
-Time:     30 cells and the float model, each a pass over 50,000 images, which are decoded in the first, about a minute on
-          8 cores, and kept (7.5 GB in the work folder, while it runs); beside it the synthesis, and minutes a seed for
+Time:     30 cells and the float model, each a pass over 50,000 images, which are decoded once, about a minute on 8
+          cores, and kept (7.5 GB in the work folder, while it runs); beside it the synthesis, and minutes a seed for
           the quantization. Estimated, not measured. Killed, it goes on.
 
 Where the published figures in these files come from. First and last layer have 8 bits in

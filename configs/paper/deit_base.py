@@ -3,8 +3,8 @@
     python -m launch.compare --config=configs/paper/deit_base.py --workdir=DIR [--config.data=folder:DIR]
 
 Hardware: one GPU or TPU of 16 GB, and 8 CPU cores to decode images with.
-Time:     synthesis about 2 minutes a seed on one H100, and 7 passes over 50,000 images, each a minute where 8 cores
-          decode: about 10 minutes. Estimated from the operations, not measured.
+Time:     synthesis about 2 minutes a seed on one H100, and 7 passes over 50,000 images, decoded once, in a minute
+          on 8 cores: less than 10 minutes. Estimated from the operations, not measured.
 Expected: top-1 81.85 (float), 77.05 (W4A8), 79.10 (W8A8): as published, one run.
 """
 

@@ -3,9 +3,9 @@
     python -m launch.compare --config=configs/paper/deit_tiny.py --workdir=DIR [--config.data=folder:DIR]
 
 Hardware: one GPU or TPU of 16 GB, and 8 CPU cores to decode images with.
-Time:     synthesis about 10 s a seed on one H100, and 7 passes over 50,000 images, each a minute where 8 cores
-          decode: about 10 minutes. Estimated from the operations, not measured. On two CPU cores an iteration takes
-          1.9 s (measured): half an hour a seed.
+Time:     synthesis about 10 s a seed on one H100, and 7 passes over 50,000 images, decoded once, in a minute
+          on 8 cores: less than 10 minutes. Estimated from the operations, not measured. On two CPU cores an
+          iteration takes 1.9 s (measured): half an hour a seed.
 Expected: top-1 72.21 (float), 65.57 (W4A8), 71.56 (W8A8): as published, one run.
 """
 

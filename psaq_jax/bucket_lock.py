@@ -14,7 +14,12 @@ import uuid
 from psaq_jax.errors import InputError, TryAgain
 
 LOCK_LIFE = 45.0
-NETWORK = ("aiohttp", "requests", "urllib3")  # packages whose errors are the network's
+# Errors of the network, by their names or their bases': Python's, requests', aiohttp's, botocore's, google.auth's,
+# azure.core's.
+NETWORK = {
+    "ConnectionError", "TimeoutError", "Timeout", "gaierror", "ClientConnectionError", "ClientPayloadError",
+    "HTTPClientError", "TransportError", "ServiceRequestError", "ServiceResponseError",
+}  # fmt: skip
 SETTLE = 2.0  # seconds in which two runs that start at once see each other's lock
 
 
@@ -95,6 +100,15 @@ def reported(url: str):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
+        if _may_pass(error):
             raise TryAgain(f"{url}: cannot be reached now ({reason}); start the same command again") from None
         raise InputError(f"{url}: cannot be used ({reason}); check its name and your rights") from None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same call may work later. A status that a server gave says more than the exception's kind."""
+    for holder, name in ((error, "code"), (error, "status"), (getattr(error, "response", None), "status_code")):
+        status = getattr(holder, name, None)
+        if isinstance(status, int) and status >= 400:
+            return status >= 500 or status == 429  # too many requests
+    return not NETWORK.isdisjoint(kind.__name__ for kind in type(error).__mro__)

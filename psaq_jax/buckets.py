@@ -90,9 +90,9 @@ def local_copy(url: str) -> Iterator[pathlib.Path]:
                         yield folder
                 except BaseException:
                     with contextlib.suppress(InputError):  # the first error is what matters
-                        mirror.push_last()
+                        mirror.push_last(PAUSES[:2])  # a machine that is taken away waits for no more
                     raise
-                mirror.push_last()
+                mirror.push_last(PAUSES)
             print(f"  copied to {url}")
         finally:
             mirror.lock.release()
@@ -135,9 +135,9 @@ class Mirror:
                     self._write_index(listing)
                     return
 
-    def push_last(self) -> None:
+    def push_last(self, pauses: tuple[float, ...]) -> None:
         """`push`, again after some seconds where the network fails: nobody comes after it."""
-        for seconds in PAUSES:
+        for seconds in pauses:
             try:
                 return self.push()
             except TryAgain:

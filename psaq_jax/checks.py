@@ -23,11 +23,13 @@ def check_least(field: str, value, least) -> None:
         raise InputError(f"{field} is {value!r}, expected at least {least}")
 
 
-def check_whole(field: str, value, least: int, most: int | None = None) -> None:
+def check_whole(field: str, value, least: int, most: int | None = None) -> int:
+    """The number as Python's own, which does not wrap around as NumPy's may."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         expected = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InputError(f"{field} is {value!r}, expected a whole number {expected}")
+    return int(value)
 
 
 def check_weight(field: str, value) -> None:

@@ -116,7 +116,7 @@ class _Shared:
         part = distributed.own_part(len(dataset))
         self.dataset, self.own = dataset, dataset
         if len(part) < len(dataset):
-            self.own = Dataset(_Part(dataset.source, part), errors=dataset.errors)
+            self.own = dataset.part(part)
 
     def all_rows(self, rows: np.ndarray) -> np.ndarray:
         """The rows of all processes, in the order of the images; what was skipped is known to all too."""
@@ -124,23 +124,6 @@ class _Shared:
             return rows
         self.dataset.skipped += [m for m in distributed.gather_texts(self.own.skipped) if m not in self.dataset.skipped]
         return distributed.gather(rows)
-
-
-class _Part:
-    """Some consecutive images of a source, as a source."""
-
-    def __init__(self, source, part: range):
-        self.source, self.part = source, part
-        self.class_names, self.labelled, self.labels = source.class_names, source.labelled, None
-
-    def __len__(self):
-        return len(self.part)
-
-    def __getitem__(self, index):
-        return self.source[self.part[index]]
-
-    def describe(self, index):
-        return self.source.describe(self.part[index])
 
 
 def check_sound(count: int, dataset: Dataset) -> None:
@@ -209,7 +192,7 @@ def _counted(model, logits, batch: Batch):
 
 def _batch_size(wanted: int, examples: int) -> int:
     """No larger than needed, and a multiple of the devices."""
-    check_whole("batch_size", wanted, 1)
+    wanted = check_whole("batch_size", wanted, 1)
     devices = jax.local_device_count()
     return -(-min(wanted, examples) // devices) * devices
 

@@ -260,6 +260,13 @@ def test_a_missing_config_file_is_one_line(given, message, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_whatever_a_config_file_raises_is_one_line(tmp_path):
+    (tmp_path / "own.py").write_text("def get_config():\n    assert unknown\n")
+    done = launch("quantize", f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'run'}", config=None)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "--config cannot be loaded (NameError: name 'unknown' is not defined)" in done.stderr
+
+
 @pytest.mark.parametrize("script, arguments, message", [
     ("train_demo", ("--learning_rate=nan", "--output=x"), "--learning_rate is nan, expected a number above 0"),
     ("train_demo", ("--output=",), "--output is empty, expected a folder"),

@@ -114,7 +114,10 @@ def test_numpys_numbers_are_numbers(models):
     json.dumps(dataclasses.asdict(config))
     model, ranges, _ = models
     q = psaq_jax.quantize(model, ranges, np.int64(4), np.int32(8))
-    assert psaq_jax.evaluate(q, (RAW, [0, 1]), batch_size=np.int64(2), workers=np.int64(0)).examples == 2
+    many = np.zeros((300, 32, 32, 3), np.uint8), np.zeros(300, int)
+    assert psaq_jax.evaluate(q, many, batch_size=np.uint8(100), workers=np.int8(0)).examples == 300
+    found = psaq_jax.calibrate(model, np.tile(IMAGES, (75, 1, 1, 1)), batch_size=np.uint8(100))
+    assert found.keys() == ranges.keys()
 
 
 @pytest.mark.parametrize("name", MISUSES)

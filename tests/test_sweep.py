@@ -10,6 +10,7 @@ import pytest
 
 from psaq_jax import sweep, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
+from psaq_jax.data import pipeline
 from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
 from psaq_jax.quantization.recipes import DefaultRecipe
@@ -82,6 +83,13 @@ def test_what_is_done_is_not_done_again(done, data, monkeypatch):
     forbid(monkeypatch, "psaq_jax.sweep.synthesize_for_job", "psaq_jax.pipeline.quantized_models",
            "psaq_jax.pipeline.Examples.logits")  # fmt: skip
     assert run_sweep(config(data), workdir) == results
+
+
+def test_images_are_decoded_once(data, tmp_path, monkeypatch):
+    reads, load = [], pipeline._load
+    monkeypatch.setattr(pipeline, "_load", lambda source, fit, task: reads.extend(task) or load(source, fit, task))
+    results = run_sweep(config(data, calibration=("noise",), seeds=(1,)), tmp_path)
+    assert len(results[0]["runs"]) > 1 and sorted(reads) == list(range(results[0]["float"]["examples"]))
 
 
 def test_a_missing_cell_alone_is_computed_from_the_same_images(done, data, monkeypatch):

@@ -2,8 +2,8 @@
 
 Hardware: one GPU or TPU of 16 GB (40 GB for the base models in float32), and 8 CPU cores to decode images with.
 Time:     30 cells and the float model, each a pass over 50,000 images, which are decoded once, about a minute on 8
-          cores, and kept (7.5 GB in the work folder, while it runs); beside it the synthesis, and minutes a seed for
-          the quantization. Estimated, not measured. Killed, it goes on.
+          cores, and kept (7.5 GB in the work folder while it runs, if 15 are free); beside it the synthesis, and
+          minutes a seed for the quantization. Estimated, not measured. Killed, it goes on.
 
 Where the published figures in these files come from. First and last layer have 8 bits in
 RepQ-ViT and what followed it, as in our recipe "default":

@@ -4,8 +4,8 @@
 
 Hardware: one GPU or TPU of 16 GB, and 8 CPU cores to decode images with.
 Time:     275 passes over 50,000 images, which are decoded once a model, a minute on 8 cores, and kept (7.5 GB in the
-          work folder, while it runs), and the synthesis of 15 groups of images, some minutes on one H100. Estimated,
-          not measured. Started again, it goes on: a preemptible machine will do.
+          work folder while it runs, if 15 are free), and the synthesis of 15 groups of images, some minutes
+          on one H100. Estimated, not measured. Started again, it goes on: a preemptible machine will do.
 Expected: configs/paper/ has the published figures at W8A8 and W4A8; DeiT's are of a wider crop than its checkpoints'
           own (0.875 for 0.9), which this sweep evaluates with.
 """

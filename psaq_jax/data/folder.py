@@ -14,7 +14,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.names import first
 
 LOG = logging.getLogger(__name__)
-# torchvision's list, so that the same files count.
+# torchvision's list, so that the same files count, but for hidden ones.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 

@@ -89,6 +89,10 @@ class Dataset:
         own = {"examples": len(self), "sha256": hashlib.sha256(text.encode()).hexdigest()}
         return own | ({"train": self.train.identity()} if self.train else {})
 
+    def part(self, indices: range) -> "Dataset":
+        """Some consecutive images, as a data set of their own that knows what it skipped."""
+        return Dataset(_Part(self.source, indices), errors=self.errors, name=self.name)
+
     def names(self) -> list[str]:
         """What to call each image that `batches` counted, in order: those skipped so far are left out."""
         names = list(map(self.source.describe, range(len(self))))
@@ -106,8 +110,7 @@ class Dataset:
         Raises:
           InputError: a broken image; errors="skip" logs it, adds it to `skipped` and masks its place.
         """
-        check_whole("batch_size", batch_size, 1)
-        check_whole("workers", workers, 0)
+        batch_size, workers = check_whole("batch_size", batch_size, 1), check_whole("workers", workers, 0)
         indices = range(len(self))
         tasks = [indices[start : start + batch_size] for start in range(0, len(self), batch_size)]
         for images, labels, mask, broken in self._loaded(preprocess, tasks, workers):
@@ -154,6 +157,23 @@ class Dataset:
                 self.skipped.append(message)
 
 
+class _Part:
+    """Some consecutive images of a source, as a source."""
+
+    def __init__(self, source, part: range):
+        self.source, self.part = source, part
+        self.class_names, self.labelled, self.labels = source.class_names, source.labelled, None
+
+    def __len__(self):
+        return len(self.part)
+
+    def __getitem__(self, index):
+        return self.source[self.part[index]]
+
+    def describe(self, index):
+        return self.source.describe(self.part[index])
+
+
 def _load(source: Source, preprocess: Preprocessing, indices: Sequence[int]):
     """Reads and fits some images -> (uint8 [k, h, w, 3], labels int32 [k], mask [k], messages of broken).
 
@@ -190,7 +210,7 @@ def _run(load, tasks, workers):
         ) from None
     if not flags.FLAGS.is_parsed():  # grain reads flags of its own, also where no absl program parsed any
         flags.FLAGS.mark_as_parsed()
-    options = grain.MultiprocessingOptions(num_workers=min(int(workers), len(tasks)), per_worker_buffer_size=2)
+    options = grain.MultiprocessingOptions(num_workers=min(workers, len(tasks)), per_worker_buffer_size=2)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     iterator = iter(grain.MapDataset.source(tasks).map(load).to_iter_dataset(read).mp_prefetch(options))
     try:

@@ -20,7 +20,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     try:
         image.load()  # Pillow opens a file and leaves the rest of it for now
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's readers raise whatever they run into, from OSError to TypeError
         raise InputError(f"image: cannot be decoded ({one_line(error)}); replace or remove it") from None
     if image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)

@@ -108,7 +108,7 @@ def check_float_model(model, function: str) -> None:
         raise InputError(f"{function} takes a float model, found {type(model).__name__}; load_model gives one")
 
 
-def check_finite(model: Model) -> None:
+def check_finite_params(model: Model) -> None:
     """Raises InputError where parameters are NaN or infinite, as `load_model` does for files."""
     flat = traverse_util.flatten_dict(model.params, sep="/")
     if broken := [path for path, x in flat.items() if not np.isfinite(x).all()]:

@@ -9,7 +9,7 @@ import numpy as np
 from psaq_jax import distributed, meshes
 from psaq_jax.checks import check_whole
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, check_finite, check_float_model, check_images, exact_products
+from psaq_jax.models.model import Model, check_finite_params, check_float_model, check_images, exact_products
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.sites import Ranges, observe
 
@@ -32,9 +32,9 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
       InputError: no float model, no images, images of another shape, or pixels that are not finite.
     """
     check_float_model(model, "calibrate")
-    check_finite(model)
+    check_finite_params(model)
     site_filter(recipe)  # which tells a wrong one before it is an argument of a compiled function
-    check_whole("batch_size", batch_size, 1)
+    batch_size = check_whole("batch_size", batch_size, 1)
     pixels = check_pixels(model, pixels)
     batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
     # Repeated images change no minimum, and compile nothing anew.

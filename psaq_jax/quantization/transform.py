@@ -19,7 +19,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.model import (
     Classifier,
     Model,
-    check_finite,
+    check_finite_params,
     check_float_model,
     check_images,
     exact_products,
@@ -135,7 +135,7 @@ def quantize(
         recipe "paper", which has none.
     """
     check_float_model(model, "quantize")
-    check_finite(model)
+    check_finite_params(model)
     is_wanted = site_filter(recipe)
     options = _checked_options(options, recipe, images)
     bits, wanted = bits_by_layer(model.params, weight_bits, options), []

@@ -6,9 +6,11 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -82,7 +84,23 @@ def test_a_network_that_fails_at_the_end_is_tried_again(url, error, times, monke
     assert set(objects(url)) == {"results.json", ".index.json"}
 
 
-@pytest.mark.parametrize("error, code", [(ConnectionError("gone"), 75), (PermissionError("no"), 2), (OSError("?"), 2)])
+class HttpError(Exception):
+    """As the clients of buckets have them: their kinds say little, the status does."""
+
+    def __init__(self, code, response=None):
+        super().__init__(f"status {code}")
+        self.code, self.response = code, response
+
+
+class TransportError(Exception):
+    """google.auth's, where it gets no token."""
+
+
+@pytest.mark.parametrize("error, code", [
+    (ConnectionError("gone"), 75), (socket.gaierror("no name"), 75), (TransportError("no token"), 75),
+    (HttpError(503), 75), (HttpError(429), 75), (HttpError(None, types.SimpleNamespace(status_code=502)), 75),
+    (HttpError(403), 2), (HttpError(None), 2), (PermissionError("no"), 2), (OSError("?"), 2),
+])  # fmt: skip
 def test_a_bucket_that_stays_away_ends_the_job_with_the_code_for_it(url, error, code, monkeypatch):
     monkeypatch.setattr(buckets, "PAUSES", (0.0,))
 

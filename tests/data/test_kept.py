@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from psaq_jax.data import KeptDataset, load_dataset
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, TryAgain
 from psaq_jax.models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
@@ -137,6 +137,35 @@ def test_half_of_what_is_free_is_left_to_the_job(tree, monkeypatch):
     reads = count_reads(monkeypatch, dataset.source)
     check_same(dataset, kept)
     assert len(reads) == 14
+
+
+def test_what_cannot_be_read_back_is_try_again(tree, monkeypatch):
+    _, kept = opened(tree)
+    list(kept.batches(PREPROCESSING, 3))
+    os.ftruncate(kept._kept.descriptor, 5 * 8 * 8 * 3)
+    with pytest.raises(TryAgain, match=r"cannot be read \(it is cut short\)"):
+        list(kept.batches(PREPROCESSING, 3))
+
+
+def test_a_share_of_it_is_kept_too(tree, monkeypatch):
+    """As each of several processes has one."""
+    dataset, kept = opened(tree)
+    for indices in (range(3), range(3, 7)):
+        check_same(dataset.part(indices), kept.part(indices))
+    reads = count_reads(monkeypatch, dataset.source)
+    for indices in (range(3), range(3, 7)):
+        check_same(dataset.part(indices), kept.part(indices))
+    assert len(reads) == 7 and kept.part(range(3)).name == dataset.name
+
+
+def test_files_are_closed_with_their_data_sets(tree):
+    dataset, kept = opened(tree)
+    before = len(os.listdir("/proc/self/fd"))
+    list(kept.batches(PREPROCESSING, 3))
+    list(kept.batches(Preprocessing((6, 6), (0.0,) * 3, (1.0,) * 3), 3))
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    del kept
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_with_worker_processes(tree):

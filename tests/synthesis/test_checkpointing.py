@@ -209,11 +209,14 @@ def test_groups_that_only_another_job_needed_are_left_out(model, tmp_path):
             model, dataclasses.replace(CONFIG, num_images=count), seed=1, checkpoints=checkpoints
         )
         np.testing.assert_array_equal(found.images, whole.images[:count])
-    (part,) = checkpoints.finished(6 // 2)
-    parts = Checkpoints(tmp_path / "in_one")
-    parts.finish({name: value for name, value in part.items()} | {"first": np.int64(0)})
-    assert len(list(parts.finished())[0]["images"]) == 1
-    for each in (parts, checkpoints):
+    parts = list(checkpoints.finished())
+    in_one = Checkpoints(tmp_path / "in_one")  # as of four devices
+    in_one.finish({name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
+                  | {"first": np.int64(0), "seconds": np.float64(1)})  # fmt: skip
+    found = psaq_jax.synthesize(model, CONFIG, seed=1, checkpoints=in_one)
+    np.testing.assert_array_equal(found.images, whole.images[:6])
+    np.testing.assert_array_equal(found.history["loss"].shape, (CONFIG.iterations,))
+    for each in (in_one, checkpoints):
         each.close()
 
 

@@ -7,6 +7,8 @@ element it is what BRECQ (Li et al., ICLR 2021) weighs its errors with.
 Shapes: n images, b of a batch, r rows of one image (tokens, for softmax outputs heads and tokens).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,17 +49,24 @@ def by_batches(function, model: Model, images: np.ndarray, seed: int) -> dict[st
 def _importance(model: Model, images, key) -> dict[str, jax.Array]:
     """One batch's, {site: [b, r]}. The expected square over random weights is the sum of squares over the logits."""
     wanted = site_filter("default")
-    sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], images)
-    offsets = {name: jnp.zeros(y.shape, y.dtype) for name, y in sites.items() if wanted(name) and name != "input"}
-    gradients, seen = jax.grad(lambda offsets: combine(model, images, key, offsets), has_aux=True)(offsets)
+    gradients, seen = site_gradients(model, images, key, lambda name: wanted(name) and name != "input")
     return {name: _by_rows(name, seen[name], gradient, len(images)) for name, gradient in gradients.items()}
 
 
-def combine(model: Model, images, key, offsets: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(a random combination of each image's logits, all summed up, {site: its tensor}), with `offsets` added to sites.
+def site_gradients(
+    model: Model, images, key, wanted: Callable[[str], bool]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """({site: gradient of a random combination of each image's logits}, {site: its tensor}) of the wanted sites.
 
     What shifts all logits of an image alike changes no prediction, and moves nothing here.
     """
+    sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], images)
+    offsets = {name: jnp.zeros(y.shape, y.dtype) for name, y in sites.items() if wanted(name)}
+    return jax.grad(lambda offsets: _combine(model, images, key, offsets), has_aux=True)(offsets)
+
+
+def _combine(model: Model, images, key, offsets: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(the combinations, summed up, {site: its tensor}), with `offsets` added to sites."""
     seen = {}
 
     def tap(name, y):

@@ -15,10 +15,9 @@ import numpy as np
 
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import streaming
-from psaq_jax.quantization.importance import by_batches, combine
+from psaq_jax.quantization.importance import by_batches, site_gradients
 from psaq_jax.quantization.segments import Segment
 from psaq_jax.quantization.statistics import channels_last
-from psaq_jax.sites import record
 
 IMAGES = 64  # at most; their gradients at all blocks' outputs wait in memory
 COMBINATIONS = 2  # of the logits, an image
@@ -35,9 +34,7 @@ def block_gradients(model: Model, images: np.ndarray, seed: int = 0) -> dict[str
 
 @jax.jit
 def _block_gradients(model: Model, images, key) -> dict[str, jax.Array]:
-    sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*/residual2")[1], images)
-    offsets = {name: jnp.zeros(y.shape, y.dtype) for name, y in sites.items()}
-    return jax.grad(lambda offsets: combine(model, images, key, offsets)[0])(offsets)
+    return site_gradients(model, images, key, lambda name: name.endswith("/residual2"))[0]
 
 
 def output_moments(segment: Segment, params, x: np.ndarray, gradients: np.ndarray) -> dict[str, jax.Array]:

@@ -182,8 +182,8 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
 
 def gather_texts(texts: list[str]) -> list[str]:
     """The texts of all processes, in their order; none holds a zero byte."""
-    content = "".join(f"{text}\0" for text in texts).encode(errors="surrogateescape")  # file names are any bytes
-    return gather(np.frombuffer(content, np.uint8)).tobytes().decode(errors="surrogateescape").split("\0")[:-1]
+    content = "".join(f"{text}\0" for text in texts).encode(errors="surrogatepass")  # names are any bytes
+    return gather(np.frombuffer(content, np.uint8)).tobytes().decode(errors="surrogatepass").split("\0")[:-1]
 
 
 def check_same(what: str, text: str) -> None:

@@ -197,6 +197,6 @@ def test_alone_nothing_is_exchanged():
     rows = np.arange(3.0)
     assert distributed.gather(rows) is rows and distributed.any_of(False, True) == (False, True)
     assert distributed.share([1, 2, 3]) == [1, 2, 3] and distributed.own_part(5) == range(5)
-    for texts in (["a", "b"], ["caf\udce9.png: broken", "日本"], []):  # a file's name may be any bytes
+    for texts in (["a", "b"], ["caf\udce9.png: broken", "\ud800", "日本"], []):  # a file's name may be any bytes
         assert distributed.gather_texts(texts) == texts
     assert list(distributed.each_from_first([{"a": rows}])) == [{"a": rows}]

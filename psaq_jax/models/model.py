@@ -108,8 +108,9 @@ def check_float_model(model, function: str) -> None:
         raise InputError(f"{function} takes a float model, found {type(model).__name__}; load_model gives one")
 
 
-def check_finite_params(model: Model) -> None:
-    """Raises InputError where parameters are NaN or infinite, as `load_model` does for files."""
+def check_sound_model(model, function: str) -> None:
+    """The same, and where its parameters are NaN or infinite, as `load_model` does for files."""
+    check_float_model(model, function)
     flat = traverse_util.flatten_dict(model.params, sep="/")
     if broken := [path for path, x in flat.items() if not np.isfinite(x).all()]:
         found = f"{model.source or 'the model'}: parameters that are NaN or infinite in {first(broken)}"

@@ -9,7 +9,7 @@ import numpy as np
 from psaq_jax import distributed, meshes
 from psaq_jax.checks import check_whole
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Model, check_finite_params, check_float_model, check_images, exact_products
+from psaq_jax.models.model import Model, check_images, check_sound_model, exact_products
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.sites import Ranges, observe
 
@@ -31,8 +31,7 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
     Raises:
       InputError: no float model, no images, images of another shape, or pixels that are not finite.
     """
-    check_float_model(model, "calibrate")
-    check_finite_params(model)
+    check_sound_model(model, "calibrate")
     site_filter(recipe)  # which tells a wrong one before it is an argument of a compiled function
     batch_size = check_whole("batch_size", batch_size, 1)
     pixels = check_pixels(model, pixels)

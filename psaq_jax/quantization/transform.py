@@ -16,15 +16,7 @@ from flax import traverse_util
 from psaq_jax.checksums import checksum
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import (
-    Classifier,
-    Model,
-    check_finite_params,
-    check_float_model,
-    check_images,
-    exact_products,
-    in_float32,
-)
+from psaq_jax.models.model import Classifier, Model, check_images, check_sound_model, exact_products, in_float32
 from psaq_jax.models.names import first
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.progress import Progress
@@ -134,8 +126,7 @@ def quantize(
       InputError: impossible bits, images of another shape, ranges that don't fit the model's sites, or options for
         recipe "paper", which has none.
     """
-    check_float_model(model, "quantize")
-    check_finite_params(model)
+    check_sound_model(model, "quantize")
     is_wanted = site_filter(recipe)
     options = _checked_options(options, recipe, images)
     bits, wanted = bits_by_layer(model.params, weight_bits, options), []

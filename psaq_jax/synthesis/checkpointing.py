@@ -80,9 +80,9 @@ class Checkpoints:
         Raises:
           TryAgain: the system cannot read it now (a failing network disk, no right to); it stays.
         """
-        import orbax.checkpoint as ocp
-
         for step in sorted(self._steps(), reverse=True):  # two, where a kill kept the older one from its removal
+            import orbax.checkpoint as ocp  # not where there is nothing to restore, as in all processes but the first
+
             path = self.directory / "running" / str(step)
             try:
                 tree = checksums.remove(self._manager.restore(step, args=ocp.args.StandardRestore()))

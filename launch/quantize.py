@@ -19,6 +19,8 @@ import psaq_jax
 from launch import config as launch_config
 from psaq_jax import distributed, files, machine, pipeline, report
 from psaq_jax.quantization.integer_plan import plan
+from psaq_jax.quantization.recipes import read_recipe
+from psaq_jax.report.metrics import SHOWN
 from psaq_jax.report.writing import write_pictures
 from psaq_jax.results import begin_results, run_name, stored_sizes
 from psaq_jax.synthesis_job import synthesize_for_job
@@ -47,7 +49,7 @@ def quantize(config, model, dataset, workdir):
     examples = pipeline.examples(config, dataset, held_out, workdir)
     float_logits, labels = examples.logits(model, config.batch_size, launch_config.bar("float"))
     spent("evaluation of the float model")
-    results = begin_results(config, result, held_out, float_logits, labels, dataset)
+    results = begin_results(config, result, held_out, sets, float_logits, labels, dataset)
     done = finished_runs(workdir)
     for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar, done):
         name = run_name(run)
@@ -67,7 +69,7 @@ def quantize(config, model, dataset, workdir):
     files.write_json(workdir / "results.json", results)
     written = {"results": workdir / "results.json"} | write_pictures(workdir, model, sets, result)
     written["report"] = write_page(workdir, model, config, results, sets, result)
-    pictures = {name: model.preprocessing.denormalize(pixels) for name, pixels in sets.items()}
+    pictures = {name: model.preprocessing.denormalize(pixels[:SHOWN]) for name, pixels in sets.items()}
     report.write_metrics(workdir / "metrics", results, result.history, pictures)
     launch_config.LOG.info("\n%s", report.results_table(results))
     print(report.results_table(results, launch_config.color()))
@@ -93,9 +95,10 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     q = pipeline.of_first_process(psaq_jax.load_quantized(models / run_name(last)) if first else None)
     pixels = sets[last["calibration"]][:32]
     found = report.measure_sensitivity(model, q, pixels, launch_config.bar("sensitivity"))
+    recipe, _ = read_recipe(last["recipe"])
     page = report.render_page(
         results, model=model, images=sets, targets=result.labels, history=result.history,
-        ranges={name: psaq_jax.calibrate(model, pixels) for name, pixels in sets.items()},
+        ranges={name: psaq_jax.calibrate(model, pixels, recipe) for name, pixels in sets.items()},
         sensitivity=found, sensitivity_images=len(pixels), measured=last, config=dataclasses.asdict(config),
         command=f"python -m launch.quantize {shlex.join(sys.argv[1:])}",
         sizes=stored_sizes(model, models, results) if first else None, coverage=report.coverage_rows(plan(q)),

@@ -33,18 +33,26 @@ WHOLE = 2**30  # bytes
 def main():
     config = launch_config.read_job(CONFIG)
     model = pipeline.load_float(config)
+    outputs = choose_outputs(config, model)
     identity = config.identity(model)
     identity |= {"exact_pixels": True} if EXACT.value else {}  # shards of one data set hold the same
     with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
-        synthesize(config, model, workdir)
+        synthesize(config, model, workdir, *outputs)
 
 
-def synthesize(config, model, workdir):
+def choose_outputs(config, model) -> tuple[bool, bool]:
+    """Whether to write images/synthesized.npy, and the data set."""
     whole = config.synthesis.num_images * math.prod(model.image_shape) * 4 <= WHOLE if NPY.value is None else NPY.value
     many = config.synthesis.num_images > SHARD_IMAGES or (NPY.value is None and not whole)
     wanted = many if DATASET.value is None else DATASET.value
     if not whole and not wanted:
         raise InputError("neither images/synthesized.npy nor a data set would be written; add --npy or --dataset")
+    if EXACT.value and not wanted:
+        raise InputError("--exact_pixels is of the data set, which would not be written; add --dataset")
+    return whole, wanted
+
+
+def synthesize(config, model, workdir, whole, wanted):
     writer = open_writer(config, model, workdir) if wanted and distributed.is_first() else None
     for part in all_at_once(config, model, workdir) if whole else one_by_one(config, model, workdir, writer):
         if part["first"] == 0:

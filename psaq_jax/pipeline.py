@@ -105,7 +105,7 @@ def check_data(dataset: Dataset | None, model: Model | QuantizedModel) -> None:
 
 def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None, synthesized) -> dict[str, np.ndarray]:
     """{name: normalised images}: as many noise and real images as synthesized ones; real only where there is data, and
-    as many as it has (`results.calibrated_on`)."""
+    at most as many as it has."""
     count, sets = config.synthesis.num_images, {}
     for name in config.calibration:
         if name == "synthesized":

@@ -15,8 +15,9 @@ from psaq_jax.synthesis.driver import SynthesisResult
 
 
 def begin_results(
-    config: JobConfig, result: SynthesisResult, held_out: np.ndarray, float_logits, labels, dataset: Dataset | None
-) -> dict:
+    config: JobConfig, result: SynthesisResult, held_out: np.ndarray, sets: dict[str, np.ndarray], float_logits, labels,
+    dataset: Dataset | None,
+) -> dict:  # fmt: skip
     """What results.json says before anything is quantized; `labels`: None without a data set."""
     base = None if labels is None else metrics(float_logits, labels)._asdict()
     broken = skipped(dataset)
@@ -27,8 +28,8 @@ def begin_results(
         **({"skipped": broken} if broken else {}),
         "runs": [],
         "synthesis": synthesis_summary(config.synthesis, result, held_out),
-        "evaluated_on": evaluated_on(config, base),
-        "calibrated_on": calibrated_on(config, dataset),
+        "evaluated_on": evaluated_on(config, base, dataset),
+        "calibrated_on": calibrated_on({name: len(pixels) for name, pixels in sets.items()}, dataset),
     }
 
 
@@ -38,27 +39,23 @@ def skipped(dataset: Dataset | None) -> list[str]:
     return [message for split in splits if split is not None for message in split.skipped]
 
 
-def evaluated_on(config: JobConfig, base: dict | None) -> dict:
-    """{"images": how many images figures are of, "kind": "data" or, held out from calibration, "synthesized"}.
+def evaluated_on(config: JobConfig, base: dict | None, dataset: Dataset | None) -> dict:
+    """{"images": how many images figures are of, "kind": "data" or, held out from calibration, "synthesized"}, and
+    "skipped", how many of the data set are broken, where any is.
 
     Args:
       base: the float model's figures; None without a data set.
     """
     if base is None:
         return {"images": config.synthesis.group_size, "kind": "synthesized"}
-    return {"images": base["examples"], "kind": "data"}
+    broken = len(dataset) - base["examples"]
+    return {"images": base["examples"], "kind": "data"} | ({"skipped": broken} if broken else {})
 
 
-def calibrated_on(config: JobConfig, dataset: Dataset | None) -> dict[str, dict]:
+def calibrated_on(images: dict[str, int], dataset: Dataset | None) -> dict[str, dict]:
     """{calibration set: {"images": how many, "evaluated": whether they are of those that figures are of}}."""
-    count, found = config.synthesis.num_images, {}
-    for name in config.calibration:
-        if name != "real":
-            found[name] = {"images": count, "evaluated": False}
-        elif dataset is not None:
-            images = min(count, len(dataset.for_calibration) - len(dataset.for_calibration.skipped))
-            found[name] = {"images": images, "evaluated": dataset.train is None}
-    return found
+    seen = dataset is not None and dataset.train is None
+    return {name: {"images": count, "evaluated": seen and name == "real"} for name, count in images.items()}
 
 
 def synthesis_summary(config: SynthesisConfig, result: SynthesisResult, held_out: np.ndarray) -> dict:

@@ -39,6 +39,7 @@ FREE = (
     "model", "models", "seed", "seeds", "calibration", "quantization", "data_workers", "data_errors", "distillation",
 )  # fmt: skip
 FIGURES = ("top1", "top5", "loss", "agreement")  # of a cell
+IMAGES = "calibration_images"  # of a cell: how many; cells of earlier versions have no such number
 
 
 def run_sweep(
@@ -128,12 +129,13 @@ class _Cells:
                 if path.exists():
                     runs.append(_read(path, dict(zip(words, cell, strict=True), seed=seed), FIGURES))
         base = self.float_figures() if runs else None
+        images = {run["calibration"]: run[IMAGES] for run in runs if IMAGES in run}
         return {
             "model": self.source,
             "float": base,
             "runs": runs,
-            "evaluated_on": results.evaluated_on(self.config, base),
-            "calibrated_on": results.calibrated_on(self.config, self.dataset),
+            "evaluated_on": results.evaluated_on(self.config, base, self.dataset),
+            "calibrated_on": results.calibrated_on(images, self.dataset),
         }
 
     def compute(self, config: SweepConfig, cells: list):
@@ -157,11 +159,12 @@ class _Cells:
             bits = tuple(bits for *_, bits in group)
             quantization = dataclasses.replace(config.quantization, bits=bits, recipe=recipe)
             some = dataclasses.replace(config, calibration=(calibration,), quantization=quantization)
-            synthesis = {"synthesis_seconds": result.seconds if calibration == "synthesized" else None}
+            shared = {"synthesis_seconds": result.seconds if calibration == "synthesized" else None}
+            shared[IMAGES] = len(sets[calibration])
             for run, q in self.quantized(some, title, sets[calibration]):
                 bar = self.bars(f"{title} {run['bits']}-{recipe}-{calibration}")
                 scores = pipeline.score(q, examples, float_logits, config.batch_size, bar)
-                yield (recipe, calibration, run["bits"]), run | synthesis | scores
+                yield (recipe, calibration, run["bits"]), run | shared | scores
 
     def quantized(
         self, config: SweepConfig, title: str, pixels: np.ndarray

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from psaq_jax import sweep, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
@@ -14,6 +15,7 @@ from psaq_jax.data import pipeline
 from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
 from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.report import summary_line
 from psaq_jax.sweep import run_sweep
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -211,6 +213,27 @@ def test_other_data_behind_the_same_path_is_refused(tmp_path):
         run_sweep(small, tmp_path / "run")
     np.savez(tmp_path / "images.npz", images=images, labels=labels)
     run_sweep(small, tmp_path / "run")
+
+
+def test_broken_images_are_counted_by_every_start(tmp_path):
+    for number in range(10):
+        folder = tmp_path / "images" / str(number)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (25 * number,) * 3).save(folder / "a.png")
+    for number in (2, 5):
+        (tmp_path / "images" / str(number) / "a.png").write_bytes(b"")
+    synthesis = SynthesisConfig(num_images=16, group_size=16, iterations=1)
+    some = config(
+        f"folder:{tmp_path / 'images'}", data_errors="skip", seeds=(0,), calibration=("noise", "real"),
+        quantization=QuantizationConfig(("w8a8",)), synthesis=synthesis,
+    )  # fmt: skip
+    for _ in range(2):  # the second reads no image
+        (results,) = run_sweep(some, tmp_path / "run")
+        assert results["evaluated_on"] == {"images": 8, "kind": "data", "skipped": 2}
+        assert results["calibrated_on"] == {
+            "noise": {"images": 16, "evaluated": False}, "real": {"images": 8, "evaluated": True},
+        }  # fmt: skip
+        assert "2 broken images were skipped" in summary_line(results)
 
 
 def test_another_models_weights_under_the_same_name_are_refused(data, tmp_path, monkeypatch):

@@ -123,8 +123,8 @@ def quantize(
       progress: of recipe "default", called as progress(parts of the model done, all).
       folder: where a reconstruction keeps finished blocks: the same call after being killed goes on behind them.
     Raises:
-      InputError: impossible bits, images of another shape, ranges that don't fit the model's sites, or options for
-        recipe "paper", which has none.
+      InputError: impossible bits, images of another shape, ranges that don't fit the model's sites, or images or
+        options for recipe "paper", which takes none.
     """
     check_sound_model(model, "quantize")
     is_wanted = site_filter(recipe)
@@ -158,8 +158,9 @@ def _checked_options(options: DefaultRecipe | None, recipe: str, images) -> Defa
     if not isinstance(options, DefaultRecipe | None):
         raise InputError(f"options are {type(options).__name__}, expected a DefaultRecipe, such as {DefaultRecipe()!r}")
     if recipe == "paper":
-        if options is not None:
-            raise InputError('options are of recipe "default", and the recipe is "paper"; give recipe="default"')
+        for name, given in (("options", options), ("images", images)):
+            if given is not None:
+                raise InputError(f'{name} are of recipe "default", and the recipe is "paper"; give recipe="default"')
         return None
     options = options or DefaultRecipe()
     return options.without_images() if images is None else options

@@ -7,15 +7,14 @@ kernel, so all measurements and all bit-widths share one compilation.
 import re
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from psaq_jax.evaluation import agreement
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.progress import Progress
+from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.calibration import calibrate, check_pixels
 from psaq_jax.quantization.transform import QuantizedModel, check_same_architecture, dequantize_params, quantize
 from psaq_jax.sites import apply_with_tap
@@ -49,10 +48,10 @@ def measure_sensitivity(
     Takes one forward pass of all images for each site, kernel and block.
 
     Args:
-      quantized: of `quantize(model, ...)`: its bits and, in recipe "paper", its grids are what is measured.
-        Other recipes rewrite what surrounds a kernel (folded LayerNorms, corrected biases), so that no kernel
-        means anything alone: they are measured on recipe "paper" at the same bits, with ranges of `pixels`, and
-        not everything at once, which would be another model.
+      quantized: of `quantize(model, ...)`: its sites, its bits and, in recipe "paper", its grids are what is measured.
+        Recipe "default" rewrites what surrounds a kernel (folded LayerNorms, corrected biases), so that no kernel
+        means anything alone: it is measured on what it makes of ranges alone, those of `pixels`, and not everything
+        at once, which would be another model.
       pixels: [n, height, width, 3] normalised: images like those of calibration, best not the same ones.
         (Noise against ranges of synthesized images measures how these clip it, and little else.)
       progress: called as progress(measurements done, measurements in all).
@@ -65,11 +64,10 @@ def measure_sensitivity(
     pixels = check_pixels(model, pixels)
     own_grids = quantized.recipe == "paper"
     if not own_grids:
-        bits = quantized.weight_bits
-        if not isinstance(bits, int):  # mixed precision
-            bits = {path.removesuffix("/kernel"): own for path, own in quantized.kernel_bits}
-        quantized = quantize(model, calibrate(model, pixels), bits, quantized.activation_bits, recipe="paper")
-    sites, kernels = tuple(quantized.sites), kernel_paths(model)
+        bits, recipe = {path.removesuffix("/kernel"): own for path, own in quantized.kernel_bits}, quantized.recipe
+        ranges, options = calibrate(model, pixels, recipe), quantized.options
+        quantized = quantize(model, ranges, bits, quantized.activation_bits, recipe, options=options)
+    sites, kernels = tuple(quantized.sites), kernel_paths(quantized)
 
     def logits(some_sites, some_kernels):
         site_switches = {name: name in some_sites for name in sites}
@@ -100,20 +98,10 @@ def sqnr_db(reference: np.ndarray, logits: np.ndarray) -> float:
     return float(10 * np.log10(max(signal, np.finfo(np.float64).tiny) / error))
 
 
-def kernel_paths(model: Model) -> tuple[str, ...]:
-    """Paths of all Dense and convolution kernels, such as "block_0/mlp/dense1", in running order."""
-    flat = traverse_util.flatten_dict(model.params, sep="/")
-    kernels = [path.removesuffix("/kernel") for path in flat if path.rpartition("/")[2] == "kernel"]
-    calls = {}
-
-    def interceptor(next_fun, args, kwargs, context):
-        calls.setdefault("/".join(context.module.path), len(calls))
-        return next_fun(*args, **kwargs)
-
-    pixels = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    with nn.intercept_methods(interceptor):
-        jax.eval_shape(lambda params, x: model.module.apply({"params": params}, x), model.params, pixels)
-    return tuple(sorted(kernels, key=lambda path: calls.get(path, len(calls))))
+def kernel_paths(q: QuantizedModel) -> tuple[str, ...]:
+    """The layers with a quantized kernel, such as "block_0/mlp/dense1", in running order."""
+    kernels = dict(q.kernel_bits)
+    return tuple(product.name for product in integer_plan.plan(q) if f"{product.name}/kernel" in kernels)
 
 
 def block_of(name: str) -> str | None:

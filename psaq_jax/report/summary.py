@@ -27,7 +27,7 @@ def summary_line(results: dict) -> str:
 
 
 def _skipped(results: dict) -> list[str]:
-    count = len(results.get("skipped") or ())
+    count = len(results.get("skipped") or ()) or (results.get("evaluated_on") or {}).get("skipped", 0)
     return [f"{count} broken image{'s were' if count > 1 else ' was'} skipped"] if count else []
 
 

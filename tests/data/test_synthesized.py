@@ -188,5 +188,7 @@ def test_the_job_writes_it(tmp_path):
     assert (tmp_path / "images" / "synthesized.png").exists() and not (tmp_path / "images" / "synthesized.npy").exists()
     done = subprocess.run([*command, "--exact_pixels"], timeout=600, **jobs.settings())
     assert done.returncode == 2 and "exact_pixels is missing there and True now" in done.stderr
+    done = subprocess.run([*command, "--exact_pixels", "--nodataset", "--npy"], timeout=600, **jobs.settings())
+    assert done.returncode == 2 and "--exact_pixels is of the data set, which would not be written" in done.stderr
     done = subprocess.run([*command, "--nodataset"], timeout=600, **jobs.settings())
     assert done.returncode == 2 and "neither images/synthesized.npy nor a data set would be written" in done.stderr

@@ -5,8 +5,10 @@ import pytest
 
 import psaq_jax
 from psaq_jax.errors import InputError
+from psaq_jax.quantization.transform import kernel_sizes
 from psaq_jax.report import measure_sensitivity
 from psaq_jax.report.sensitivity import agreement, block_of, kernel_paths, sqnr_db
+from tests.quick_recipe import QUICK
 from tests.report.samples import image_sets
 
 
@@ -70,8 +72,14 @@ def test_other_bits_compile_nothing_and_more_bits_lose_less(vit, ranges, pixels,
 
 
 def test_recipes_that_fold_are_measured_on_plain_grids(vit, pixels, found):
-    q = psaq_jax.quantize(vit, psaq_jax.calibrate(vit, pixels, "default"), 4, 4, recipe="default")
-    assert measure_sensitivity(vit, q, pixels) == found[:-1]  # everything at once is another model
+    q = psaq_jax.quantize(vit, None, 4, 4, recipe="default", images=pixels, options=QUICK)
+    ours = measure_sensitivity(vit, q, pixels)
+    assert {s.name for s in ours if s.kind == "activations"} == q.sites.keys()  # no residual sums
+    assert "all" not in {s.kind for s in ours}  # everything at once is another model
+    weights, plain = ({s.name: s for s in some if s.kind == "weights"} for some in (ours, found))
+    ends = {"patch_embedding", "head"}  # which have 8 bits
+    assert {name for name in weights if weights[name] != plain[name]} == ends
+    assert all(weights[name].sqnr_db > plain[name].sqnr_db + 15 for name in ends)
 
 
 def test_swin_and_progress(swin):
@@ -81,7 +89,9 @@ def test_swin_and_progress(swin):
     found = measure_sensitivity(swin, q, pixels, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i + 1, len(found)) for i in range(len(found))]
     assert "stage_1/block_1" in [s.name for s in found if s.kind == "block"]
-    assert kernel_paths(swin)[0] == "patch_embedding" and kernel_paths(swin)[-1] == "head"
+    kernels = kernel_paths(q)
+    assert kernels[0] == "patch_embedding" and kernels[-1] == "head"
+    assert sorted(kernels) == sorted(kernel_sizes(swin.params))
 
 
 def test_refuses_another_model(vit, swin, ranges, pixels):

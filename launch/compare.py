@@ -11,8 +11,6 @@ Killed at any moment, the same command goes on.
 """
 
 import os
-import shlex
-import sys
 
 from absl import flags
 
@@ -42,9 +40,8 @@ def main():
             "--baseline_iterations and --baseline_device are of a run of the release; give --baseline_dir and "
             "--baseline_python too, or leave them out"
         )
-    command = f"python -m launch.compare {shlex.join(sys.argv[1:])}"
     with local_folder(WORKDIR.value) as workdir:
-        compare(config, workdir, command)
+        compare(config, workdir, launch_config.command())
 
 
 def compare(config, workdir, command):

@@ -70,6 +70,11 @@ def read_job(holder: flags.FlagHolder, kind: type = config.JobConfig, expected: 
     return config.from_mapping(kind, holder.value.to_dict())
 
 
+def command() -> str:
+    """What was typed, for the reports."""
+    return f"python -m launch.{pathlib.Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}"
+
+
 def run(main: Callable[[], None], several: bool = False) -> None:
     """Parses the flags and runs `main`. Bad input ends with one line on the console and exit code 2.
 

@@ -35,10 +35,11 @@ def distill(config, model, dataset, workdir):
     seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar
     result, held_out = synthesize_for_job(config, model, workdir, bar("synthesize"), seconds)
     files.write_npy(workdir / "images" / "synthesized.npy", result.images)
-    write_images(workdir / "images", model, {"synthesized": result.images}, result.labels)
+    sets = {"synthesized": result.images}
+    write_images(workdir / "images", model, sets, result.labels)
     examples = pipeline.examples(config, dataset, held_out, workdir)
     float_logits, labels = examples.logits(model, config.batch_size, bar("float"))
-    results = begin_results(config, result, held_out, float_logits, labels, dataset)
+    results = begin_results(config, result, held_out, sets, float_logits, labels, dataset)
     for run, q in job.students(config, model, result.images, workdir, bar, seconds):
         folder = workdir / "quantized" / run_name(run)
         scores = pipeline.score(q, examples, float_logits, config.batch_size, bar(folder.name))

@@ -21,7 +21,9 @@ from psaq_jax.export.stablehlo import PLACES, export_stablehlo
 from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.workdir import results_folder
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "A file in configs/; only `model` is read.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/demo.py", "A file in configs/; only `model`, `image_size` and `revision` are read."
+)
 FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of the exported file.")
 EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a quantized model in StableHLO.")
 WEIGHTS = flags.DEFINE_enum("weights", "inside", PLACES, "Where StableHLO's weights are: in its file or beside it.")

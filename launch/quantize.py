@@ -10,8 +10,6 @@ checkpoints, and behind the models that it has saved.
 import dataclasses
 import json
 import pathlib
-import shlex
-import sys
 
 from absl import flags
 
@@ -100,9 +98,8 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
         results, model=model, images=sets, targets=result.labels, history=result.history,
         ranges={name: psaq_jax.calibrate(model, pixels, recipe) for name, pixels in sets.items()},
         sensitivity=found, sensitivity_images=len(pixels), measured=last, config=dataclasses.asdict(config),
-        command=f"python -m launch.quantize {shlex.join(sys.argv[1:])}",
+        command=launch_config.command(),
         sizes=stored_sizes(model, models, results) if first else None, coverage=report.coverage_rows(plan(q)),
-        seconds=results["seconds"], peak_memory_bytes=results["peak_memory_bytes"],
     )  # fmt: skip
     return files.write_text(workdir / "report.html", page)
 

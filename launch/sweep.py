@@ -10,8 +10,6 @@ any moment, the same command goes on; with more seeds, models or bits it compute
 
 import dataclasses
 import pathlib
-import shlex
-import sys
 
 from absl import flags
 
@@ -46,8 +44,7 @@ def run_sweep(config, workdir):
 def write_page(workdir, config, result) -> pathlib.Path:
     page = report.render_page(
         result | describe_machine(), model=pipeline.load_float(config, result["model"]),
-        config=dataclasses.asdict(config),
-        command=f"python -m launch.sweep {shlex.join(sys.argv[1:])}",
+        config=dataclasses.asdict(config), command=launch_config.command(),
     )  # fmt: skip
     return files.write_text(workdir / sweep.slug(result["model"]) / "report.html", page)
 

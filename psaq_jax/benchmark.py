@@ -112,7 +112,7 @@ def measure(
 
     `profile` is a folder to write a trace of the step to, for XProf and Perfetto; it is taken after the timing.
     """
-    model = case_model(name).with_dtype(jnp.dtype(dtype))
+    model = case_model(name).with_dtype(dtype)
     config = SynthesisConfig(num_images=batch_size, group_size=batch_size)
     state = jax.jit(functools.partial(initial_group, model, config))(0, 0)
     began = time.perf_counter()
@@ -129,16 +129,16 @@ def measure(
     result = {
         "model": name, "batch_size": batch_size, "device": device_name(), "dtype": dtype,
         **environment(dtype),
-        **_spread("seconds_per_iteration", [t.wall for t in steps]),
-        **_spread("model_pass_seconds", [t.wall for t in floors]),
-        **_spread("overhead_ratio", [a.wall / b.wall for a, b in zip(steps, floors, strict=True)]),
+        **spread("seconds_per_iteration", [t.wall for t in steps]),
+        **spread("model_pass_seconds", [t.wall for t in floors]),
+        **spread("overhead_ratio", [a.wall / b.wall for a, b in zip(steps, floors, strict=True)]),
         "peak_memory_bytes": peak_memory(step),
         "process_peak_bytes": peak_process_memory(),
         "compile_seconds": compile_seconds, "repeats": repeats, "iterations_per_repeat": length,
     }  # fmt: skip
     if device.platform == "cpu":
         ratios = [a.processor / b.processor for a, b in zip(steps, floors, strict=True)]
-        result |= _spread("processor_overhead_ratio", ratios)
+        result |= spread("processor_overhead_ratio", ratios)
     peak = next((v for kind, v in BF16_PEAK.items() if kind in device.device_kind), None)
     if isinstance(model.module, VisionTransformer):
         flops = 2 * forward_flops(model.module, batch_size)
@@ -225,7 +225,8 @@ def _time(compiled, model, state, length: int = 1) -> Seconds:
     return Seconds((time.perf_counter() - wall) / length, (time.process_time() - processor) / length)
 
 
-def _spread(name: str, values: list[float]) -> dict[str, float]:
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    """Median, least and greatest of times, or of their quotients."""
     return {
         name: statistics.median(values),
         f"{name}_min": float(np.min(values)),

@@ -38,8 +38,7 @@ def check_weight(field: str, value) -> None:
 
 
 def check_seed(seed, field: str = "seed") -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
-        raise InputError(f"{field} is {seed!r}, expected a whole number from 0 to 2147483647")
+    check_whole(field, seed, 0, 2**31 - 1)
 
 
 def check_types(prefix: str, settings) -> None:

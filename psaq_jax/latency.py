@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax.benchmark import LARGEST_BATCH, case_model, check_cases, peak_memory
+from psaq_jax.benchmark import LARGEST_BATCH, case_model, check_cases, peak_memory, spread
 from psaq_jax.checks import check_least
 from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError
@@ -101,7 +101,7 @@ def measure(
             model, seconds = models[execution], statistics.median(times[execution])
             row = {
                 "model": name, "device": device_name(), "batch_size": size, "execution": execution,
-                "seconds": seconds, "seconds_min": min(times[execution]), "seconds_max": max(times[execution]),
+                **spread("seconds", times[execution]),
                 "images_per_second": size / seconds, "times_float32": floats and seconds / floats,
                 "weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model)),
                 "peak_memory_bytes": peak_memory(compiled), "compile_seconds": compile_seconds, "repeats": repeats,

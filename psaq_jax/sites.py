@@ -6,6 +6,7 @@ tensor. Taps are closures that live for one trace, so they compose with jit, gra
 """
 
 import fnmatch
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -74,13 +75,20 @@ def observe(module: nn.Module, params, pixels, wanted: Callable[[str], bool] = l
 
 
 def site_names(module: nn.Module, params, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """The names of all sites in running order; nothing is computed (abstract evaluation)."""
+    """The names of all sites in running order; nothing is computed (abstract evaluation, once a model)."""
+    leaves, structure = jax.tree.flatten(params)
+    return _site_names(module, structure, tuple((x.shape, x.dtype) for x in leaves), image_shape)
+
+
+@functools.lru_cache(maxsize=16)
+def _site_names(module, structure, shapes, image_shape) -> tuple[str, ...]:
     names = []
 
     def tap(name, x):
         names.append(name)
         return x
 
+    params = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
     pixels = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     jax.eval_shape(lambda p, x: apply_with_tap(module, p, x, tap), params, pixels)
     return tuple(names)

@@ -171,7 +171,8 @@ class _Cells:
     ) -> Iterator[tuple[dict, QuantizedModel]]:
         """Yields (run fields with the wall time, quantized model) at every pair of bit-widths of one recipe.
 
-        "quantization_seconds" are those of calibration, recipe and distillation in this process, compilation included.
+        "quantization_seconds" are those of calibration, recipe and distillation in this process, with compilation and
+        what serves all bits (`preparation`): the first bits take longest.
         """
         (recipe,), (calibration,) = config.quantization.recipes, config.calibration
         start = dataclasses.replace(config.quantization, recipe="default" if recipe == DISTILL else recipe)

@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
-import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax.config import JobConfig
@@ -36,7 +35,7 @@ def synthesize_for_job(
     count = config.synthesis.num_images
     spare = config.synthesis.group_size * (not config.data if hold_out is None else hold_out)
     settings = dataclasses.replace(config.synthesis, num_images=count + spare)
-    passes = model.with_dtype(jnp.dtype(config.dtype))
+    passes = model.with_dtype(config.dtype)
     with open_checkpoints(folder / "checkpoints", every_seconds) as checkpoints:
         result = synthesize(passes, settings, config.seed, progress, checkpoints=checkpoints)
     return result._replace(images=result.images[:count], labels=result.labels[:count]), result.images[count:]
@@ -55,7 +54,7 @@ def parts_for_job(
     Args:
       safe: the number of the first group that is not safe elsewhere; what comes before is not kept in FOLDER.
     """
-    passes = model.with_dtype(jnp.dtype(config.dtype))
+    passes = model.with_dtype(config.dtype)
     with open_checkpoints(folder / "checkpoints", every_seconds) as checkpoints:
         for part in synthesize_parts(
             passes, config.synthesis, config.seed, progress, checkpoints=checkpoints, first=safe()

@@ -61,10 +61,6 @@ MISUSES = {
     "options for the paper": (
         lambda model, ranges, q: psaq_jax.quantize(model, ranges, options=DefaultRecipe()), 'the recipe is "paper"'
     ),
-    "images for the paper": (
-        lambda model, ranges, q: psaq_jax.quantize(model, ranges, images=np.zeros((1, 32, 32, 3))),
-        'images are of recipe "default", and the recipe is "paper"; give recipe="default"',
-    ),
     "options of a dictionary": (
         lambda model, ranges, q: psaq_jax.quantize(model, ranges, options={"gptq": False}), "options are dict, expected"
     ),

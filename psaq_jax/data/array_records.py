@@ -6,13 +6,12 @@ Shards first, the description last: a data set that is not whole cannot be opene
 import collections
 import io
 import pathlib
-import tempfile
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from PIL import Image
 
-from psaq_jax import checksums, files
+from psaq_jax import checksums, files, temporary
 from psaq_jax.errors import InputError, one_line
 from psaq_jax.extras import require
 
@@ -119,8 +118,7 @@ def write_description(directory, name: str, kinds, shards: Mapping[str, list[tup
     """
     tfds = require("tensorflow_datasets", "data")
     splits = []
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
+    with temporary.folder() as folder:
         for split, sizes in shards.items():
             records, stored = zip(*sizes, strict=True)
             splits.append(tfds.core.SplitInfo(name=split, shard_lengths=list(records), num_bytes=sum(stored)))

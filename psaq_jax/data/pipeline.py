@@ -2,9 +2,7 @@
 
 import functools
 import gc
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -12,8 +10,10 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image
 
+from psaq_jax import checksums
 from psaq_jax.checks import check_whole
 from psaq_jax.errors import InputError
+from psaq_jax.extras import require
 from psaq_jax.models.preprocessing import Preprocessing
 
 UNLABELLED = -1
@@ -85,8 +85,8 @@ class Dataset:
     def identity(self) -> dict:
         """What tells these images and labels from others behind the same spec, found without reading an image."""
         labels = None if self.labels is None else np.asarray(self.labels).tolist()
-        text = json.dumps([self.class_names, labels, self.source.stamps()])
-        own = {"examples": len(self), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        contents = checksums.of_json([self.class_names, labels, self.source.stamps()])
+        own = {"examples": len(self), "sha256": contents}
         return own | ({"train": self.train.identity()} if self.train else {})
 
     def part(self, indices: range) -> "Dataset":
@@ -202,12 +202,7 @@ def _run(load, tasks, workers):
     if not workers:
         yield from map(load, tasks)
         return
-    try:
-        import grain
-    except ImportError:
-        raise InputError(
-            'workers: grain is not installed; pip install "psaq_jax[data]", or use 0 workers'
-        ) from None
+    grain = require("grain", "data")
     if not flags.FLAGS.is_parsed():  # grain reads flags of its own, also where no absl program parsed any
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=min(workers, len(tasks)), per_worker_buffer_size=2)

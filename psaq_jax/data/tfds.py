@@ -8,6 +8,7 @@ import re
 from psaq_jax.data.decoding import decode
 from psaq_jax.data.pipeline import UNLABELLED
 from psaq_jax.errors import InputError, one_line
+from psaq_jax.extras import require
 
 BLOCK = 2**16  # bytes; array_record fills its files up to a multiple
 
@@ -119,11 +120,7 @@ def prepared_directory(name: str) -> pathlib.Path:
 
 
 def _builder(directory: str):
-    try:
-        import tensorflow_datasets as tfds
-        from google.protobuf import json_format
-    except ImportError:
-        raise InputError('tfds: tensorflow-datasets is not installed; pip install "psaq_jax[data]"') from None
+    tfds, json_format = require("tensorflow_datasets", "data"), require("google.protobuf.json_format", "data")
     try:
         builder = tfds.builder_from_directory(directory)
     except (FileNotFoundError, ValueError, KeyError, TypeError, json_format.Error) as error:

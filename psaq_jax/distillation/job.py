@@ -15,7 +15,6 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.pipeline import quantized_models, saved_model
 from psaq_jax.progress import Bars, Progress
-from psaq_jax.quantization.artefact import load_quantized
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
 from psaq_jax.results import run_name
@@ -51,17 +50,18 @@ def students(
     """
     models = workdir / "quantized"
     starts = [{"bits": bits, "recipe": "default", "calibration": "synthesized"} for bits in config.quantization.bits]
-    done = {name for name in map(run_name, starts) if saved_model(models / name) is not None}
+    saved = {name: saved_model(models / name) for name in map(run_name, starts)}
+    done = {name: start for name, start in saved.items() if start is not None}
     for run, q in quantized_models(config, model, {"synthesized": images}, workdir, bars, done):
-        start = load_quantized(models / run_name(run)) if q is None else q
+        start = done[run_name(run)] if q is None else q
         yield run, start
         run = run | {"recipe": DISTILL}
-        saved, folder = models / run_name(run), bits_folder(workdir, run["bits"])
-        student = saved_model(saved) if files.read_figures(folder / SUMMARY) else None
+        place, folder = models / run_name(run), bits_folder(workdir, run["bits"])
+        student = saved_model(place) if files.read_figures(folder / SUMMARY) else None
         if student is not None:
             yield run, student
         else:
-            shutil.rmtree(saved, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
             bar = bars(f"distill {run['bits']}")
             yield run, distill_for_job(config, model, start, images, folder, bar, every_seconds)
 

@@ -68,7 +68,7 @@ def weights(config: DistillationConfig, step: int) -> Weights:
     Adam's first steps are all of full length, whatever the gradient, and the start is too good for them.
     """
     rate = loop.learning_rate(1.0, step, config.steps // 10, config.steps)
-    return Weights(np.float32(config.feature_weight), np.float32(config.mixing), np.float32(rate))
+    return Weights(np.float32(config.feature_weight), np.float32(config.mixing), rate)
 
 
 def rates(config: DistillationConfig, sizes: Learned) -> Learned:

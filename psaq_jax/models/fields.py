@@ -1,6 +1,5 @@
 """Checked access to the fields of a config.json: what is wrong is named in one line, nothing guessed."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +93,6 @@ class Fields:
     def hidden(self, name: str, width: int) -> int:
         """int(width · ratio), the hidden width of a block whose config gives the ratio."""
         hidden = int(width * self.positive(name, LARGEST_HIDDEN))
-        if not 1 <= hidden <= LARGEST_HIDDEN or not math.isfinite(hidden):
+        if not 1 <= hidden <= LARGEST_HIDDEN:
             raise self.error(name, f"a ratio that makes a hidden width from 1 to {LARGEST_HIDDEN} of {width}")
         return hidden

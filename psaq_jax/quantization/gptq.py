@@ -42,8 +42,8 @@ def searched_scale(kernel, curvature, bits):
     return jnp.maximum(full * jnp.asarray(SHRINKS)[jnp.argmin(errors, axis=0)], LEAST_SCALE)
 
 
-@functools.partial(jax.jit, static_argnames="block")
-def gptq(kernel, hessian, scale, bits, damping, block: int = BLOCK):
+@jax.jit
+def gptq(kernel, hessian, scale, bits, damping):
     """Integer codes that (greedily) minimise tr((W − Ŵ)ᵀ H (W − Ŵ)).
 
     Args:
@@ -53,12 +53,12 @@ def gptq(kernel, hessian, scale, bits, damping, block: int = BLOCK):
       (codes float32 [i, o], target float32 [i, o]): codes are `target/scale` rounded and clipped, target being the
       weights after what earlier channels asked of them.
     """
-    order, rest, hessian = _in_order(kernel, hessian, damping, block)
+    order, rest, hessian = _in_order(kernel, hessian, damping)
     inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(hessian), jnp.eye(len(rest)))
     upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
 
     def columns(rest, start):
-        own, rows, square = _block(rest, upper, start, block)
+        own, rows, square = _block(rest, upper, start)
 
         def column(own, j):
             target = own[j]
@@ -66,15 +66,15 @@ def gptq(kernel, hessian, scale, bits, damping, block: int = BLOCK):
             error = (target - codes * scale) / square[j, j]
             return own - square[j][:, None] * error, (codes, target, error)
 
-        _, (codes, targets, errors) = jax.lax.scan(column, own, jnp.arange(block))
+        _, (codes, targets, errors) = jax.lax.scan(column, own, jnp.arange(BLOCK))
         return rest - jnp.matmul(rows.T, errors, precision="highest"), (codes, targets)
 
-    _, found = jax.lax.scan(columns, rest, jnp.arange(0, len(rest), block))
+    _, found = jax.lax.scan(columns, rest, jnp.arange(0, len(rest), BLOCK))
     return tuple(_put_back(x, order) for x in found)
 
 
-@functools.partial(jax.jit, static_argnames=("sweeps", "block"))
-def coordinate_descent(kernel, hessian, codes, scale, bits, damping, sweeps: int = SWEEPS, block: int = BLOCK):
+@functools.partial(jax.jit, static_argnames="sweeps")
+def coordinate_descent(kernel, hessian, codes, scale, bits, damping, sweeps: int = SWEEPS):
     """Codes and scales that no single change would better, or nearly: tr((W − Ŵ)ᵀ H (W − Ŵ)) never grows.
 
     Each sweep first finds every output channel's best scale for its codes, in closed form.
@@ -84,7 +84,7 @@ def coordinate_descent(kernel, hessian, codes, scale, bits, damping, sweeps: int
     Returns:
       (codes, target, scale [o]): codes are `target/scale` rounded and clipped.
     """
-    order, kernel, hessian = _in_order(kernel, hessian, damping, block)
+    order, kernel, hessian = _in_order(kernel, hessian, damping)
     codes = jnp.pad(codes[order], ((0, len(kernel) - len(codes)), (0, 0)))
     product = functools.partial(jnp.matmul, precision="highest")
 
@@ -96,7 +96,7 @@ def coordinate_descent(kernel, hessian, codes, scale, bits, damping, sweeps: int
 
         def columns(pull, found):  # pull: H (W − Ŵ)
             start, mine = found
-            own, rows, square = _block(pull, hessian, start, block)
+            own, rows, square = _block(pull, hessian, start)
 
             def column(own, j):
                 target = mine[j] * scale + own[j] / square[j, j]
@@ -104,10 +104,10 @@ def coordinate_descent(kernel, hessian, codes, scale, bits, damping, sweeps: int
                 change = (new - mine[j]) * scale
                 return own - square[j][:, None] * change, (new, target, change)
 
-            _, (new, targets, changes) = jax.lax.scan(column, own, jnp.arange(block))
+            _, (new, targets, changes) = jax.lax.scan(column, own, jnp.arange(BLOCK))
             return pull - product(rows.T, changes), (new, targets)
 
-        blocks = jnp.arange(0, len(kernel), block), codes.reshape(-1, block, codes.shape[1])
+        blocks = jnp.arange(0, len(kernel), BLOCK), codes.reshape(-1, BLOCK, codes.shape[1])
         _, (new, targets) = jax.lax.scan(columns, product(hessian, kernel - codes * scale), blocks)
         return (new.reshape(codes.shape), scale), targets
 
@@ -115,17 +115,17 @@ def coordinate_descent(kernel, hessian, codes, scale, bits, damping, sweeps: int
     return _put_back(codes, order), _put_back(targets[-1], order), scale
 
 
-def _block(values, matrix, start, block):
-    """Of `block` channels from `start` on: (their rows of the values, of the matrix, and their part of the matrix)."""
-    own, rows = (jax.lax.dynamic_slice_in_dim(x, start, block) for x in (values, matrix))
-    return own, rows, jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
+def _block(values, matrix, start):
+    """Of `BLOCK` channels from `start` on: (their rows of the values, of the matrix, and their part of the matrix)."""
+    own, rows = (jax.lax.dynamic_slice_in_dim(x, start, BLOCK) for x in (values, matrix))
+    return own, rows, jax.lax.dynamic_slice_in_dim(rows, start, BLOCK, axis=1)
 
 
-def _in_order(kernel, hessian, damping, block):
+def _in_order(kernel, hessian, damping):
     """(order [i], kernel, hessian): channels by falling curvature, damped, and filled up to whole blocks by channels
     that nothing depends on.
     """
-    diagonal, padding = jnp.diagonal(hessian), -len(kernel) % block
+    diagonal, padding = jnp.diagonal(hessian), -len(kernel) % BLOCK
     order = jnp.argsort(-diagonal)
     hessian = hessian[order][:, order] + jnp.eye(len(kernel)) * jnp.maximum(damping * diagonal.mean(), 1e-20)
     hessian = jnp.pad(hessian, ((0, padding), (0, padding)))

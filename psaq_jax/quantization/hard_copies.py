@@ -12,41 +12,35 @@ from flax import traverse_util
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import folding
 
+SHARE = 0.05  # of the channels; at least one of each kind
+LEAST, GREATEST = 10.0, 100.0  # factors
+TOKEN_OFFSET = 100.0
 
-def hard_copy(
-    model: Model,
-    seed: int = 0,
-    share: float = 0.05,
-    least: float = 10.0,
-    greatest: float = 100.0,
-    token_offset: float = 100.0,
-) -> Model:
+
+def hard_copy(model: Model) -> Model:
     """A model of the same function whose layers' inputs have outlier channels, and whose special tokens a high norm.
 
     In every block a share of the channels of both LayerNorms' outputs, of the values and of the keys (of a SwiGLU's
-    gated values too) is scaled up by `least` to `greatest` (log-uniform), and down again in the weights that take them
-    (for keys: in the queries).
-    Special tokens (class, distillation) get `token_offset` added to all channels alike, which every LayerNorm takes
-    off again: the residual stream has tokens of high norm, as registers of large backbones.
+    gated values too) is scaled up by 10 to 100 (log-uniform), and down again in the weights that take them (for keys:
+    in the queries). Special tokens (class, distillation) get 100 added to all channels alike, which every LayerNorm
+    takes off again: the residual stream has tokens of high norm, as registers of large backbones.
 
-    Args:
-      share: of the channels, 0..1; at least one channel of each.
     Returns:
       a model whose float logits differ from the original's by float32 rounding only.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
 
     def outliers(channels):
         factor = np.ones(channels, np.float32)
-        chosen = generator.choice(channels, max(1, round(share * channels)), replace=False)
-        factor[chosen] = np.exp(generator.uniform(np.log(least), np.log(greatest), len(chosen)))
+        chosen = generator.choice(channels, max(1, round(SHARE * channels)), replace=False)
+        factor[chosen] = np.exp(generator.uniform(np.log(LEAST), np.log(GREATEST), len(chosen)))
         return jnp.asarray(factor)
 
     params = model.params
     if "position_embedding" in params and "class_token" in params:
         special = 1 + int("distillation_token" in params)
         positions = jnp.asarray(params["position_embedding"])
-        params = {**params, "position_embedding": positions.at[:special].add(token_offset)}
+        params = {**params, "position_embedding": positions.at[:special].add(TOKEN_OFFSET)}
     for name in traverse_util.flatten_dict(params, sep="/"):
         if not name.endswith("attention/qkv/kernel"):
             continue

@@ -116,15 +116,16 @@ def quantize(
       activation_bits: 2 to 8; None leaves activations in floating point.
       recipe: "paper": as the release, the first and last layer included. "default": the inputs of every matrix product,
         and `options`.
-      images: for recipe "default", calibration pixels [n, height, width, 3], synthesized or real. Everything is then
-        chosen on them, ranges included. Without them: `ranges`, widened to hold zero, and weights to nearest. Or a
-        `preparation.prepare` of this model, such pixels and these options, which calls at other bits share.
+      images: for recipe "default" ("paper" has no use for them), calibration pixels [n, height, width, 3], synthesized
+        or real. Everything is then chosen on them, ranges included. Without them: `ranges`, widened to hold zero, and
+        weights to nearest. Or a `preparation.prepare` of this model, such pixels and these options, which calls at
+        other bits share.
       options: switches of recipe "default"; None: its defaults. Without images those that need some are off.
       progress: of recipe "default", called as progress(parts of the model done, all).
       folder: where a reconstruction keeps finished blocks: the same call after being killed goes on behind them.
     Raises:
-      InputError: impossible bits, images of another shape, ranges that don't fit the model's sites, or images or
-        options for recipe "paper", which takes none.
+      InputError: impossible bits, images of another shape, ranges that don't fit the model's sites, or options for
+        recipe "paper", which has none.
     """
     check_sound_model(model, "quantize")
     is_wanted = site_filter(recipe)
@@ -158,9 +159,8 @@ def _checked_options(options: DefaultRecipe | None, recipe: str, images) -> Defa
     if not isinstance(options, DefaultRecipe | None):
         raise InputError(f"options are {type(options).__name__}, expected a DefaultRecipe, such as {DefaultRecipe()!r}")
     if recipe == "paper":
-        for name, given in (("options", options), ("images", images)):
-            if given is not None:
-                raise InputError(f'{name} are of recipe "default", and the recipe is "paper"; give recipe="default"')
+        if options is not None:
+            raise InputError('options are of recipe "default", and the recipe is "paper"; give recipe="default"')
         return None
     options = options or DefaultRecipe()
     return options.without_images() if images is None else options

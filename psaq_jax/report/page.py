@@ -34,8 +34,6 @@ def render_page(
     sensitivity_images: int = 0,
     coverage: Sequence[Mapping[str, str]] | None = None,
     sizes: Mapping[str, int] | None = None,
-    seconds: Mapping[str, float] | None = None,
-    peak_memory_bytes: int | None = None,
     command: str = "",
     config: Mapping | None = None,
 ) -> str:
@@ -45,7 +43,8 @@ def render_page(
     security policy forbids that.
 
     Args:
-      results: percentages from 0 to 100; `runs` may hold any number of seeds.
+      results: percentages from 0 to 100; `runs` may hold any number of seeds; "seconds" are {phase: wall seconds},
+        "peak_memory_bytes" of the process or the device.
       model: the float model: needed for images, similarity maps and computed sizes.
       images: {"synthesized", "noise", "real": [n, h, w, 3] normalised, or None};
         the first 12 of each are shown, the first one's patch similarities.
@@ -56,12 +55,12 @@ def render_page(
       measured: which of the runs `sensitivity` and `coverage` are of: {"bits", "recipe", "calibration"}.
       coverage: of `coverage_rows`: {"name", "execution" ("integer" or "float"), "reason", "share" (may be missing)}.
       sizes: {"float32" first, then such as "w4a8": bytes} as measured on disk; None: computed from `model`.
-      seconds: {phase: wall seconds}; peak_memory_bytes: of the process or the device.
       command: the exact command line; config: the whole configuration.
     Raises:
       InputError: jinja2 or matplotlib is missing; the message names the extra.
     """
-    origin = {"seconds": dict(seconds or {}), "peak_memory_bytes": peak_memory_bytes, "command": command}
+    measured_too = {"seconds": results.get("seconds") or {}, "peak_memory_bytes": results.get("peak_memory_bytes")}
+    origin = measured_too | {"command": command}
     return (
         _environment()
         .get_template("page.html.jinja")

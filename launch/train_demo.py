@@ -19,6 +19,7 @@ from absl import flags
 
 from launch import config as launch_config
 from psaq_jax import training
+from psaq_jax.checks import check_seed
 from psaq_jax.checksums import checksum
 from psaq_jax.data.bundled import FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_split
@@ -34,7 +35,7 @@ EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training ima
 BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
 RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
-STATE = "training_state.npz"
+STATE, SETTINGS = "training_state.npz", "training_settings.json"
 SIZE = (28, 28)
 MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
 
@@ -50,6 +51,7 @@ def main():
         raise InputError("--output is empty, expected a folder to write the checkpoint to")
     if not 0 < RATE.value <= 1:
         raise InputError(f"--learning_rate is {RATE.value}, expected a number above 0, at most 1")
+    check_seed(SEED.value, "--seed")
     examples, test = load("train"), load("t10k")
     count = len(examples[0])
     if BATCH.value > count:
@@ -59,7 +61,7 @@ def main():
 
 
 def check_output(output: pathlib.Path) -> None:
-    if os.path.exists(output / "config.json") and not os.path.exists(output / STATE):
+    if os.path.exists(output / "config.json") and not os.path.exists(output / SETTINGS):
         raise InputError(f"--output={output}: has another model's config.json; choose another folder")
 
 
@@ -81,7 +83,7 @@ def train(images, labels, test, output: pathlib.Path) -> None:
         "epochs": EPOCHS.value, "batch_size": BATCH.value, "learning_rate": RATE.value, "seed": SEED.value,
         "images": checksum(images), "labels": checksum(labels),
     }  # fmt: skip
-    keep_settings(output / "training_settings.json", settings, "belongs to a training with", "choose another --output")
+    keep_settings(output / SETTINGS, settings, "belongs to a training with", "choose another --output")
     for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
         started = time.time()
         state, loss = train_epoch(step, state, images, labels, epoch)

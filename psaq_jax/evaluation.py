@@ -48,14 +48,14 @@ def evaluate(
     check_classes(dataset, tuple(getattr(model_or_q, "labels", None) or ()))
     check_labelled(dataset, getattr(model_or_q, "classes", None))
     shared = _Shared(dataset)
-    sums = np.zeros(4)
+    scores = np.zeros((0, 3))
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
-        seen = int(sums[3])
+        seen = len(scores)
         check_labels(labels, logits.shape[-1], dataset.name, lambda n, seen=seen: shared.own.names()[seen + n])
-        sums += [*(values.sum() for values in _scores(logits, labels)), len(labels)]
-    *sums, examples = shared.all_rows(sums[None]).sum(axis=0)
-    check_sound(int(examples), dataset)
-    return _metrics(sums, int(examples))
+        scores = np.concatenate([scores, _scores(logits, labels)])
+    scores = shared.all_rows(scores)
+    check_sound(len(scores), dataset)
+    return _metrics(scores)
 
 
 def collect_logits(
@@ -75,7 +75,7 @@ def collect_logits(
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
     """What `evaluate` would say, from logits [n, classes] and labels [n]."""
     check_labels(labels, logits.shape[-1])
-    return _metrics([values.sum() for values in _scores(logits, labels)], len(labels))
+    return _metrics(_scores(logits, labels))
 
 
 def predict_logits(model_or_q, pixels, batch_size: int = 250) -> np.ndarray:
@@ -197,17 +197,19 @@ def _batch_size(wanted: int, examples: int) -> int:
     return -(-min(wanted, examples) // devices) * devices
 
 
-def _metrics(sums, examples: int) -> Metrics:
-    right1, right5, loss = map(float, sums)
+def _metrics(scores: np.ndarray) -> Metrics:
+    """Of all images at once: the last digit of a sum depends on its order."""
+    right1, right5, loss = map(float, scores.sum(axis=0))
+    examples = len(scores)
     return Metrics(100 * right1 / examples, 100 * right5 / examples, loss / examples, examples)
 
 
-def _scores(logits, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per image: top-1 right, top-5 right, cross-entropy (float64). Of equal logits the first class wins."""
+def _scores(logits, labels) -> np.ndarray:
+    """[n, 3] float64: top-1 right, top-5 right, cross-entropy. Of equal logits the first class wins."""
     logits = np.asarray(logits, np.float64)
     own = np.take_along_axis(logits, labels[:, None], axis=-1)
     earlier = np.arange(logits.shape[-1]) < labels[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(axis=-1)
     highest = logits.max(axis=-1, keepdims=True)
     loss = np.log(np.exp(logits - highest).sum(axis=-1)) + (highest - own)[:, 0]
-    return rank < 1, rank < 5, loss
+    return np.stack([rank < 1, rank < 5, loss], axis=-1)

@@ -54,9 +54,7 @@ def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pa
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
-        ) from None
+        raise _unwritable(path, error) from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -78,6 +76,22 @@ def remove_unfinished(folder: pathlib.Path, lock: str, below: bool = True) -> No
             if name.startswith(UNFINISHED):
                 shutil.rmtree(os.path.join(root, name), ignore_errors=True)
         folders[:] = [name for name in folders if not os.path.exists(os.path.join(root, name, lock))]
+
+
+def _unwritable(path, error: OSError) -> InputError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    action = "free some space or choose another folder" if full else "choose another folder"
+    return InputError(f"{path}: cannot be written ({error.strerror or error}); {action}")
+
+
+def write_in_turn(folder: pathlib.Path, contents: Mapping[str, bytes]) -> list[pathlib.Path]:
+    """Writes files that belong together, {name: content}; none where there is no room for all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_space(folder, sum(map(len, contents.values())))
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return [write_bytes(folder / name, content) for name, content in contents.items()]
 
 
 def check_space(folder: str | os.PathLike, size: int) -> None:

@@ -34,7 +34,11 @@ def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
       InputError: another process works there, its config.json differs (naming the fields), or no right to write.
     """
     distributed.check_same(f"--workdir={path}'s run", json.dumps(config))
-    with local_folder(path) as folder, _locked(path, folder):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(local_folder(path))
+        if _is_models(folder / "config.json"):
+            raise InputError(f"--workdir={path}: has the config.json of a model; choose another folder")
+        stack.enter_context(_locked(path, folder))
         config = json.loads(json.dumps(config))
         _check_same(path, folder / "config.json", config)
         files.remove_unfinished(folder, LOCK)
@@ -113,6 +117,14 @@ def keep_settings(file: pathlib.Path, settings: Mapping, whose: str, action: str
     if changed:
         raise InputError(f"{file}: {whose} {', '.join(changed)}; {action}")
     files.write_json(file, settings)
+
+
+def _is_models(file: pathlib.Path) -> bool:
+    """Whether it is the config.json of a checkpoint or artefact."""
+    try:
+        return "model_type" in files.read_json(file, "")
+    except InputError:  # what it is of, if anything, the lock or `_check_same` tells
+        return False
 
 
 def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:

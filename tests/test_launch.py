@@ -270,6 +270,7 @@ def test_whatever_a_config_file_raises_is_one_line(tmp_path):
 @pytest.mark.parametrize("script, arguments, message", [
     ("train_demo", ("--learning_rate=nan", "--output=x"), "--learning_rate is nan, expected a number above 0"),
     ("train_demo", ("--output=",), "--output is empty, expected a folder"),
+    ("train_demo", ("--seed=9223372036854775808",), "--seed is 9223372036854775808, expected a whole number from 0 to"),
     ("train_demo", ("--epochs=2",), "flag --epochs=2: 2 is not integer >= 3"),
     ("build_demo_data", ("--data_dir=none",), "none/train-images-idx3-ubyte.gz: cannot be read"),
     ("build_demo_data", ("--output=",), "--output is empty, expected a folder"),
@@ -335,6 +336,10 @@ def test_a_training_shows_its_progress_and_goes_on(tmp_path):
     again = launch("train_demo", *given, config=None)
     assert again.returncode == 0 and "epoch" not in again.stderr, again.stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()} == written
+    (tmp_path / "output" / "training_state.npz").unlink()  # as is asked for where it is damaged
+    anew = launch("train_demo", *given, config=None)
+    assert anew.returncode == 0 and "epoch 3: 100%" in anew.stderr, anew.stderr
+    assert (tmp_path / "output" / "model.safetensors").read_bytes() == written["model.safetensors"]
 
 
 def test_a_damaged_state_of_a_training_is_refused(tmp_path):

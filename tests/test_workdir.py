@@ -40,6 +40,14 @@ def test_a_field_that_an_earlier_version_did_not_know_is_another_config(tmp_path
             pass
 
 
+def test_a_models_folder_is_no_jobs_and_stays_as_it_is(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": 224}')
+    with pytest.raises(InputError, match="has the config.json of a model; choose another folder"):
+        with open_workdir(tmp_path, CONFIG):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_second_run_at_once_is_refused(tmp_path):
     with open_workdir(tmp_path, CONFIG):
         with pytest.raises(InputError, match="another run is at work there"):

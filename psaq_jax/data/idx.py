@@ -10,13 +10,14 @@ from psaq_jax.errors import InputError
 
 
 def read_split(folder: str | pathlib.Path, split: str, side: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 [n, side, side], labels uint8 [n]) of FOLDER/SPLIT-images-idx3-ubyte.gz and its labels.
+    """(images uint8 [n, side, side], labels uint8 [n]) of FOLDER/SPLIT-images-idx3-ubyte and its labels, or of
+    these names with .gz.
 
     Raises:
       InputError: as `read_idx`; images of another size, no image, another number of labels, a label beyond the classes.
     """
-    images = read_idx(pathlib.Path(folder) / f"{split}-images-idx3-ubyte.gz")
-    labels = read_idx(pathlib.Path(folder) / f"{split}-labels-idx1-ubyte.gz")
+    images = read_idx(_found(folder, f"{split}-images-idx3-ubyte"))
+    labels = read_idx(_found(folder, f"{split}-labels-idx1-ubyte"))
     where, expected = f"{folder}: {split}", f"[n, {side}, {side}]"
     if not len(images) or images.shape[1:] != (side, side):
         raise InputError(f"{where} has images of shape {list(images.shape)}, expected {expected}; give others")
@@ -24,6 +25,11 @@ def read_split(folder: str | pathlib.Path, split: str, side: int, classes: int) 
         found = f"labels of shape {list(labels.shape)} up to {labels.max(initial=0)} for {len(images)} images"
         raise InputError(f"{where} has {found}, expected one below {classes} for each; give others")
     return images, labels
+
+
+def _found(folder: str | pathlib.Path, name: str) -> pathlib.Path:
+    plain = pathlib.Path(folder) / name
+    return plain if plain.exists() else plain.with_name(f"{name}.gz")
 
 
 def read_idx(path: str | pathlib.Path) -> np.ndarray:
@@ -38,9 +44,9 @@ def read_idx(path: str | pathlib.Path) -> np.ndarray:
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); expected a (gzipped) idx file of Fashion-MNIST"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        expected = "expected an idx file of Fashion-MNIST, gzipped or not; give the folder of its four files"
+        raise InputError(f"{path}: cannot be read ({reason}); {expected}") from None
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise InputError(
             f"{path}: starts with {raw[:4].hex()}, expected an idx file of unsigned bytes (000008..)"

@@ -53,11 +53,6 @@ def read_descriptions(folder) -> dict[str, dict]:
     return {name: x for name, x in found.items() if isinstance(x, dict) and isinstance(x.get("files"), dict)}
 
 
-def described_hash(path: pathlib.Path, format: str) -> str | None:
-    """The SHA-256 of a file that this format's last export into the folder wrote, by export.json; else None."""
-    return read_descriptions(path.parent).get(format, {"files": {}})["files"].get(path.name)
-
-
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

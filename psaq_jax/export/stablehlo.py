@@ -18,16 +18,17 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from psaq_jax import checksums, files
+from psaq_jax import files
 from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
-from psaq_jax.export.description import check_folder, described_hash, write_description
+from psaq_jax.export.description import check_folder, write_description
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.packing import pack
 from psaq_jax.quantization.transform import QuantizedModel
 
 FORMAT, FILE, WEIGHTS = "stablehlo", "model.stablehlo", "model.safetensors"
+MARK = {"format": FORMAT}  # of the weights
 PLATFORMS = ("cpu", "cuda", "tpu")
 PLACES = ("inside", "beside")
 
@@ -52,32 +53,30 @@ def export_stablehlo(
         raise InputError(f"platforms is {platforms!r}, expected some of {PLATFORMS}")
     check_folder(directory)
     path, beside = pathlib.Path(directory) / FILE, pathlib.Path(directory) / WEIGHTS
-    if weights == "beside":
-        _check_replaceable(beside)
+    if weights == "beside" and beside.exists() and not _is_exported(beside):
+        raise InputError(f"{beside}: is there and was not exported, it may be a model's; choose another folder")
     tensors = stored_arrays(model)
     content = stablehlo_bytes(model, tensors, weights, platforms)
     arguments = (tensors,) if weights == "beside" else ()
     loaded = export.deserialize(bytearray(content))
     checked = checking.check(lambda pixels: loaded.call(*arguments, pixels), model, path)
-    written = [files.write_bytes(path, content)]
+    contents = {FILE: content}
     if arguments:
-        written.insert(0, files.write_bytes(beside, safetensors.numpy.save(tensors)))
-    else:
-        _remove_exported(beside)
+        contents = {WEIGHTS: safetensors.numpy.save(tensors, MARK)} | contents
+    written = files.write_in_turn(path.parent, contents)
+    if not arguments and _is_exported(beside):
+        beside.unlink()
     more = {"platforms": list(platforms), "weights": weights}
     return [*written, write_description(directory, model, FORMAT, written, checked, **more)]
 
 
-def _check_replaceable(weights: pathlib.Path) -> None:
-    """Checkpoints and artefacts call their weights by the same name."""
-    if weights.exists() and described_hash(weights, FORMAT) is None:
-        raise InputError(f"{weights}: is there and was not exported, it may be a model's; choose another folder")
-
-
-def _remove_exported(weights: pathlib.Path) -> None:
-    """Removes an earlier export's weights, which nothing describes from now on; others put in their place stay."""
-    if weights.is_file() and described_hash(weights, FORMAT) == checksums.of_file(weights):
-        weights.unlink()
+def _is_exported(weights: pathlib.Path) -> bool:
+    """Whether an export wrote these weights: checkpoints and artefacts call theirs by the same name."""
+    try:
+        with safetensors.safe_open(weights, "numpy") as file:
+            return (file.metadata() or {}).items() >= MARK.items()
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def stablehlo_bytes(

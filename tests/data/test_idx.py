@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from psaq_jax.data.idx import read_idx
+from psaq_jax.data.idx import read_idx, read_split
 from psaq_jax.errors import InputError
 
 HEADER = b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (2, 3, 4))
@@ -36,3 +36,15 @@ def test_damaged_files(tmp_path, name, content, expected):
         read_idx(tmp_path / name)
     with pytest.raises(InputError, match="cannot be read"):
         read_idx(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_split_of_plain_or_gzipped_files(tmp_path, end):
+    images = HEADER[:4] + b"".join(n.to_bytes(4, "big") for n in (2, 3, 3)) + bytes(18)
+    labels = b"\0\0\x08\1\0\0\0\2\0\1"
+    for name, content in {"t10k-images-idx3-ubyte": images, "t10k-labels-idx1-ubyte": labels}.items():
+        (tmp_path / f"{name}{end}").write_bytes(gzip.compress(content) if end else content)
+    images, labels = read_split(tmp_path, "t10k", 3, 2)
+    assert images.shape == (2, 3, 3) and labels.tolist() == [0, 1]
+    with pytest.raises(InputError, match="none/train-images.*No such file or directory.*; give the folder"):
+        read_split(tmp_path / "none", "train", 3, 2)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import resource
+import signal
 import subprocess
 import sys
 
@@ -170,7 +172,26 @@ def test_weights_beside_replace_exported_ones_alone(tmp_path):
         export_stablehlo(random_model(), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     export_stablehlo(random_model(), tmp_path, "beside")
+    (tmp_path / "export.json").unlink()  # of a run that was killed before it
     export_stablehlo(random_model(), tmp_path, "beside")
+    export_stablehlo(random_model(), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_export(tmp_path):
+    sizes = [path.stat().st_size for path in export_stablehlo(random_model(), tmp_path / "elsewhere", "beside")]
+    export_stablehlo(random_model(), tmp_path / "export")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:  # room for any of the files but one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, hard))
+        with pytest.raises(InputError, match=r"cannot be written \(File too large\); free some space"):
+            export_stablehlo(random_model(), tmp_path / "export", "beside")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()} == before
 
 
 def test_an_unknown_place():

@@ -120,16 +120,16 @@ class JobConfig:
         return settings | {"model_fingerprint": model.fingerprint()} | contents
 
 
-def parse_bits(setting: str) -> tuple[int | AverageBits, int | None]:
+def parse_bits(setting: str, field: str = "quantization.bits") -> tuple[int | AverageBits, int | None]:
     """ "w4a8" -> (4, 8): bits of the weights and of the activations; "w4a32" -> (4, None): activations are floats;
     "auto:4.5a8" -> (AverageBits(4.5), 8): mixed precision.
 
     Raises:
       InputError: another form, or impossible bits.
     """
-    match, where = BITS.fullmatch(str(setting)), f"quantization.bits {setting!r}"
+    match, where = BITS.fullmatch(str(setting)), f"{field} {setting!r}"
     if not match:
-        raise InputError(f"quantization.bits has {setting!r}, expected a form such as 'w4a8', 'w4a32' or 'auto:4.5a8'")
+        raise InputError(f"{field} has {setting!r}, expected a form such as 'w4a8', 'w4a32' or 'auto:4.5a8'")
     activations = int(match["activations"])
     if activations == FLOAT_BITS:
         activations = None
@@ -149,9 +149,9 @@ def plain_bits(setting: str) -> str:
     return f"{budget}a{activations or FLOAT_BITS}"
 
 
-def has_whole_bits(setting: str) -> bool:
+def has_whole_bits(setting: str, field: str = "quantization.bits") -> bool:
     """Whether weights and activations have one whole number of bits each: no mixed precision, no floating point."""
-    weights, activations = parse_bits(setting)
+    weights, activations = parse_bits(setting, field)
     return not isinstance(weights, AverageBits) and activations is not None
 
 

@@ -45,7 +45,7 @@ class LatencyConfig:
         if not self.batch_sizes or not 1 <= min(self.batch_sizes) <= max(self.batch_sizes) <= LARGEST_BATCH:
             raise InputError(f"batch_sizes is {self.batch_sizes!r}, expected whole numbers from 1 to {LARGEST_BATCH}")
         check_least("repeats", self.repeats, 1)
-        if not has_whole_bits(self.bits):
+        if not has_whole_bits(self.bits, "bits"):
             raise InputError(f"bits is {self.bits!r}, expected whole bits of weights and activations, such as 'w8a8'")
 
 

@@ -114,7 +114,7 @@ class _Cells:
         """Computes the cells of a seed that are not on the disk, and the float model's figures."""
         config = dataclasses.replace(self.config, seed=seed, seeds=(seed,))
         paths = self.paths(seed)
-        missing = [cell for cell, path in paths.items() if not path.exists()]
+        missing = [cell for cell, path in paths.items() if _damaged_or_missing(path)]
         if missing:
             for cell, figures in self.compute(config, missing):
                 files.write_figures(paths[cell], figures)
@@ -126,7 +126,7 @@ class _Cells:
         words, runs = ("recipe", "calibration", "bits"), []
         for seed in self.config.seeds:
             for cell, path in self.paths(seed).items():
-                if path.exists():
+                if files.read_figures(path) is not None:
                     runs.append(_read(path, dict(zip(words, cell, strict=True), seed=seed), FIGURES))
         base = self.float_figures() if runs else None
         images = {run["calibration"]: run[IMAGES] for run in runs if IMAGES in run}
@@ -222,7 +222,7 @@ class _Cells:
         """{"top1", "top5", "loss", "examples"}, or None without a data set."""
         if self.dataset is None:
             return None
-        if not (self.folder / "float.json").exists():
+        if _damaged_or_missing(self.folder / "float.json"):
             self.float_logits()
         return _read(self.folder / "float.json", {}, Metrics._fields)
 
@@ -231,6 +231,15 @@ def slug(source: str) -> str:
     """A folder's name for a model: different sources get different ones."""
     name = re.sub(r"[^A-Za-z0-9.]+", "_", source).strip("_.")[-80:]
     return f"{name}-{hashlib.sha256(files.encoded(source)).hexdigest()[:8]}"
+
+
+def _damaged_or_missing(path: pathlib.Path) -> bool:
+    """Whether a file of figures is to be made (again)."""
+    if files.read_figures(path) is not None:
+        return False
+    if path.exists():
+        files.warn_damaged(path)
+    return True
 
 
 def _read(path: pathlib.Path, words: dict, figures: Collection[str]) -> dict:

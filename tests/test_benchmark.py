@@ -106,6 +106,7 @@ JOBS = {benchmark.BenchmarkConfig: configs.benchmark, LatencyConfig: configs.lat
     (LatencyConfig, {"batch_sizes": (1, 10**9)}, "expected whole numbers from 1 to 1000000"),
     (benchmark.BenchmarkConfig, {"batch_size": 10**9}, "batch_size is 1000000000, expected a whole number from 1 to"),
     (LatencyConfig, {"batch_sizes": ()}, "batch_sizes is (), expected whole numbers from 1"),
+    (LatencyConfig, {"bits": "w4"}, "bits has 'w4', expected a form such as"),
     (LatencyConfig, {"bits": "w4a32"}, "bits is 'w4a32', expected whole bits of weights and activations"),
     (LatencyConfig, {"bits": "auto:4.5a8"}, "bits is 'auto:4.5a8', expected whole bits"),
     (LatencyConfig, {"bit": "w8a8"}, "config.bit is not a known field; did you mean 'bits'"),

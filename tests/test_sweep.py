@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psaq_jax import sweep, sweep_tables
+from psaq_jax import files, sweep, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
 from psaq_jax.data import pipeline
 from psaq_jax.errors import InputError
@@ -181,21 +181,35 @@ def test_repeated_models_and_seeds_count_once():
     assert SweepConfig(model="a", seed=7).models == ("a",) and SweepConfig(model="a", seed=7).seeds == (7,)
 
 
-def test_a_damaged_cell_is_named(data, tmp_path):
+def test_what_is_damaged_is_made_again(data, tmp_path, caplog):
     small = config(data, seeds=(0,), calibration=("noise",))
-    run_sweep(small, tmp_path)
+    before = run_sweep(small, tmp_path)[0]
     cell = tmp_path / sweep.slug(TINY) / "seed_0" / "w8a8-paper-noise.json"
     figures = tmp_path / sweep.slug(TINY) / "float.json"
     whole = {path: json.loads(path.read_text()) for path in (cell, figures)}
-    damaged = [(path, text) for path in whole for text in ("{", "[]", "{}", '{"top1": "x"}', "[" * 100_000)]
-    damaged += [(path, json.dumps(fields | {"top1": x})) for path, fields in whole.items() for x in ("x", 12.5)]
-    damaged += [(cell, json.dumps(whole[cell] | change)) for change in ({"seed": 1}, {"quantization_seconds": [1]})]
+    damaged = [(cell, text) for text in ("{", "[]", "{}", "[" * 100_000)] + [(figures, "{")]
+    damaged += [(path, json.dumps(fields | {"top1": 12.5})) for path, fields in whole.items()]
+    damaged += [(cell, json.dumps(whole[cell] | {"seed": 1}))]
     for path, text in damaged:
         path.write_text(text)
-        with pytest.raises(InputError, match=f"{path.name}: is not a cell of this sweep; delete it"):
-            run_sweep(small, tmp_path)
-        path.write_text(json.dumps(whole[path]))
+        after = run_sweep(small, tmp_path)[0]
+        assert f"{path.name}: is missing or damaged; what needs it is made again" in caplog.text
+        caplog.clear()
+        assert after["float"] == before["float"]
+        timeless = [[run | {"quantization_seconds": 0} for run in found["runs"]] for found in (before, after)]
+        assert timeless[0] == timeless[1]
     run_sweep(small, tmp_path)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"top1": "x"}, {"quantization_seconds": [1]}])
+def test_a_whole_file_that_is_no_cell_is_refused(data, tmp_path, change):
+    small = config(data, seeds=(0,), calibration=("noise",))
+    run_sweep(small, tmp_path)
+    cell = tmp_path / sweep.slug(TINY) / "seed_0" / "w8a8-paper-noise.json"
+    files.write_figures(cell, files.read_figures(cell) | change)
+    with pytest.raises(InputError, match=f"{cell.name}: is not a cell of this sweep; delete it"):
+        run_sweep(small, tmp_path)
 
 
 def test_other_data_behind_the_same_path_is_refused(tmp_path):

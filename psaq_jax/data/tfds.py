@@ -137,6 +137,14 @@ def _builder(directory: str):
     return builder
 
 
+def _selects_none(builder, split: str) -> bool:
+    """Whether it is a part of a split that the data set has, such as "train[:1%]", with nothing in it."""
+    try:
+        return builder.info.splits[split].num_examples <= 0
+    except (ValueError, KeyError, AssertionError):
+        return False
+
+
 def _open(builder, split: str, image_key: str):
     import tensorflow_datasets as tfds
 
@@ -145,9 +153,10 @@ def _open(builder, split: str, image_key: str):
         len(records)  # a slice that ends before it begins
         return records
     except (ValueError, KeyError, AssertionError, FileNotFoundError, NotImplementedError) as error:
-        splits = ", ".join(builder.info.splits) or "none"
+        splits = ", ".join(f"{name} ({of.num_examples} images)" for name, of in builder.info.splits.items()) or "none"
+        reason = "no image is in it" if _selects_none(builder, split) else one_line(error)
         raise InputError(
-            f"{builder.data_dir}: cannot open split {split!r} ({one_line(error)}); it has: {splits}"
+            f"{builder.data_dir}: cannot open split {split!r} ({reason}); it has: {splits}"
         ) from None
 
 

@@ -12,13 +12,17 @@ from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import pictures, sections
 from psaq_jax.report.charts import HEIGHT, WIDTH
+from psaq_jax.report.figures import TERM_TITLES
 from psaq_jax.report.sensitivity import Sensitivity
 from psaq_jax.report.settings import images_text, settings
 from psaq_jax.report.summary import summary_line
 
 HERE = pathlib.Path(__file__).parent
 ORIGIN = ("device", "versions", "synthesis")  # fields of the results that tell how they were made
-CONSTANTS = {"chart_width": WIDTH, "chart_height": HEIGHT, "top": sections.TOP, "kinds": sections.KINDS}
+CONSTANTS = {
+    "chart_width": WIDTH, "chart_height": HEIGHT, "top": sections.TOP, "kinds": sections.KINDS,
+    "term_titles": TERM_TITLES,
+}  # fmt: skip
 
 
 def render_page(

@@ -207,10 +207,12 @@ def test_records_of_another_kind(data_dir, record):
         list(load_dataset("tfds:toy:test").batches(PREPROCESSING, 1))
 
 
-def test_a_slice_that_ends_before_it_begins(data_dir):
+@pytest.mark.parametrize("part", ["10:5", ":1%", "5:5"])
+def test_a_slice_of_no_image(data_dir, part):
     prepare(data_dir / "toy" / "1.0.0", {"test": range(20)})
-    with pytest.raises(InputError, match=r"cannot open split 'test\[10:5\]'"):
-        load_dataset("tfds:toy:test[10:5]")
+    found = rf"cannot open split 'test\[{part}\]' \(no image is in it\); it has: test \(20 images\)"
+    with pytest.raises(InputError, match=found):
+        load_dataset(f"tfds:toy:test[{part}]")
 
 
 def test_without_the_extra(monkeypatch):

@@ -93,6 +93,7 @@ def test_the_numbers_are_there(page):
     for text in (
         "91.30 %", "88.25 %", "± 0.35", "3.05", "4 MB", "600 kB", "6.7×", "1 min 15 s", "2.5 GB", "12.2", "−3.0",
         "python -m launch.quantize --config=configs/demo.py", "2 CPU cores", "0.10.2", '"seed": 0', "0, 1",
+        "At the end: loss (weighted sum of the terms) −3.25; patch-similarity entropy, negative −4.",
     ):  # fmt: skip
         assert text in page.text, text
 

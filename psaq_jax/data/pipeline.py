@@ -73,6 +73,7 @@ class Dataset:
         self.source, self.train, self.errors, self.name = source, train, errors, name
         self.class_names, self.labelled, self.labels = source.class_names, source.labelled, source.labels
         self.skipped: list[str] = []
+        self._told = self.skipped  # which need no second warning
 
     def __len__(self) -> int:
         return len(self.source)
@@ -91,7 +92,9 @@ class Dataset:
 
     def part(self, indices: range) -> "Dataset":
         """Some consecutive images, as a data set of their own that knows what it skipped."""
-        return Dataset(_Part(self.source, indices), errors=self.errors, name=self.name)
+        part = Dataset(_Part(self.source, indices), errors=self.errors, name=self.name)
+        part._told = self.skipped
+        return part
 
     def names(self) -> list[str]:
         """What to call each image that `batches` counted, in order: those skipped so far are left out."""
@@ -152,9 +155,11 @@ class Dataset:
         if broken and self.errors == "stop":
             raise InputError(broken[0])
         for message in broken:
-            if message not in self.skipped:
+            if message in self.skipped:
+                continue
+            if message not in self._told:
                 logging.warning("skipped: %s", " ".join(message.splitlines()))
-                self.skipped.append(message)
+            self.skipped.append(message)
 
 
 class _Part:

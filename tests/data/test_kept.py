@@ -79,6 +79,17 @@ def test_a_pass_that_was_left_is_not_kept(tree):
     check_same(dataset, kept)
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_parts_do_not_tell_again_what_the_whole_has_told(tree, caplog, is_kept):
+    """One process of several samples images to calibrate on, and then reads its share of all."""
+    (tree / "data" / "a" / "2.png").write_bytes(b"broken")
+    dataset = opened(tree, errors="skip")[is_kept]
+    dataset.sample(PREPROCESSING, 7, seed=0, fewer=True)
+    part = dataset.part(range(4))
+    list(part.batches(PREPROCESSING, 3))
+    assert part.skipped == dataset.skipped and caplog.text.count("skipped: ") == len(part.skipped) == 1
+
+
 def test_broken_images_are_told_once_and_stay_left_out(tree, caplog):
     (tree / "data" / "a" / "2.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"2\.png: cannot be decoded"):

@@ -48,12 +48,12 @@ def evaluate(
     check_classes(dataset, tuple(getattr(model_or_q, "labels", None) or ()))
     check_labelled(dataset, getattr(model_or_q, "classes", None))
     shared = _Shared(dataset)
-    scores = np.zeros((0, 3))
+    parts = [np.zeros((0, 3))]
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
-        seen = len(scores)
+        seen = sum(map(len, parts))
         check_labels(labels, logits.shape[-1], dataset.name, lambda n, seen=seen: shared.own.names()[seen + n])
-        scores = np.concatenate([scores, _scores(logits, labels)])
-    scores = shared.all_rows(scores)
+        parts.append(_scores(logits, labels))
+    scores = shared.all_rows(np.concatenate(parts))
     check_sound(len(scores), dataset)
     return _metrics(scores)
 

@@ -63,8 +63,8 @@ def render_page(
     Raises:
       InputError: jinja2 or matplotlib is missing; the message names the extra.
     """
-    measured_too = {"seconds": results.get("seconds") or {}, "peak_memory_bytes": results.get("peak_memory_bytes")}
-    origin = measured_too | {"command": command}
+    spent = {"seconds": results.get("seconds") or {}, "peak_memory_bytes": results.get("peak_memory_bytes")}
+    origin = spent | {"command": command}
     return (
         _environment()
         .get_template("page.html.jinja")

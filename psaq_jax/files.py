@@ -79,7 +79,7 @@ def remove_unfinished(folder: pathlib.Path, lock: str, below: bool = True) -> No
 
 
 def _unwritable(path, error: OSError) -> InputError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # none: of another library
     action = "free some space or choose another folder" if full else "choose another folder"
     return InputError(f"{path}: cannot be written ({error.strerror or error}); {action}")
 

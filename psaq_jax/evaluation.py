@@ -48,7 +48,7 @@ def evaluate(
     check_classes(dataset, tuple(getattr(model_or_q, "labels", None) or ()))
     check_labelled(dataset, getattr(model_or_q, "classes", None))
     shared = _Shared(dataset)
-    parts = [np.zeros((0, 3))]
+    parts = []
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
         seen = sum(map(len, parts))
         check_labels(labels, logits.shape[-1], dataset.name, lambda n, seen=seen: shared.own.names()[seen + n])

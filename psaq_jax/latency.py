@@ -98,10 +98,11 @@ def measure(
                 progress(k * repeats + i + 1, repeats * len(batch_sizes))
         floats = statistics.median(times["float32"]) if "float32" in times else None
         for execution, (_, compiled, compile_seconds) in cases.items():
-            model, seconds = models[execution], statistics.median(times[execution])
+            model, measured = models[execution], spread("seconds", times[execution])
+            seconds = measured["seconds"]
             row = {
                 "model": name, "device": device_name(), "batch_size": size, "execution": execution,
-                **spread("seconds", times[execution]),
+                **measured,
                 "images_per_second": size / seconds, "times_float32": floats and seconds / floats,
                 "weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model)),
                 "peak_memory_bytes": peak_memory(compiled), "compile_seconds": compile_seconds, "repeats": repeats,

@@ -126,8 +126,8 @@ class _Cells:
         words, runs = ("recipe", "calibration", "bits"), []
         for seed in self.config.seeds:
             for cell, path in self.paths(seed).items():
-                if files.read_figures(path) is not None:
-                    runs.append(_read(path, dict(zip(words, cell, strict=True), seed=seed), FIGURES))
+                if (found := files.read_figures(path)) is not None:
+                    runs.append(_checked(path, found, dict(zip(words, cell, strict=True), seed=seed), FIGURES))
         base = self.float_figures() if runs else None
         images = {run["calibration"]: run[IMAGES] for run in runs if IMAGES in run}
         return {
@@ -224,7 +224,8 @@ class _Cells:
             return None
         if _damaged_or_missing(self.folder / "float.json"):
             self.float_logits()
-        return _read(self.folder / "float.json", {}, Metrics._fields)
+        path = self.folder / "float.json"
+        return _checked(path, files.read_figures(path), {}, Metrics._fields)
 
 
 def slug(source: str) -> str:
@@ -242,9 +243,8 @@ def _damaged_or_missing(path: pathlib.Path) -> bool:
     return True
 
 
-def _read(path: pathlib.Path, words: dict, figures: Collection[str]) -> dict:
-    """What a file holds: these words, at least these figures, and nothing beside them but numbers and null."""
-    found = files.read_figures(path)
+def _checked(path: pathlib.Path, found: dict | None, words: dict, figures: Collection[str]) -> dict:
+    """What a file holds, which must be these words, at least these figures, and beside them but numbers and null."""
     whole = found is not None and found.items() >= words.items() and found.keys() >= set(figures)
     if not whole or not all(x is None or type(x) in (int, float) for name, x in found.items() if name not in words):
         raise InputError(f"{path}: is not a cell of this sweep; delete it and start the same command again")

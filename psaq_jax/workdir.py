@@ -34,16 +34,15 @@ def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
       InputError: another process works there, its config.json differs (naming the fields), or no right to write.
     """
     distributed.check_same(f"--workdir={path}'s run", json.dumps(config))
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(local_folder(path))
+    with local_folder(path) as folder:
         if _is_models(folder / "config.json"):
             raise InputError(f"--workdir={path}: has the config.json of a model; choose another folder")
-        stack.enter_context(_locked(path, folder))
-        config = json.loads(json.dumps(config))
-        _check_same(path, folder / "config.json", config)
-        files.remove_unfinished(folder, LOCK)
-        files.write_json(folder / "config.json", config)
-        yield folder
+        with _locked(path, folder):
+            config = json.loads(json.dumps(config))
+            _check_same(path, folder / "config.json", config)
+            files.remove_unfinished(folder, LOCK)
+            files.write_json(folder / "config.json", config)
+            yield folder
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class KeptDataset(Dataset):
 
     def __init__(self, dataset: Dataset, folder: str | os.PathLike):
         super().__init__(dataset.source, dataset.train, dataset.errors, dataset.name)
-        self.skipped, self._told = dataset.skipped, dataset._told
+        self.skipped = dataset.skipped
         self._folder, self._kept, self._parts = folder, None, {}
 
     def part(self, indices: range) -> "KeptDataset":

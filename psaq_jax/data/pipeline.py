@@ -73,7 +73,6 @@ class Dataset:
         self.source, self.train, self.errors, self.name = source, train, errors, name
         self.class_names, self.labelled, self.labels = source.class_names, source.labelled, source.labels
         self.skipped: list[str] = []
-        self._told = self.skipped  # which need no second warning
 
     def __len__(self) -> int:
         return len(self.source)
@@ -91,9 +90,9 @@ class Dataset:
         return own | ({"train": self.train.identity()} if self.train else {})
 
     def part(self, indices: range) -> "Dataset":
-        """Some consecutive images, as a data set of their own that knows what it skipped."""
+        """Some consecutive images, as a data set of their own; what either skips, both know."""
         part = Dataset(_Part(self.source, indices), errors=self.errors, name=self.name)
-        part._told = self.skipped
+        part.skipped = self.skipped
         return part
 
     def names(self) -> list[str]:
@@ -155,11 +154,9 @@ class Dataset:
         if broken and self.errors == "stop":
             raise InputError(broken[0])
         for message in broken:
-            if message in self.skipped:
-                continue
-            if message not in self._told:
+            if message not in self.skipped:
                 logging.warning("skipped: %s", " ".join(message.splitlines()))
-            self.skipped.append(message)
+                self.skipped.append(message)
 
 
 class _Part:

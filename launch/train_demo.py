@@ -1,6 +1,6 @@
-"""Trains the embedded demo model on Fashion-MNIST and writes it in Hugging Face's layout.
+"""Trains the embedded demo model on Fashion-MNIST, or a small Swin, and writes it in Hugging Face's layout.
 
-    python -m launch.train_demo --data_dir=/usr/share/datasets/fashion-mnist --output=DIR
+    python -m launch.train_demo --data_dir=/usr/share/datasets/fashion-mnist --output=DIR [--family=swin]
 
 `--data_dir` holds the four idx files of Fashion-MNIST (Debian's package dataset-fashion-mnist, or
 github.com/zalandoresearch/fashion-mnist). A killed run resumes from its last epoch. The test set is looked at once an
@@ -25,7 +25,8 @@ from psaq_jax.data.bundled import FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_split
 from psaq_jax.errors import InputError
 from psaq_jax.files import read_tree, write_bytes, write_tree
-from psaq_jax.models.saving import save_huggingface_vit
+from psaq_jax.models.saving import save_huggingface
+from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.workdir import keep_settings, results_folder
 
@@ -35,9 +36,16 @@ EPOCHS = flags.DEFINE_integer("epochs", 24, "Passes over the 60,000 training ima
 BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
 RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
+FAMILY = flags.DEFINE_enum("family", "vit", ["vit", "swin"], "What is trained: the demo model, or a small Swin.")
 STATE, SETTINGS = "training_state.npz", "training_settings.json"
 SIZE = (28, 28)
 MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
+MODULES = {
+    "vit": VisionTransformer(SIZE, (4, 4), width=96, depth=6, heads=3, hidden=192, classes=10),
+    "swin": SwinTransformer(
+        SIZE, (2, 2), widths=(48, 96), depths=(2, 2), heads=(3, 6), hidden=(96, 192), window=(7, 7), classes=10
+    ),
+}
 
 
 def load(split):
@@ -67,9 +75,7 @@ def check_output(output: pathlib.Path) -> None:
 
 def train(images, labels, test, output: pathlib.Path) -> None:
     """All epochs that OUTPUT's state lacks, and the checkpoint."""
-    module = VisionTransformer(
-        image_size=SIZE, patch_size=(4, 4), width=96, depth=6, heads=3, hidden=192, classes=10
-    )
+    module = MODULES[FAMILY.value]
     epoch_steps = len(images) // BATCH.value
     optimizer = training.make_optimizer(RATE.value, EPOCHS.value * epoch_steps, 2 * epoch_steps, 0.05)
     step = training.make_train_step(
@@ -80,8 +86,8 @@ def train(images, labels, test, output: pathlib.Path) -> None:
     saved = output / STATE
     state = restored(saved, training.initial_state(module, optimizer, images[:1], SEED.value))
     settings = {
-        "epochs": EPOCHS.value, "batch_size": BATCH.value, "learning_rate": RATE.value, "seed": SEED.value,
-        "images": checksum(images), "labels": checksum(labels),
+        "family": FAMILY.value, "epochs": EPOCHS.value, "batch_size": BATCH.value, "learning_rate": RATE.value,
+        "seed": SEED.value, "images": checksum(images), "labels": checksum(labels),
     }  # fmt: skip
     keep_settings(output / SETTINGS, settings, "belongs to a training with", "choose another --output")
     for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
@@ -89,7 +95,7 @@ def train(images, labels, test, output: pathlib.Path) -> None:
         state, loss = train_epoch(step, state, images, labels, epoch)
         note(output / "training_log.jsonl", epoch, loss, top1(predict, state.average, *test), time.time() - started)
         write_tree(saved, state)
-    save_huggingface_vit(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
+    save_huggingface(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
 
 
 def restored(saved: pathlib.Path, start):

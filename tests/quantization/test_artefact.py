@@ -16,7 +16,7 @@ import pytest
 from psaq_jax import InputError, calibrate, load_model, quantize
 from psaq_jax.models.architecture import check_geometry
 from psaq_jax.models.fields import LONGEST_LABELS, MOST_CLASSES
-from psaq_jax.models.saving import save_huggingface_vit
+from psaq_jax.models.saving import save_huggingface
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import recipes
@@ -81,7 +81,7 @@ def test_as_many_and_as_long_labels_as_load_model_takes_can_be_saved(tmp_path):
     module = VIT.clone(image_size=(8, 8), patch_size=(4, 4), width=3, hidden=3, classes=MOST_CLASSES)
     length = LONGEST_LABELS // MOST_CLASSES - len('"", ')
     labels, half = [str(i).rjust(length, "x") for i in range(MOST_CLASSES)], (0.5,) * 3
-    save_huggingface_vit(tmp_path / "source", module, random_model(module).params, labels, half, half)
+    save_huggingface(tmp_path / "source", module, random_model(module).params, labels, half, half)
     model = load_model(str(tmp_path / "source"))
     assert load_quantized(save_quantized(quantize(model, None, 4, None), tmp_path / "q")).labels == tuple(labels)
 
@@ -146,7 +146,7 @@ def test_changed_weights_are_not_said_to_be_the_source_s(tmp_path):
 
 def test_a_file_that_was_overwritten_since_is_not_said_to_hold_the_weights(tmp_path):
     module, source = VIT.clone(image_size=(16, 16), patch_size=(4, 4)), tmp_path / "source"
-    save_huggingface_vit(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), (0.5,) * 3, (0.5,) * 3)
+    save_huggingface(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), (0.5,) * 3, (0.5,) * 3)
     q = quantize(load_model(str(source)), None, 4, None)
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")  # as many bytes
@@ -221,7 +221,7 @@ def test_the_source_is_described_and_no_longer_needed(tmp_path):
     module = VIT.clone(image_size=(16, 16), patch_size=(4, 4))
     model, labels = random_model(module), ("zero", "one", "two", "three", "four")
     source = tmp_path / "source"
-    save_huggingface_vit(source, module, model.params, labels, (0.5,) * 3, (0.5,) * 3)
+    save_huggingface(source, module, model.params, labels, (0.5,) * 3, (0.5,) * 3)
     model = load_model(str(source))
     q = quantize(model, calibrate(model, random_pixels(module)), 4, 8)
     save_quantized(q, tmp_path / "q")
@@ -246,7 +246,7 @@ def test_what_an_artefact_knows_of_its_source_stays_when_it_is_saved_again(tmp_p
     """Whatever lies there by then: the model was not made from it."""
     module = VIT.clone(image_size=(16, 16), patch_size=(4, 4))
     source, half = tmp_path / "source", (0.5,) * 3
-    save_huggingface_vit(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), half, half)
+    save_huggingface(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), half, half)
     q = quantize(load_model(str(source)), None, 4, None)
     first = save_quantized(q, tmp_path / "first")
     if now == "gone":

@@ -5,15 +5,16 @@ from psaq_jax.text_tables import one_line
 
 # The paper's ablation: calibrated on Gaussian noise, DeiT loses tens of points; less is no collapse.
 COLLAPSE = 10.0  # points of top-1
+MOST = 4  # settings that a sentence tells one by one
 FEW = 1000  # images; of more, one moves no figure by a tenth of a point
 
 
 def summary_line(results: dict) -> str:
     """What the figures show and what they don't, in one sentence that is worded from the numbers.
 
-    It says how synthesized calibration came out against noise for each pair of bit-widths, whether noise
-    collapsed as it does on DeiT in the paper (at least 10 points of top-1 below real images, or without these
-    below synthesized ones), so whether the run tells what synthesized images are worth, and where a single seed,
+    It says how synthesized calibration came out against noise for each setting, or of many for the worst and the best,
+    whether noise collapsed as it does on DeiT in the paper (at least 10 points of top-1 below real images, or without
+    these below synthesized ones), so whether the run tells what synthesized images are worth, and where a single seed,
     few images or missing labels limit it.
     """
     found = settings(results)
@@ -45,15 +46,21 @@ def _pairs(found, labelled):
 
 
 def _comparisons(found, labelled) -> list[str]:
-    parts = []
-    for synthesized, noise in _pairs(found, labelled):
-        relation = _relation(_figure(synthesized, labelled), _figure(noise, labelled))
-        several = len({s.recipe for s in found}) > 1
-        recipe = f" ({one_line(synthesized.recipe)})" if several else ""
-        figure = _figure(synthesized, labelled).mean
-        parts.append(f"at {one_line(synthesized.bits)}{recipe} {relation} ({figure:.2f} %)")
+    pairs = [(_figure(s, labelled), _figure(noise, labelled), s) for s, noise in _pairs(found, labelled)]
+    if not pairs:
+        return []
+    several = len({s.recipe for s in found}) > 1
+
+    def part(synthesized, noise, setting):
+        recipe = f" ({one_line(setting.recipe)})" if several else ""
+        return f"at {one_line(setting.bits)}{recipe} {_relation(synthesized, noise)} ({synthesized.mean:.2f} %)"
+
+    told = ", ".join(part(*pair) for pair in pairs)
+    if len(pairs) > MOST:
+        pairs.sort(key=lambda pair: pair[0].mean - pair[1].mean)
+        told = f"worst {part(*pairs[0])} and best {part(*pairs[-1])}, of {len(pairs)} settings"
     measure = "top-1" if labelled else "agreement with the float model"
-    return [f"calibrated on synthesized images, {measure} came out {', '.join(parts)}"] if parts else []
+    return [f"calibrated on synthesized images, {measure} came out {told}"]
 
 
 def _relation(synthesized: Spread, noise: Spread) -> str:

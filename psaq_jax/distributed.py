@@ -47,6 +47,7 @@ def start(mode: str = "auto", address: str | None = None, number: int | None = N
     if 0 < len(missing) < 3:
         raise InputError(f"{', '.join(missing)} missing; give all of {', '.join(given)}, or none in a cluster")
     host = None if address is None else _host(address)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM, which nobody asks it about
     too_late = threading.Timer(PATIENCE, _give_up)  # JAX would abort with a trace of its stack
     too_late.start()
     try:

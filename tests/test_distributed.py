@@ -118,6 +118,24 @@ def test_the_other_process_ends_with_one_line(tmp_path, killed):
     assert len(lines) == 1 and f"process {killed} of this run ended early" in lines[0], error
 
 
+def test_sigterm_ends_a_process_at_once_where_nothing_is_to_be_saved():
+    script = "import time; from psaq_jax import distributed as d; d.start('on', '127.0.0.1:{}', 2, {}); "
+    script += "print('joined', flush=True); time.sleep(300)"
+    port, settings = jobs.free_port(), jobs.settings()
+    running = [subprocess.Popen([sys.executable, "-c", script.format(port, own)], **settings) for own in range(2)]
+    try:
+        for process in running:
+            assert any(line == "joined\n" for line in process.stdout)
+        running[1].send_signal(signal.SIGTERM)
+        _, errors = (process.communicate(timeout=60)[1] for process in (running[1], running[0]))
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in running] == [75, -signal.SIGTERM], errors
+    assert "process 1 of this run ended early" in errors
+
+
 @pytest.mark.parametrize("own", [0, 1])
 def test_nobody_waits_for_one_that_never_comes(own):
     address = f"127.0.0.1:{jobs.free_port()}"

@@ -145,8 +145,6 @@ class Mirror:
         self.push()
 
     def _write_index(self, listing) -> None:
-        if temporary.is_ending():  # and the folder may have been emptied before it was listed
-            return
         before = self._index()
         self.lock.check()
         self.fs.pipe_file(f"{self.root}/{INDEX}", json.dumps(sorted(listing)).encode())

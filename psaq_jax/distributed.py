@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from psaq_jax import peers, temporary
+from psaq_jax import peers
 from psaq_jax.errors import InputError, TryAgain
 from psaq_jax.progress import say
 
@@ -75,7 +75,7 @@ def _host(address: str) -> str:
 
 def _give_up():
     say(f"error: not all processes of this run came within {PATIENCE} s; start the same command on every machine")
-    temporary.end_process(peers.LOST)
+    os._exit(peers.LOST)
 
 
 def in_cluster() -> bool:
@@ -107,7 +107,7 @@ def fail(code: int) -> None:
     """Ends this process at once, and tells the others with what code, so that they don't say to try again."""
     if _connection:
         _connection.fail(code)
-    temporary.end_process(code)
+    os._exit(code)
 
 
 def is_started() -> bool:

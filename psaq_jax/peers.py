@@ -7,12 +7,12 @@ as with bad input, says so before, and all end with its exit code.
 """
 
 import contextlib
+import os
 import re
 import secrets
 import socket
 import threading
 
-from psaq_jax import temporary
 from psaq_jax.errors import InputError, TryAgain
 from psaq_jax.progress import say
 
@@ -92,7 +92,7 @@ class Connection:
         self._tell(f"{lost} {code}\n")
         advice = "; the same command on all machines goes on from the last checkpoint" * (code == LOST)
         say(f"error: process {lost} of this run ended early (its own log says why){advice}")
-        temporary.end_process(code)
+        os._exit(code)
 
     def _tell(self, line: str) -> None:
         for connection in self.sockets.values():

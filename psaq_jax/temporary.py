@@ -1,37 +1,20 @@
-"""Temporary folders that go with their process, also where `end_process` ends it; killed by a signal it leaves them."""
+"""Temporary folders that go with their process, however it ends."""
 
 import contextlib
-import os
 import pathlib
-import shutil
+import secrets
+import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
-from typing import NoReturn
 
-_folders: set[str] = set()
-_ending = threading.Lock()
+AFTER = 'read _; exec rm -rf -- "$0"'  # of a shell: there is nothing to read until who started it is gone
 
 
 @contextlib.contextmanager
 def folder() -> Iterator[pathlib.Path]:
-    """A folder that is removed after the block."""
-    with tempfile.TemporaryDirectory(prefix="psaq_jax-") as name:
-        _folders.add(name)
-        try:
-            yield pathlib.Path(name)
-        finally:
-            _folders.discard(name)
-
-
-def is_ending() -> bool:
-    """Whether `end_process` was called: what lies in the folders from then on is not what a job wrote."""
-    return _ending.locked()
-
-
-def end_process(code: int) -> NoReturn:
-    """Ends the process out of any thread, with no block left, but without its folders."""
-    _ending.acquire()  # for ever: a thread that finds its folder gone has no say in the exit code
-    for name in list(_folders):
-        shutil.rmtree(name, ignore_errors=True)
-    os._exit(code)
+    """A folder that is removed after the block, also where the process is killed inside: by one that waits for that."""
+    path = pathlib.Path(tempfile.gettempdir(), f"psaq_jax-{secrets.token_hex(8)}")
+    quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(["sh", "-c", AFTER, path], **quiet, start_new_session=True):
+        path.mkdir(mode=0o700)
+        yield path

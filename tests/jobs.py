@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import safetensors.numpy
@@ -57,3 +58,11 @@ def free_port(host: str = "127.0.0.1") -> int:
             return found.getsockname()[1]
     except OSError as error:
         pytest.skip(f"{host}: {error}")
+
+
+def wait_until_empty(folder: pathlib.Path, pattern: str = "psaq_jax-*") -> None:
+    """Until nothing of that name is there: the temporary folders of a process that ended at once go after it."""
+    deadline = time.monotonic() + 60
+    while found := list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)

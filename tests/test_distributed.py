@@ -70,7 +70,7 @@ def test_what_one_process_refuses_ends_all_as_refused(tmp_path):
     assert [process.returncode for process in running] == [2, 2], errors
     assert "cannot be written (File exists)" in errors[0]
     assert errors[1].endswith("error: process 0 of this run ended early (its own log says why)")
-    assert not list(tmp_path.glob("psaq_jax-*")), "what they wrote into went with them"
+    jobs.wait_until_empty(tmp_path)
 
 
 def test_no_evaluation_merges_different_data(tmp_path):

@@ -37,7 +37,7 @@ def test_what_a_process_says_at_once_is_heard(last_words, code, host, tmp_path):
     done = subprocess.run([sys.executable, "-c", ENDS, last_words, host], timeout=60, **settings)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("a bar\nerror: process 1 of this run ended early (its own log says why)")
-    assert not list(tmp_path.glob("psaq_jax-*")), "its temporary folder went with it"
+    jobs.wait_until_empty(tmp_path)
 
 
 def test_a_process_whose_words_find_no_place_ends_all_the_same():

@@ -124,14 +124,18 @@ def _parse(argv):
 
 
 def _unknown_override(argv, error: Exception) -> str:
-    """The --config.a.b=value that the config file has no field for, with the nearest name, which `error` tells."""
+    """The --config.a.b=value that the config file has no field for, with the nearest name.
+
+    `error` tells b alone, so all that end so are named.
+    """
     text = str(error).replace("\\n", " ").replace("\\", "")  # a KeyError shows its text quoted
     name, near = re.search(r"'(\w+)'", text), re.search(r'Did you mean "(\w+)"', text)
-    flag = next((a.split("=")[0] for a in argv if name and re.search(rf"\.{name[1]}\b", a.split("=")[0])), None)
-    if flag is None:
+    given = dict.fromkeys(argument.split("=")[0].lstrip("-") for argument in argv)
+    found = [flag for flag in given if name and re.search(rf"\.{name[1]}\b", flag)]
+    if not found:
         return f"--config cannot be loaded ({' '.join(text.split())}); expected a file as in configs/"
     hint = f"did you mean {near[1]!r}?" if near else "the config file lists what there is"
-    return f"{flag.lstrip('-')} is not a known field; {hint}"
+    return f"{' or '.join(found)} is not a known field; {hint}"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
     for n in 100 200 1000; do
       for h in 0.01 0.05; do
-        python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR/$n-$h \
+        python -m launch.sweep --config=configs/accuracy.py:iterations --workdir=DIR/$n-$h \\
             --config.synthesis.iterations=$n --config.synthesis.bandwidth=$h
       done
     done

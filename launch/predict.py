@@ -51,6 +51,8 @@ def predict(config, model, dataset, workdir):
     arrays = files.write_npy(workdir / "logits.npy", logits)
     labels = files.write_text(workdir / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
     print(f"  logits: {arrays}\n  labels: {labels}")  # after both: nobody may be left to read it
+    if dataset.skipped:
+        print(f"  skipped: {len(dataset.skipped)} broken images, which have no row in either")
 
 
 if __name__ == "__main__":

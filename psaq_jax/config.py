@@ -145,7 +145,7 @@ def parse_bits(setting: str, field: str = "quantization.bits") -> tuple[int | Av
 def plain_bits(setting: str) -> str:
     """The one way to write a setting, which results are named by: "auto:4.50a08" -> "auto:4.5a8"."""
     weights, activations = parse_bits(setting)
-    budget = f"auto:{weights:g}" if isinstance(weights, AverageBits) else f"w{weights}"
+    budget = f"auto:{weights!r}".removesuffix(".0") if isinstance(weights, AverageBits) else f"w{weights}"
     return f"{budget}a{activations or FLOAT_BITS}"
 
 

@@ -119,16 +119,19 @@ class _Cells:
             for cell, figures in self.compute(config, missing):
                 files.write_figures(paths[cell], figures)
                 shutil.rmtree(paths[cell].parent / results.run_name(figures), ignore_errors=True)  # checkpoints
-        self.float_figures()
+        if self.dataset is not None and _damaged_or_missing(self.folder / "float.json"):
+            self.float_logits()
 
     def results(self) -> dict:
-        """Of the cells that are on the disk."""
+        """Of the cells that are on the disk, beside the float model's figures; of none before these are."""
         words, runs = ("recipe", "calibration", "bits"), []
         for seed in self.config.seeds:
             for cell, path in self.paths(seed).items():
                 if (found := files.read_figures(path)) is not None:
                     runs.append(_checked(path, found, dict(zip(words, cell, strict=True), seed=seed), FIGURES))
         base = self.float_figures() if runs else None
+        if base is None and self.dataset is not None:
+            runs = []  # `complete` makes the figures, behind the folder's lock
         images = {run["calibration"]: run[IMAGES] for run in runs if IMAGES in run}
         return {
             "model": self.source,
@@ -219,13 +222,11 @@ class _Cells:
         self._float_logits = self._examples = None
 
     def float_figures(self) -> dict | None:
-        """{"top1", "top5", "loss", "examples"}, or None without a data set."""
-        if self.dataset is None:
-            return None
-        if _damaged_or_missing(self.folder / "float.json"):
-            self.float_logits()
+        """{"top1", "top5", "loss", "examples"}, or None without a data set or a whole file of them."""
         path = self.folder / "float.json"
-        return _checked(path, files.read_figures(path), {}, Metrics._fields)
+        if self.dataset is None or (found := files.read_figures(path)) is None:
+            return None
+        return _checked(path, found, {}, Metrics._fields)
 
 
 def slug(source: str) -> str:
@@ -243,9 +244,9 @@ def _damaged_or_missing(path: pathlib.Path) -> bool:
     return True
 
 
-def _checked(path: pathlib.Path, found: dict | None, words: dict, figures: Collection[str]) -> dict:
+def _checked(path: pathlib.Path, found: dict, words: dict, figures: Collection[str]) -> dict:
     """What a file holds, which must be these words, at least these figures, and beside them but numbers and null."""
-    whole = found is not None and found.items() >= words.items() and found.keys() >= set(figures)
+    whole = found.items() >= words.items() and found.keys() >= set(figures)
     if not whole or not all(x is None or type(x) in (int, float) for name, x in found.items() if name not in words):
         raise InputError(f"{path}: is not a cell of this sweep; delete it and start the same command again")
     return found

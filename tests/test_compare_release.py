@@ -147,6 +147,7 @@ def interpreter(tmp_path, text):
     return str(path)
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 def test_one_page_shows_both_sides(data, clone, tmp_path):
     python = interpreter(tmp_path, STAND_IN.format(python=sys.executable, sites=37))
     settings, workdir, told = config(data=data), tmp_path / "workdir", []

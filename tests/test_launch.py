@@ -218,9 +218,10 @@ BAD = {
     "no such model": (lambda folder: (f"--config.model={folder}",), "no such directory"),
     "truncated weights": (truncated, "model.safetensors: is not a whole safetensors file"),
     "unknown field": (lambda folder: ("--config.synthesis.iteration=3",), "did you mean 'iterations'"),
-    "impossible bits": (lambda folder: ("--config.quantization.bits=('w9a8',)",), "w9a8"),
-    "recipe of sweeps": (lambda folder: ("--config.quantization.recipe=distill",), "'distill' is for launch.sweep"),
-    "indivisible images": (lambda folder: ("--config.synthesis.num_images=33",), "num_images is 33"),
+    "one of two": (
+        lambda folder: ("--config.synthesis.group_size=8", "--config.quantization.group_size=8"),
+        "config.synthesis.group_size or config.quantization.group_size is not a known field",
+    ),
     "wrong type": (lambda folder: ("--config.seed=x",), "seed"),
     "empty data": (empty_data, "[0, 32, 32, 3]"),
     "labels outside": (wrong_labels, "label 10"),

@@ -22,6 +22,8 @@ from psaq_jax.synthesis.config import SynthesisConfig
 from tests import jobs
 from tests.golden_files import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 TINY = str(GOLDEN / "paper" / "vit")
 
 

@@ -19,7 +19,7 @@ def read_split(folder: str | pathlib.Path, split: str, side: int, classes: int) 
     images = read_idx(_found(folder, f"{split}-images-idx3-ubyte"))
     labels = read_idx(_found(folder, f"{split}-labels-idx1-ubyte"))
     where, expected = f"{folder}: {split}", f"[n, {side}, {side}]"
-    if not len(images) or images.shape[1:] != (side, side):
+    if images.ndim != 3 or not len(images) or images.shape[1:] != (side, side):
         raise InputError(f"{where} has images of shape {list(images.shape)}, expected {expected}; give others")
     if labels.shape != images.shape[:1] or labels.max() >= classes:
         found = f"labels of shape {list(labels.shape)} up to {labels.max(initial=0)} for {len(images)} images"

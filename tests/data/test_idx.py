@@ -38,6 +38,13 @@ def test_damaged_files(tmp_path, name, content, expected):
         read_idx(tmp_path / "absent")
 
 
+def test_a_split_without_axes_is_refused(tmp_path):
+    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (tmp_path / name).write_bytes(b"\0\0\x08\0\5")
+    with pytest.raises(InputError, match=r"t10k has images of shape \[\], expected \[n, 3, 3\]"):
+        read_split(tmp_path, "t10k", 3, 10)
+
+
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_a_split_of_plain_or_gzipped_files(tmp_path, end):
     images = HEADER[:4] + b"".join(n.to_bytes(4, "big") for n in (2, 3, 3)) + bytes(18)

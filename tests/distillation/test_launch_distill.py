@@ -100,7 +100,6 @@ def models(workdir: pathlib.Path) -> dict[str, bytes]:
 BAD = {
     "cycles": (("--config.distillation.cycles=0",), "distillation.cycles is 0"),
     "unknown field": (("--config.distillation.cycle=3",), "did you mean 'cycles'"),
-    "recipe": (("--config.quantization.recipe=paper",), "quantization.recipe is 'paper'"),
     "calibration": (("--config.calibration=('real',)",), "calibration is ('real',)"),
 }
 

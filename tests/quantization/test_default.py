@@ -55,6 +55,12 @@ def test_loses_no_more_on_a_hard_copy(model):
     assert error(copy, quantized(copy, 6, 6, recipe="paper")) > 5 * original
 
 
+def test_nor_there_with_activations_in_floating_point(model):
+    """Kernels' rows differ as much as the channels that they take, and folding evens them out."""
+    copy = hard_copy(model)
+    assert error(copy, quantized(copy, 4, None)) < 1.5 * error(model, quantized(model, 4, None))
+
+
 def test_is_integer_codes_and_small_site_quantizers(model):
     q = quantized(model, 4, 6)
     kernels = [x for x in jax.tree.leaves(q.params, is_leaf=_is_kernel) if _is_kernel(x)]

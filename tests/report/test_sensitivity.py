@@ -11,6 +11,8 @@ from psaq_jax.report.sensitivity import agreement, block_of, kernel_paths, sqnr_
 from tests.quick_recipe import QUICK
 from tests.report.samples import image_sets
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(scope="module")
 def pixels(vit):

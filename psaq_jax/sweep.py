@@ -12,7 +12,6 @@ seeds, recipes, calibrations or bits) computes what is new; any other change is 
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import pathlib
 import re
 import shutil
@@ -158,37 +157,39 @@ class _Cells:
             float_logits, _ = examples.logits(self.model, config.batch_size)
         else:
             examples, float_logits = self.examples(), self.float_logits()
-        for (recipe, calibration), group in itertools.groupby(cells, lambda cell: cell[:2]):
-            bits = tuple(bits for *_, bits in group)
-            quantization = dataclasses.replace(config.quantization, bits=bits, recipe=recipe)
+        groups: dict[tuple[str, str], dict[str, list[str]]] = {}  # {(quantized by, on): {bits: recipes}}
+        for recipe, calibration, bits in cells:
+            start = "default" if recipe == DISTILL else recipe
+            groups.setdefault((start, calibration), {}).setdefault(bits, []).append(recipe)
+        for (start, calibration), recipes in groups.items():
+            quantization = dataclasses.replace(config.quantization, bits=tuple(recipes), recipe=start)
             some = dataclasses.replace(config, calibration=(calibration,), quantization=quantization)
             shared = {"synthesis_seconds": result.seconds if calibration == "synthesized" else None}
             shared[IMAGES] = len(sets[calibration])
-            for run, q in self.quantized(some, title, sets[calibration]):
-                bar = self.bars(f"{title} {run['bits']}-{recipe}-{calibration}")
+            for run, q in self.quantized(some, title, sets[calibration], recipes):
+                bar = self.bars(f"{title} {run['bits']}-{run['recipe']}-{calibration}")
                 scores = pipeline.score(q, examples, float_logits, config.batch_size, bar)
-                yield (recipe, calibration, run["bits"]), run | shared | scores
+                yield (run["recipe"], calibration, run["bits"]), run | shared | scores
 
     def quantized(
-        self, config: SweepConfig, title: str, pixels: np.ndarray
+        self, config: SweepConfig, title: str, pixels: np.ndarray, recipes: dict[str, list[str]]
     ) -> Iterator[tuple[dict, QuantizedModel]]:
-        """Yields (run fields with the wall time, quantized model) at every pair of bit-widths of one recipe.
+        """Yields (run fields with the wall time, quantized model) of the recipes of all bits: the config's one, and
+        "distill", which goes on from it.
 
         "quantization_seconds" are those of calibration, recipe and distillation in this process, with compilation and
         what serves all bits (`preparation`): the first bits take longest.
         """
-        (recipe,), (calibration,) = config.quantization.recipes, config.calibration
-        start = dataclasses.replace(config.quantization, recipe="default" if recipe == DISTILL else recipe)
+        calibration, bars = *config.calibration, lambda name: self.bars(f"{title} {name}")
         began = time.perf_counter()
-        config_of_start = dataclasses.replace(config, quantization=start)
-        for run, q in pipeline.quantized_models(
-            config_of_start, self.model, {calibration: pixels}, self.folder, lambda name: self.bars(f"{title} {name}")
-        ):
-            run = run | {"recipe": recipe}
-            if recipe == DISTILL:
-                q = self.distilled(config, title, run, q, pixels)
-            jax.block_until_ready(q)
-            yield run | {"quantization_seconds": time.perf_counter() - began}, q
+        for run, start in pipeline.quantized_models(config, self.model, {calibration: pixels}, self.folder, bars):
+            jax.block_until_ready(start)
+            seconds = time.perf_counter() - began
+            for recipe in recipes[run["bits"]]:
+                run, began, q = run | {"recipe": recipe}, time.perf_counter(), start
+                if recipe == DISTILL:
+                    q = jax.block_until_ready(self.distilled(config, title, run, start, pixels))
+                yield run | {"quantization_seconds": seconds + time.perf_counter() - began}, q
             began = time.perf_counter()
 
     def distilled(

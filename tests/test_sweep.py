@@ -204,6 +204,16 @@ def test_what_is_damaged_is_made_again(data, tmp_path, caplog):
     assert not caplog.text
 
 
+def test_no_model_is_evaluated_before_its_turn(data, tmp_path):
+    """Nobody has compared its weights with those of its cells by then."""
+    two = config(data, models=(TINY, f"hard:{TINY}"), seeds=(0,), calibration=("noise",))
+    run_sweep(two, tmp_path)
+    (tmp_path / sweep.slug(two.models[1]) / "float.json").unlink()
+    told = []
+    run_sweep(two, tmp_path, tell=lambda found: told.append([results["model"] for results in found]))
+    assert told == [[TINY], list(two.models)]
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"top1": "x"}, {"quantization_seconds": [1]}])
 def test_a_whole_file_that_is_no_cell_is_refused(data, tmp_path, change):
     small = config(data, seeds=(0,), calibration=("noise",))

@@ -61,6 +61,16 @@ def test_distill_trains_the_default_recipe_on_the_cells_images(distilled, data, 
     assert seen == [("default", 6, 2, 4), ("default", 6, 0, 4)]
 
 
+def test_distill_goes_on_from_what_default_made(distilled, data, tmp_path, monkeypatch):
+    quantize, calls = sweep.pipeline.quantize, []
+    monkeypatch.setattr(sweep.pipeline, "quantize", lambda *given: calls.append(given) or quantize(*given))
+    both = SweepQuantization(("w6a8",), "default,distill", QUICK)
+    found = run_sweep(distillation(data, calibration=("noise",), quantization=both), tmp_path)
+    _, (*_, alone) = timeless(distilled[1])
+    _, (start, same) = timeless(found)
+    assert len(calls) == 1 and start["recipe"] == "default" and same == alone
+
+
 def test_distillations_are_kept_and_their_settings_with_them(distilled, data, monkeypatch):
     workdir, results, _ = distilled
     forbid(monkeypatch, "psaq_jax.sweep.distill_in_folder", "psaq_jax.sweep.synthesize_for_job")

@@ -180,9 +180,10 @@ class _Cells:
         "quantization_seconds" are those of calibration, recipe and distillation in this process, with compilation and
         what serves all bits (`preparation`): the first bits take longest.
         """
-        calibration, bars = *config.calibration, lambda name: self.bars(f"{title} {name}")
-        began = time.perf_counter()
-        for run, start in pipeline.quantized_models(config, self.model, {calibration: pixels}, self.folder, bars):
+        (calibration,), began = config.calibration, time.perf_counter()
+        for run, start in pipeline.quantized_models(
+            config, self.model, {calibration: pixels}, self.folder, lambda name: self.bars(f"{title} {name}")
+        ):
             jax.block_until_ready(start)
             seconds = time.perf_counter() - began
             for recipe in recipes[run["bits"]]:

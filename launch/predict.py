@@ -52,7 +52,7 @@ def predict(config, model, dataset, workdir):
     labels = files.write_text(workdir / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
     print(f"  logits: {arrays}\n  labels: {labels}")  # after both: nobody may be left to read it
     if dataset.skipped:
-        print(f"  skipped: {len(dataset.skipped)} broken images, which have no row in either")
+        print(f"  broken images, without a row in either: {len(dataset.skipped)}")
 
 
 if __name__ == "__main__":

@@ -167,12 +167,17 @@ def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
 
 
 def test_predictions_are_a_line_an_image(tmp_path):
-    """For readers too that end lines where Unicode does; the names of folders are no classes then."""
+    """For readers too that end lines where Unicode does; the names of folders are no classes then. How many images are
+    broken is said, for they have none.
+    """
     name = "a\u2028b\x85c.png"
     files.write(tmp_path / "images" / "2026-11" / name, lambda path: Image.new("RGB", (32, 32)).save(path))
     data = f"folder:{tmp_path / 'images'}"
-    done = launch("predict", f"--config.model={TINY}", f"--config.data={data}", f"--workdir={tmp_path}")
+    files.write_bytes(tmp_path / "images" / "2026-11" / "broken.png", b"no image")
+    more = ("--config.data_errors=skip", f"--workdir={tmp_path}")
+    done = launch("predict", f"--config.model={TINY}", f"--config.data={data}", *more)
     assert done.returncode == 0, done.stderr
+    assert "broken images, without a row in either: 1\n" in done.stdout
     (line,) = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert json.loads(line)["image"].endswith(name)
 

@@ -119,5 +119,6 @@ def test_a_hard_copy_is_a_model_of_the_sweep_with_images_of_its_own(data, tmp_pa
     assert np.abs(ours - copies).max() > 0
     copy = sweep.pipeline.load_float(settings, models[1])
     assert copy.source == models[1] and copy.fingerprint() != model.fingerprint()
+    assert copy.preprocessing == model.preprocessing
     images = ours.reshape(-1, *model.image_shape)
     np.testing.assert_allclose(copy(images), model(images), atol=1e-4)

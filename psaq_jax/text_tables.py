@@ -20,9 +20,9 @@ def plain(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def figure(value: float | None, decimals: int = 2) -> str:
-    """A number, or "-" where there is none."""
-    return "-" if value is None else f"{value:.{decimals}f}"
+def figure(value: float | None) -> str:
+    """A number with two decimals, or "-" where there is none."""
+    return "-" if value is None else f"{value:.2f}"
 
 
 def one_line(text) -> str:

@@ -17,6 +17,7 @@ from psaq_jax.distillation.loop import adam, generator_config, generator_step, r
 from psaq_jax.distillation.student import Grids, Learned, start, units
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import GroupState, initial_group, shown
 
@@ -51,7 +52,8 @@ def enter(
     placement = meshes.over_divisors(devices, config.batch_size)
     grids, learned = start(model, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
-    teacher, (grids, steps, learned, moments) = jax.device_put((model, student), placement.everywhere)
+    teacher = balanced(model) if synthesis.recipe == "default" else model
+    teacher, (grids, steps, learned, moments) = jax.device_put((teacher, student), placement.everywhere)
     turn = generator_config(config, synthesis)
     arena = Arena(teacher, grids, steps, config, turn, seed, placement)
     return arena, Competition(learned, moments, noise(arena, 0))

@@ -72,9 +72,9 @@ def similarity_layers(model: Model, kinds: Mapping[str, np.ndarray]) -> tuple[li
     return layers, least
 
 
-def color_stops(count: int = 9) -> list[str]:
+def color_stops() -> list[str]:
     """Colours of the similarity maps from least to greatest, as CSS."""
-    return [f"rgb({r} {g} {b})" for r, g, b in _palette()[np.linspace(0, 255, count).astype(int)]]
+    return [f"rgb({r} {g} {b})" for r, g, b in _palette()[np.linspace(0, 255, 9).astype(int)]]
 
 
 def _map(values: np.ndarray, least: float, caption: str) -> Picture:

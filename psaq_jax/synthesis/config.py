@@ -28,8 +28,9 @@ class SynthesisConfig:
       total_variation_weight, cross_entropy_weight: of these terms; the entropy's weight is 1.
       bandwidth: of the kernels in the density of the similarities. The paper's gives few pairs of patches a gradient
         (`patch_similarity_entropy`); docs/accuracy.md shows what 0.05 does, which depends on the model.
-      recipe: "paper", or "default", which clips to the model's own pixel range and leaves every special token out of
-        the similarity (the paper: ImageNet's range, and token 0).
+      recipe: "paper", or "default", which clips to the model's own pixel range, leaves every special token out of
+        the similarity (the paper: ImageNet's range, and token 0), and takes it where values and projections are
+        balanced (`balancing.py`).
       parametrization: what Adam moves: "pixels" or "frequencies", in the measure of natural images (`frequencies.py`,
         docs/experiments.md); None becomes pixels for recipe "paper", which takes nothing else, and frequencies for
         "default".

@@ -14,6 +14,7 @@ from psaq_jax.checks import check_seed
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
+from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.chunks import Stopwatch, compiled, remaining_chunks
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -104,6 +105,8 @@ def synthesize_parts(
     devices = tuple(devices or jax.local_devices())[: -(-config.groups // distributed.count())]
     distributed.check_same("the number of devices", str(len(devices)))
     placement, width = meshes.over(devices), len(devices) * distributed.count()
+    if config.recipe == "default":
+        model = balanced(model)
     model = jax.device_put(model, placement.everywhere)
     first = int(distributed.from_first({"first": np.int64(first)})["first"])
     for part in distributed.each_from_first(checkpoints.finished(first) if checkpoints else ()):

@@ -19,6 +19,7 @@ from psaq_jax.synthesis.checkpointing import Checkpoints
 from tests.damages import DAMAGES
 from tests.golden_files import GOLDEN, golden, nhwc
 from tests.quick_recipe import QUICK, ROUNDING
+from tests.scaled_copies import scaled
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -91,6 +92,13 @@ def test_the_generator_moves_frequencies_too(model, start):
     made = distill(model, start, IMAGES, config, synthesis).images[len(IMAGES) :]
     assert made.shape == (4, 32, 32, 3), "images, not coefficients, which go beyond what pixels can be"
     assert (made >= model.preprocessing.lower - 1e-6).all() and (made <= model.preprocessing.upper + 1e-6).all()
+
+
+def test_the_generators_images_of_scaled_copies_are_the_same(model, start):
+    config = dataclasses.replace(SHORT, cycles=1, discrepancy_weight=0.0)
+    copy = scaled(model)
+    of_copy = distill(copy, psaq_jax.quantize(copy, psaq_jax.calibrate(copy, IMAGES), 3, 4), IMAGES, config)
+    np.testing.assert_array_equal(of_copy.images, distill(model, start, IMAGES, config).images)
 
 
 class Killed(Exception):

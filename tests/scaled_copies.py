@@ -1,0 +1,28 @@
+"""Copies of a model that compute the same to the bit, with values and projections of very uneven size."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from psaq_jax.models.model import Model
+from psaq_jax.quantization.folding import fold_values
+
+
+def blocks(model: Model):
+    """(name, parameters) of every block, flat."""
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    for name in flat:
+        if name.endswith("/attention/qkv/kernel"):
+            block = name.removesuffix("/attention/qkv/kernel")
+            yield block, {k.removeprefix(f"{block}/"): np.asarray(v) for k, v in flat.items() if k.startswith(block)}
+
+
+def scaled(model: Model) -> Model:
+    """Every channel of the values is a power of two, 1/4 to 64, times as large, and its projection as much smaller."""
+    params = model.params
+    for name, block in blocks(model):
+        channels = len(block["attention/projection/kernel"])
+        powers = np.random.default_rng(channels).integers(-2, 7, channels)
+        layers = f"{name}/attention/qkv", f"{name}/attention/projection"
+        params = fold_values(params, *layers, jnp.asarray(np.exp2(-powers), jnp.float32), jnp.zeros(channels))
+    return model.replace(params=params)

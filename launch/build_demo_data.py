@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from launch import config as launch_config
-from psaq_jax import files
+from psaq_jax import buckets, files, temporary
 from psaq_jax.data import array_records
 from psaq_jax.data.bundled import FASHION_MNIST, FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_split
@@ -28,11 +28,11 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice of training images.",
 NAME = "fashion_mnist"
 
 
-def write_split(directory, split, kinds, images, labels, keep):
+def write_split(folder, split, kinds, images, labels, keep):
     picked = np.arange(len(images))
     if keep < len(images):
         picked = np.sort(np.random.default_rng(SEED.value).choice(len(images), keep, replace=False))
-    path = directory / array_records.shard_name(NAME, split, 0, 1)
+    path = folder / array_records.shard_name(NAME, split, 0, 1)
     examples = ({"image": array_records.png(images[i]), "label": int(labels[i])} for i in picked)
     array_records.write_shard(path, kinds, examples)
     return [(len(picked), path.stat().st_size)]
@@ -41,15 +41,20 @@ def write_split(directory, split, kinds, images, labels, keep):
 def main():
     if not OUTPUT.value:
         raise InputError("--output is empty, expected a folder to write the data set to")
+    if buckets.is_url(OUTPUT.value):
+        raise InputError(f"--output={OUTPUT.value}: is a bucket, expected a folder of this machine; copy it from there")
     train, test = (read_split(DATA.value, name, 28, len(FASHION_MNIST_LABELS)) for name in ("train", "t10k"))
     directory = pathlib.Path(OUTPUT.value)
     files.remove_unfinished(directory, LOCK, below=False)
-    array_records.remove_description(directory)
     kinds = array_records.features((28, 28, 1), FASHION_MNIST_LABELS)
-    shards = {
-        "train": write_split(directory, "train", kinds, *train, TRAIN.value),
-        "test": write_split(directory, "test", kinds, *test, 10_000),
-    }
+    with temporary.folder() as folder:
+        shards = {
+            "train": write_split(folder, "train", kinds, *train, TRAIN.value),
+            "test": write_split(folder, "test", kinds, *test, 10_000),
+        }
+        array_records.remove_description(directory)  # a data set that is there stays whole until now
+        for path in folder.iterdir():
+            files.write_bytes(directory / path.name, path.read_bytes())
     array_records.write_description(
         directory, NAME, kinds, shards, homepage="https://github.com/zalandoresearch/fashion-mnist",
         description="Fashion-MNIST: {:,} test images and {:,} of the training images.".format(

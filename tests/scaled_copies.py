@@ -17,12 +17,18 @@ def blocks(model: Model):
             yield block, {k.removeprefix(f"{block}/"): np.asarray(v) for k, v in flat.items() if k.startswith(block)}
 
 
-def scaled(model: Model) -> Model:
-    """Every channel of the values is a power of two, 1/4 to 64, times as large, and its projection as much smaller."""
+def scaled(model: Model, power: int | None = None) -> Model:
+    """Channels of the values are powers of two, 1/4 to 64, times as large, and the projection's rows as much smaller.
+
+    Args:
+      power: of the last channel of every block, where no other is to change.
+    """
     params = model.params
     for name, block in blocks(model):
         channels = len(block["attention/projection/kernel"])
         powers = np.random.default_rng(channels).integers(-2, 7, channels)
+        if power is not None:
+            powers = power * (np.arange(channels) == channels - 1)
         layers = f"{name}/attention/qkv", f"{name}/attention/projection"
         params = fold_values(params, *layers, jnp.asarray(np.exp2(-powers), jnp.float32), jnp.zeros(channels))
     return model.replace(params=params)

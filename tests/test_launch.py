@@ -280,6 +280,7 @@ def test_whatever_a_config_file_raises_is_one_line(tmp_path):
     ("train_demo", ("--epochs=2",), "flag --epochs=2: 2 is not integer >= 3"),
     ("build_demo_data", ("--data_dir=none",), "none/train-images-idx3-ubyte.gz: cannot be read"),
     ("build_demo_data", ("--output=",), "--output is empty, expected a folder"),
+    ("build_demo_data", ("--output=gs://bucket/data",), "--output=gs://bucket/data: is a bucket, expected a folder of"),
 ])  # fmt: skip
 def test_scripts_that_rebuild_the_assets_refuse_in_one_line(script, arguments, message, tmp_path):
     done = launch(script, f"--output={tmp_path / 'output'}", *arguments, config=None)
@@ -314,6 +315,12 @@ def test_a_data_set_that_is_written_anew_cannot_be_opened_before_it_is_whole(tmp
     files.write_text(output / f"{files.UNFINISHED}x.array_record-00000-of-00001", "of a killed run")
     assert launch(*given, config=None).returncode == 0
     assert load_dataset(f"tfds:{output}:test") and not list(output.glob(f"{files.UNFINISHED}*"))
+    full = subprocess.run(
+        ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", sys.executable, "-m", f"launch.{given[0]}", *given[1:]],
+        **jobs.settings(),
+    )
+    assert full.returncode == 2 and "File too large" in full.stderr, full.stderr
+    assert load_dataset(f"tfds:{output}:test"), "what was there is whole until the new shards are"
     shard = output / "fashion_mnist-test.array_record-00000-of-00001"
     shard.unlink()
     shard.mkdir()

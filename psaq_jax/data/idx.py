@@ -1,12 +1,17 @@
 """The idx format of MNIST and Fashion-MNIST (yann.lecun.com/exdb/mnist), gzipped or not: uint8 arrays."""
 
 import gzip
+import math
+import os
 import pathlib
 import zlib
 
 import numpy as np
 
+from psaq_jax import files
 from psaq_jax.errors import InputError
+
+MOST_AXES = 3
 
 
 def read_split(folder: str | pathlib.Path, split: str, side: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +34,7 @@ def read_split(folder: str | pathlib.Path, split: str, side: int, classes: int) 
 
 def _found(folder: str | pathlib.Path, name: str) -> pathlib.Path:
     plain = pathlib.Path(folder) / name
-    return plain if plain.exists() else plain.with_name(f"{name}.gz")
+    return plain if os.path.lexists(plain) else plain.with_name(f"{name}.gz")
 
 
 def read_idx(path: str | pathlib.Path) -> np.ndarray:
@@ -40,6 +45,7 @@ def read_idx(path: str | pathlib.Path) -> np.ndarray:
     """
     path = pathlib.Path(path)
     try:
+        files.check_regular(path)
         raw = path.read_bytes()
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
@@ -49,14 +55,13 @@ def read_idx(path: str | pathlib.Path) -> np.ndarray:
         raise InputError(f"{path}: cannot be read ({reason}); {expected}") from None
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise InputError(
-            f"{path}: starts with {raw[:4].hex()}, expected an idx file of unsigned bytes (000008..)"
+            f"{path}: starts with {raw[:4].hex() or 'nothing'}, expected an idx file of unsigned bytes (000008..)"
         )
     if len(raw) < 4 + 4 * raw[3]:
         raise InputError(f"{path}: ends inside its header, expected {raw[3]} axes; download it again")
-    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).astype(int)
+    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).tolist()
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if values.size != np.prod(shape):
-        raise InputError(
-            f"{path}: holds {values.size} bytes, its header says {shape.tolist()}; download it again"
-        )
+    if len(shape) > MOST_AXES or values.size != math.prod(shape):
+        found = f"{len(shape)} axes" if len(shape) > MOST_AXES else shape
+        raise InputError(f"{path}: holds {values.size} bytes, its header says {found}; download it again")
     return values.reshape(shape)

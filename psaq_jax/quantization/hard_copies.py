@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, in_float32
 from psaq_jax.quantization import folding
 
 SHARE = 0.05  # of the channels; at least one of each kind
@@ -17,6 +17,7 @@ LEAST, GREATEST = 10.0, 100.0  # factors
 TOKEN_OFFSET = 100.0
 
 
+@in_float32
 def hard_copy(model: Model) -> Model:
     """A model of the same function whose layers' inputs have outlier channels, and whose special tokens a high norm.
 

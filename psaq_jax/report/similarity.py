@@ -13,6 +13,7 @@ import numpy as np
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, check_floats, exact_products
 from psaq_jax.sites import record
+from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.entropy import BANDWIDTH, patch_similarity
 
 SITE = "attention_output"
@@ -37,7 +38,8 @@ def similarities(model: Model, image) -> dict[str, np.ndarray]:
     Args:
       image: [height, width, 3] normalised pixels.
     Returns:
-      {layer name: [w, p, p] float32} in running order; special tokens are left out, all of them.
+      {layer name: [w, p, p] float32} in running order; special tokens are left out, all of them, and values are
+      balanced (`synthesis/balancing.py`), whatever the recipe of the images.
     Raises:
       InputError: no float model, an image of another shape, or whole numbers, which are not normalised.
     """
@@ -45,7 +47,7 @@ def similarities(model: Model, image) -> dict[str, np.ndarray]:
     image = jnp.asarray(check_floats(image), jnp.float32)
     if image.shape != model.image_shape:
         raise InputError(f"image: found shape {list(image.shape)}, expected one of {list(model.image_shape)}")
-    found = _similarities(model, image[None])
+    found = _similarities(balanced(model), image[None])
     return {name: np.asarray(values) for name, values in zip(layers(model), found, strict=True)}
 
 

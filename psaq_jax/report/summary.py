@@ -49,11 +49,10 @@ def _comparisons(found, labelled) -> list[str]:
     pairs = [(_figure(s, labelled), _figure(noise, labelled), s) for s, noise in _pairs(found, labelled)]
     if not pairs:
         return []
-    several = len({s.recipe for s in found}) > 1
 
     def part(synthesized, noise, setting):
-        recipe = f" ({one_line(setting.recipe)})" if several else ""
-        return f"at {one_line(setting.bits)}{recipe} {_relation(synthesized, noise)} ({synthesized.mean:.2f} %)"
+        where = f"{one_line(setting.bits)}{_recipe(setting, found)}"
+        return f"at {where} {_relation(synthesized, noise)} ({synthesized.mean:.2f} %)"
 
     told = ", ".join(part(*pair) for pair in pairs)
     if len(pairs) > MOST:
@@ -61,6 +60,11 @@ def _comparisons(found, labelled) -> list[str]:
         told = f"worst {part(*pairs[0])} and best {part(*pairs[-1])}, of {len(pairs)} settings"
     measure = "top-1" if labelled else "agreement with the float model"
     return [f"calibrated on synthesized images, {measure} came out {told}"]
+
+
+def _recipe(setting: Setting, found) -> str:
+    """Its name, where there are several."""
+    return f" ({one_line(setting.recipe)})" if len({s.recipe for s in found}) > 1 else ""
 
 
 def _relation(synthesized: Spread, noise: Spread) -> str:
@@ -84,7 +88,7 @@ def _plain(found, labelled) -> list[str]:
         return ["nothing that was quantized has a figure"]
     best = max(measured, key=lambda s: _figure(s, labelled).mean)
     measure = "top-1" if labelled else "agreement with the float model"
-    where = f"{one_line(best.bits)} calibrated on {one_line(best.calibration)} images"
+    where = f"{one_line(best.bits)}{_recipe(best, found)} calibrated on {one_line(best.calibration)} images"
     return [f"the best {measure} is {_figure(best, labelled).mean:.2f} %, {where}"]
 
 

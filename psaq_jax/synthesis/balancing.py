@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, in_float32
 from psaq_jax.quantization.folding import fold_values
 
+GREATEST = 126  # powers of two that float32 holds, and their inverses
 
+
+@in_float32
 def balanced(model: Model) -> Model:
     """The same model, each channel of its values scaled by a power of two, and the projection's row the other way.
 
@@ -28,23 +31,23 @@ def balanced(model: Model) -> Model:
             continue
         block = name.removesuffix("/attention/qkv/kernel")
         qkv, projection = f"{block}/attention/qkv", f"{block}/attention/projection"
-        factor = _factor(*(np.asarray(flat[x]) for x in (f"{block}/norm1/scale", name, f"{projection}/kernel")))
+        leaves = (f"{block}/norm1/scale", name, f"{projection}/kernel")
+        factor = _factor(*(np.asarray(flat[leaf], np.float64) for leaf in leaves))
         if (factor != 1).any():
             params = fold_values(params, qkv, projection, jnp.asarray(factor), jnp.zeros(len(factor)))
     return model if params is model.params else model.replace(params=params)
 
 
 def _factor(scale: np.ndarray, qkv: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """What the values [c] of a block are to be divided by; 1 where either side of a channel is all zeros."""
-    made = np.linalg.norm(scale[:, None] * qkv[:, -len(projection) :], axis=0).astype(float)
-    taken = np.linalg.norm(projection, axis=1).astype(float)
-    some = (made > 0) & (taken > 0)
-    if not some.any():
-        return np.ones(len(some), np.float32)
-    powers = np.log2(made[some] / taken[some]) / 2
-    # Rounded as far as can be from where most of them lie: of like channels none is to have another factor.
-    usual = np.angle(np.exp(2j * np.pi * powers).mean()) / (2 * np.pi)
-    powers = np.round(powers - usual)
+    """What the values [c] of a block are to be divided by; 1 where either side is all zeros, or not finite."""
+    made = np.linalg.norm(scale[:, None] * qkv[:, -len(projection) :], axis=0)
+    taken = np.linalg.norm(projection, axis=1)
+    some = np.isfinite(made) & np.isfinite(taken) & (made > 0) & (taken > 0)
     factor = np.ones(len(some), np.float32)
-    factor[some] = np.exp2(powers - np.round(np.median(powers)))
+    if some.any():
+        powers = np.log2(made[some] / taken[some]) / 2
+        # Rounded as far as can be from where most of them lie: of like channels none is to have another factor.
+        usual = np.angle(np.exp(2j * np.pi * powers).mean()) / (2 * np.pi)
+        powers = np.round(powers - usual)
+        factor[some] = np.exp2(np.clip(powers - np.round(np.median(powers)), -GREATEST, GREATEST))
     return factor

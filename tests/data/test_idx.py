@@ -1,6 +1,7 @@
 """The idx format, written here byte by byte."""
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def test_plain_and_gzipped(tmp_path, name):
         "short": ("x", CONTENT[:-1], r"holds 23 bytes, its header says \[2, 3, 4\]"),
         "header cut": ("x", HEADER[:9], "ends inside its header"),
         "another type": ("x", b"\x00\x00\x0d" + CONTENT[3:], "starts with 00000d03"),
-        "empty": ("x", b"", "starts with"),
+        "empty": ("x", b"", "starts with nothing, expected"),
+        "axes whose product wraps": ("x", HEADER[:4] + b"\x80\0\0\0" * 2 + b"\0\0\0\4", r"holds 0 bytes, .* \[2147"),
+        "a hundred axes": ("x", b"\0\0\x08\x64" + b"\0\0\0\1" * 100 + b"\0", "holds 1 bytes, its header says 100 axes"),
         "not gzip": ("x.gz", CONTENT, "cannot be read"),
         "gzip cut": ("x.gz", gzip.compress(CONTENT, mtime=0)[:20], "cannot be read"),
         "gzip damaged": ("x.gz", gzip.compress(CONTENT, mtime=0)[:12] + b"\xff" * 30, "cannot be read"),
@@ -36,6 +39,14 @@ def test_damaged_files(tmp_path, name, content, expected):
         read_idx(tmp_path / name)
     with pytest.raises(InputError, match="cannot be read"):
         read_idx(tmp_path / "absent")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte: cannot be read \(not a regular file\)"):
+        read_split(tmp_path, "train", 3, 2)
+    with pytest.raises(InputError, match=r"cannot be read \(File name too long\)"):
+        read_split("x" * 300, "train", 3, 2)
 
 
 def test_a_split_without_axes_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from psaq_jax.report.figures import accuracy_curves, loss_curves, similarity_fig
 from psaq_jax.report.images import image_grid
 from psaq_jax.synthesis.entropy import kernel_density
 from tests.report.samples import history, image_sets, results
+from tests.scaled_copies import scaled
 
 
 def decoded(png: bytes) -> Image.Image:
@@ -93,6 +94,13 @@ def test_similarity_figure_refuses(vit):
         similarity_figure(vit, {"noise": image}, layer="block_77")
     with pytest.raises(InputError, match="found shape"):
         similarity_figure(vit, {"noise": image[:-1]})
+
+
+def test_similarities_of_a_scaled_copy_are_the_models(vit):
+    image = image_sets(vit, 1)["noise"][0]
+    found, of_copy = similarity.similarities(vit, image), similarity.similarities(scaled(vit), image)
+    for name, values in found.items():
+        np.testing.assert_array_equal(of_copy[name], values)
 
 
 @pytest.mark.parametrize("name, special", [("vit", 1), ("swin", 0)])

@@ -180,6 +180,9 @@ def test_without_labels_nothing_is_won_back():
 
 
 def test_sentence_without_noise_or_runs():
-    assert "best top-1 is 88.00 %" in summary_line(results(calibrations=("synthesized",)))
+    one = results(calibrations=("synthesized",))
+    assert "best top-1 is 88.00 %, w8a8 calibrated on" in summary_line(one)
+    worse = [run | {"recipe": "default", "top1": 80.0} for run in one["runs"]]
+    assert "best top-1 is 88.00 %, w8a8 (paper) calibrated on" in summary_line(one | {"runs": one["runs"] + worse})
     assert "Nothing was quantized" in summary_line({"runs": []})
     assert "has a figure" in summary_line({"runs": [{"bits": "w8a8", "calibration": "noise"}]})

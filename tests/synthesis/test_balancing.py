@@ -1,4 +1,4 @@
-"""Balanced values and projections: the same function, and the same images of every model that has it."""
+"""Balanced values and projections: the same function, and the same images where only powers of two were in between."""
 
 import dataclasses
 
@@ -54,6 +54,15 @@ def test_leaves_channels_that_nothing_makes_or_takes():
     dead = model.replace(params=changed(model.params, dict(zip(names, (qkv, projection), strict=True))))
     pixels = np.zeros((1, *model.image_shape), np.float32)
     np.testing.assert_array_equal(balanced(scaled(dead))(pixels), dead(pixels))
+
+
+@pytest.mark.parametrize("power", [66, -66, 110])
+def test_balances_what_float32_cannot_square(power):
+    model = psaq_jax.load_model(GOLDEN / "paper" / "vit")
+    pixels = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
+    extreme = scaled(model, power)
+    assert unevenness(balanced(extreme)) < 3
+    np.testing.assert_array_equal(balanced(extreme)(pixels), model(pixels))
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS[:2])

@@ -12,9 +12,10 @@ def blocks(model: Model):
     """(name, parameters) of every block, flat."""
     flat = traverse_util.flatten_dict(model.params, sep="/")
     for name in flat:
-        if name.endswith("/attention/qkv/kernel"):
-            block = name.removesuffix("/attention/qkv/kernel")
-            yield block, {k.removeprefix(f"{block}/"): np.asarray(v) for k, v in flat.items() if k.startswith(block)}
+        if name.endswith("attention/qkv/kernel"):
+            start = name.removesuffix("attention/qkv/kernel")
+            block = {k.removeprefix(start): np.asarray(v) for k, v in flat.items() if k.startswith(start)}
+            yield start.removesuffix("/"), block
 
 
 def scaled(model: Model, power: int | None = None) -> Model:

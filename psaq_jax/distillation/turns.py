@@ -16,6 +16,7 @@ from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.loop import adam, generator_config, generator_step, rates, student_step, weights
 from psaq_jax.distillation.student import Grids, Learned, start, units
 from psaq_jax.models.model import Model
+from psaq_jax.quantization.rotation import rotated
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -53,6 +54,7 @@ def enter(
     grids, learned = start(model, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
     teacher = balanced(model) if synthesis.recipe == "default" else model
+    teacher = rotated(teacher, q.options)  # as the student is, whose blocks' outputs are compared with its own
     teacher, (grids, steps, learned, moments) = jax.device_put((teacher, student), placement.everywhere)
     turn = generator_config(config, synthesis)
     arena = Arena(teacher, grids, steps, config, turn, seed, placement)

@@ -78,7 +78,9 @@ def _combine(model: Model, images, key, offsets: dict[str, jax.Array]) -> tuple[
     with exact_products(model.module.dtype):
         logits = apply_with_tap(model.module, model.params, images, tap)
     weights = jax.random.normal(key, logits.shape)
-    return jnp.sum((weights - weights.mean(-1, keepdims=True)) * logits), seen
+    if logits.shape[-1] > 1:  # one logit alone has nothing to be compared with
+        weights -= weights.mean(-1, keepdims=True)
+    return jnp.sum(weights * logits), seen
 
 
 def _by_rows(name: str, x, gradient, images: int) -> jax.Array:

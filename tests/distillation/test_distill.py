@@ -75,6 +75,16 @@ def test_the_first_steps_turn_no_code_of_kernels_that_second_moments_rounded(mod
     assert any((a != b).any() for a, b in zip(leaves(q), leaves(learned), strict=True)), "it has learned something"
 
 
+def test_blocks_are_compared_in_the_same_basis(model):
+    """Eight bits are near: what a rotated residual stream has in common with the model's as it is would be far."""
+    config = dataclasses.replace(SHORT, cycles=1, generator_iterations=0)
+    first = {
+        rotate: distill(model, quantized(model, 8, 8, rotate=rotate), IMAGES, config).history["student/features"][0]
+        for rotate in (False, True)
+    }
+    assert first[True] < 1.5 * first[False] < 0.1, first
+
+
 def test_the_generators_images_enlarge_the_discrepancy(model, start):
     config = dataclasses.replace(SHORT, cycles=1, generator_iterations=40, batch_size=8)
     found = {

@@ -12,6 +12,7 @@ from psaq_jax.quantization.importance import AS_THEY_ARE, LEAST, token_importanc
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.segments import chain
 from psaq_jax.sites import apply_with_tap, record
+from tests.export.small_models import VIT, random_model
 from tests.golden_files import GOLDEN, golden, nhwc
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -39,6 +40,12 @@ def test_rows_are_those_of_each_site_and_count_1_on_average(name):
         assert rows.shape == (11, one.size // one.shape[-1] // (one.shape[1] if heads else 1)), name
         assert rows.dtype == np.float32 and rows.min() >= LEAST * 0.999
         np.testing.assert_allclose(rows.mean(1), 1, rtol=1e-4, err_msg=name)
+
+
+def test_one_logit_alone_counts_as_it_is():
+    model = random_model(VIT.clone(classes=1))
+    images = np.random.default_rng(0).normal(size=(3, *model.image_shape)).astype(np.float32)
+    assert all(rows.std() > 0.01 for name, rows in token_importance(model, images).items() if name != "head_input")
 
 
 def test_is_the_squared_gradient_of_the_logits(model):

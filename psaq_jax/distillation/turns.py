@@ -22,7 +22,7 @@ from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import GroupState, initial_group, shown
 
-FIRST_GROUP = 2**20  # the turns' groups have numbers, and so noise, that no group of the synthesis has
+FIRST_GROUP = 2**20  # the turns' groups have numbers, and so noise, that no group of a synthesis of fewer has
 STUDENT = FIRST_GROUP - 1  # and this is the number of the student's own noise
 
 

@@ -16,7 +16,7 @@ from psaq_jax.quantization import clipping, folding, statistics, streaming
 from psaq_jax.quantization.recipes import MERGING, DefaultRecipe, site_filter
 from psaq_jax.quantization.segments import Segment
 
-FEWEST = 16  # values that tell a channel's range; a head sees one an image
+FEWEST = 16  # values that tell a channel's range; a head sees one or two a view
 FLOAT_BITS = 16  # as good as floating point beside any weights
 
 

@@ -67,7 +67,8 @@ class DefaultRecipe:
       fold_activations: at 8 bits, scales for the channels of GELU outputs, kept as a product by channel.
       folding_strength: 1: channels get equal ranges; less: SmoothQuant's compromise with the next weights' ranges;
         None: searched layer by layer.
-      search_ranges: choose ranges by least squared error; off: minimum and maximum.
+      search_ranges: choose ranges by least squared error; off: minimum and maximum, a uniform grid for GELU outputs,
+        and tokens that all count alike.
       token_importance: in that search errors count by how much the logits move with their token (`importance`).
       coverage: the search also counts activations stretched by these factors, for what calibration images fail to
         excite: ((factor, weight), ...). Ranges then widen where bits are plenty and hardly where they are few.

@@ -89,7 +89,7 @@ class SynthesisConfig:
 
     @property
     def round_length(self) -> int:
-        """Iterations in a round; the last round is shorter where the rounds don't divide the iterations."""
+        """Iterations in a round; the last rounds have fewer, or none, where the rounds don't divide the iterations."""
         return -(-self.iterations // self.rounds)
 
     @property

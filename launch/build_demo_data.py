@@ -53,8 +53,7 @@ def main():
             "test": write_split(folder, "test", kinds, *test, 10_000),
         }
         array_records.remove_description(directory)  # a data set that is there stays whole until now
-        for path in folder.iterdir():
-            files.write_bytes(directory / path.name, path.read_bytes())
+        files.write_in_turn(directory, {path.name: path.read_bytes() for path in folder.iterdir()})
     array_records.write_description(
         directory, NAME, kinds, shards, homepage="https://github.com/zalandoresearch/fashion-mnist",
         description="Fashion-MNIST: {:,} test images and {:,} of the training images.".format(

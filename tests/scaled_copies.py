@@ -5,17 +5,15 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.models.model import Model
-from psaq_jax.quantization.folding import fold_values
+from psaq_jax.quantization import folding
 
 
 def blocks(model: Model):
     """(name, parameters) of every block, flat."""
     flat = traverse_util.flatten_dict(model.params, sep="/")
-    for name in flat:
-        if name.endswith("attention/qkv/kernel"):
-            start = name.removesuffix("attention/qkv/kernel")
-            block = {k.removeprefix(start): np.asarray(v) for k, v in flat.items() if k.startswith(start)}
-            yield start.removesuffix("/"), block
+    for block in folding.blocks(model.params):
+        start = f"{block}/"
+        yield block, {k.removeprefix(start): np.asarray(v) for k, v in flat.items() if k.startswith(start)}
 
 
 def scaled(model: Model, power: int | None = None) -> Model:
@@ -31,5 +29,5 @@ def scaled(model: Model, power: int | None = None) -> Model:
         if power is not None:
             powers = power * (np.arange(channels) == channels - 1)
         layers = f"{name}/attention/qkv", f"{name}/attention/projection"
-        params = fold_values(params, *layers, jnp.asarray(np.exp2(-powers), jnp.float32), jnp.zeros(channels))
+        params = folding.fold_values(params, *layers, jnp.asarray(np.exp2(-powers), jnp.float32), jnp.zeros(channels))
     return model.replace(params=params)

@@ -17,7 +17,6 @@ from psaq_jax.models.model import Model, exact_products
 from psaq_jax.quantization.quantizers import divide
 from psaq_jax.quantization.reconstruction import scaled, size
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
-from psaq_jax.quantization.rotation import rotated
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sites import apply_with_tap
 
@@ -57,13 +56,13 @@ class Grids(NamedTuple):
 
 
 def start(model: Model, q: QuantizedModel) -> tuple[Grids, Learned]:
-    """The student that computes what `q` computes, q being a quantized form of the model."""
+    """The student that computes what `q` computes, q being a quantized form of the model, rotated as the model is."""
     kernel_bits = dict(q.kernel_bits)
     flat = traverse_util.flatten_dict(q.params, sep="/")
     coded = {path: leaf for path, leaf in flat.items() if isinstance(leaf, QuantizedKernel)}
     bounds = {path: jnp.float32(2.0 ** (kernel_bits[path] - 1)) for path in coded}
     grids = Grids({path: KernelQuantizer(kernel.scale, bounds[path]) for path, kernel in coded.items()}, q.sites)
-    originals = traverse_util.flatten_dict(rotated(model, q.options).params, sep="/")
+    originals = traverse_util.flatten_dict(model.params, sep="/")
     learned = Learned(
         kernels={path: unrounded(originals[path], kernel) for path, kernel in coded.items()},
         kernel_scales={path: jnp.zeros_like(kernel.scale) for path, kernel in coded.items()},

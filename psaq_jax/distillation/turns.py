@@ -51,10 +51,10 @@ def enter(
 ) -> tuple[Arena, Competition]:
     """The state before tick 0, on the most of the devices that divide the batch."""
     placement = meshes.over_divisors(devices, config.batch_size)
+    model = rotated(model, q.options)  # as the student is, whose kernels and blocks' outputs are compared with its own
     grids, learned = start(model, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
     teacher = balanced(model) if synthesis.recipe == "default" else model
-    teacher = rotated(teacher, q.options)  # as the student is, whose blocks' outputs are compared with its own
     teacher, (grids, steps, learned, moments) = jax.device_put((teacher, student), placement.everywhere)
     turn = generator_config(config, synthesis)
     arena = Arena(teacher, grids, steps, config, turn, seed, placement)

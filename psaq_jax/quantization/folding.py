@@ -17,6 +17,12 @@ def changed(params: dict, changes: dict) -> dict:
     return traverse_util.unflatten_dict({**traverse_util.flatten_dict(params, sep="/"), **changes}, sep="/")
 
 
+def blocks(params: dict) -> list[str]:
+    """The names of a model's blocks, such as "block_0" or "stage_1/block_0"."""
+    end = "/attention/qkv/kernel"
+    return [name.removesuffix(end) for name in traverse_util.flatten_dict(params, sep="/") if name.endswith(end)]
+
+
 def fold_norm(params: dict, norm: str, layers: tuple[str, ...], factor, shift) -> dict:
     """LayerNorm gives (y − shift)/factor in the place of y; the Dense layers that take it make up for both.
 

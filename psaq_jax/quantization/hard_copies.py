@@ -42,10 +42,7 @@ def hard_copy(model: Model) -> Model:
         special = 1 + int("distillation_token" in params)
         positions = jnp.asarray(params["position_embedding"])
         params = {**params, "position_embedding": positions.at[:special].add(TOKEN_OFFSET)}
-    for name in traverse_util.flatten_dict(params, sep="/"):
-        if not name.endswith("attention/qkv/kernel"):
-            continue
-        block = name.removesuffix("/attention/qkv/kernel")
+    for block in folding.blocks(params):
         qkv, projection = f"{block}/attention/qkv", f"{block}/attention/projection"
         flat = traverse_util.flatten_dict(params, sep="/")
         c = flat[f"{projection}/kernel"].shape[0]

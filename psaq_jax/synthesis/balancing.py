@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.models.model import Model, in_float32
-from psaq_jax.quantization.folding import fold_values
+from psaq_jax.quantization import folding
 
 GREATEST = 126  # powers of two that float32 holds, and their inverses
 
@@ -26,15 +26,12 @@ def balanced(model: Model) -> Model:
     """
     params = model.params
     flat = traverse_util.flatten_dict(params, sep="/")
-    for name in flat:
-        if not name.endswith("/attention/qkv/kernel"):
-            continue
-        block = name.removesuffix("/attention/qkv/kernel")
+    for block in folding.blocks(params):
         qkv, projection = f"{block}/attention/qkv", f"{block}/attention/projection"
-        leaves = (f"{block}/norm1/scale", name, f"{projection}/kernel")
+        leaves = (f"{block}/norm1/scale", f"{qkv}/kernel", f"{projection}/kernel")
         factor = _factor(*(np.asarray(flat[leaf], np.float64) for leaf in leaves))
         if (factor != 1).any():
-            params = fold_values(params, qkv, projection, jnp.asarray(factor), jnp.zeros(len(factor)))
+            params = folding.fold_values(params, qkv, projection, jnp.asarray(factor), jnp.zeros(len(factor)))
     return model if params is model.params else model.replace(params=params)
 
 

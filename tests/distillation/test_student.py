@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax.distillation import student
+from psaq_jax.distillation import student, turns
+from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.student import KernelQuantizer, fake_quantize
 from psaq_jax.quantization import transform
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
@@ -127,7 +128,8 @@ def test_kernels_start_where_the_rotated_original_lies():
     model = psaq_jax.load_model(GOLDEN / "checkpoints" / "hf_dinov2")
     options, images = dataclasses.replace(QUICK, rotate=True), np.zeros((2, *model.image_shape), np.float32)
     q = psaq_jax.quantize(model, None, 8, 8, recipe="default", images=images, options=options)
-    _, learned = student.start(model, q)
+    synthesis = psaq_jax.SynthesisConfig(recipe="default")
+    _, state = turns.enter(model, q, DistillationConfig(), synthesis, 0, tuple(jax.local_devices()))
     kernel, path = q.params["block_1"]["attention"]["qkv"]["kernel"], "block_1/attention/qkv/kernel"
-    lean = np.abs(learned.kernels[path] / kernel.scale - kernel.codes)
+    lean = np.abs(state.learned.kernels[path] / kernel.scale - kernel.codes)
     assert np.mean(lean > 0.99 * student.LEAN) < 0.6

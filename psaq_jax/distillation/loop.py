@@ -46,9 +46,9 @@ def generator_step(teacher: Model, grids: Grids, learned: Learned, synthesis, we
     the synthesis' own.
     """
 
-    def compete(images):
-        logits, _ = student_pass(teacher.module, grids, learned, images)
-        value = discrepancy(teacher.apply(images), logits)
+    def compete(images, logits):
+        found, _ = student_pass(teacher.module, grids, learned, images)
+        value = discrepancy(logits, found)
         return -weight * value, {"discrepancy": value}
 
     return loop.step(teacher, synthesis, state, iteration, compete)

@@ -21,7 +21,7 @@ from psaq_jax.synthesis.entropy import BANDWIDTH, patch_similarity_entropy
 from psaq_jax.synthesis.priors import IMAGENET_MEAN, IMAGENET_STD, clip, jitter, total_variation
 
 TERMS = ("loss", "entropy", "cross_entropy", "total_variation")
-Extra = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Extra = Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class GroupState(NamedTuple):
@@ -57,18 +57,20 @@ def objective(
     Returns:
       (loss, {"loss", "entropy": −Σ_layers, "cross_entropy": mean, "total_variation": |TV − target|}), float32 scalars.
     """
+    loss, terms, _ = _objective(model, images, labels, tv_target, special_tokens, bandwidth, tv_weight, ce_weight)
+    return loss, terms
+
+
+def _objective(model: Model, images, labels, tv_target, special_tokens, bandwidth, tv_weight, ce_weight):
+    """`objective` and, third, the logits."""
     with exact_products(model.module.dtype):
         logits, attention = record(model.module, model.params, images, "*/attention_output")
     entropy = -sum(patch_similarity_entropy(a, len(images), special_tokens, bandwidth) for a in attention.values())
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     variation = jnp.abs(total_variation(images) - tv_target)
     loss = entropy + ce_weight * cross_entropy + tv_weight * variation
-    return loss, {
-        "loss": loss,
-        "entropy": entropy,
-        "cross_entropy": cross_entropy,
-        "total_variation": variation,
-    }
+    terms = {"loss": loss, "entropy": entropy, "cross_entropy": cross_entropy, "total_variation": variation}
+    return loss, terms, logits
 
 
 def learning_rate(base, iteration, warmup: int, iterations: int) -> jax.Array:
@@ -114,7 +116,7 @@ def step(
 ) -> tuple[GroupState, dict]:
     """One iteration of one group: jitter, loss, gradient, Adam, clip. Returns (state, terms).
 
-    `extra` gives a further term of the loss, and its own terms, from the jittered images.
+    `extra` gives a further term of the loss, and its own terms, from the jittered images and their logits.
     """
     paper = config.recipe == "paper"
     turn, i = iteration // config.round_length, iteration % config.round_length
@@ -126,14 +128,13 @@ def step(
 
     def loss_fn(variables):
         images = jitter(shown(model, config, variables), offset, flip)
-        loss, terms = objective(
-            model, images, state.labels, state.target,
-            special_tokens=1 if paper else model.module.special_tokens, bandwidth=config.bandwidth,
-            tv_weight=config.total_variation_weight, ce_weight=config.cross_entropy_weight,
+        loss, terms, logits = _objective(
+            model, images, state.labels, state.target, 1 if paper else model.module.special_tokens,
+            config.bandwidth, config.total_variation_weight, config.cross_entropy_weight,
         )  # fmt: skip
         if extra is None:
             return loss, terms
-        more, more_terms = extra(images)
+        more, more_terms = extra(images, logits)
         return loss + more, terms | more_terms | {"loss": loss + more}
 
     gradient, terms = jax.grad(loss_fn, has_aux=True)(state.variables)

@@ -6,7 +6,7 @@ block norm1_output, qkv_output, attention_logits (the query scaled first), relat
 attention_logits_biased (before the mask), attention_output, projection_output, residual1, norm2_output,
 activation_output, dense2_output, residual2; per merging norm_output, reduction_output; norm_output,
 head_input (the mean token), logits (2+2 blocks: 56). Attention tensors are [b·w, h, n, …], the windows of an
-image beside each other.
+image beside each other; what the projection takes and gives is a map again.
 """
 
 import flax.linen as nn
@@ -73,9 +73,10 @@ def pad_to(x, multiple):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows: [b·w, n, c] -> [b·w, n, c].
+    """Multi-head self-attention within windows: [b·w, n, c] -> what `restore` makes of [b·w, n, c].
 
-    `regions` ([w, n], or None where nothing was rolled) tells which tokens see each other.
+    `regions` ([w, n], or None where nothing was rolled) tells which tokens see each other. `restore` takes windows
+    back to a map; the projection comes after it, so that no statistic of its counts a token that only pads the map.
     """
 
     window: tuple[int, int]
@@ -84,7 +85,7 @@ class WindowAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, regions=None):
+    def __call__(self, x, regions=None, restore=lambda x: x):
         batch, n, c = x.shape
         head_width = c // self.heads
         qkv = nn.Dense(3 * c, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
@@ -103,7 +104,7 @@ class WindowAttention(nn.Module):
         probabilities = Site(name="attention_probabilities")(softmax(logits).astype(self.dtype))
         x = Product("bhnm,bhmd->bhnd", name="attention_value")(probabilities, value)
         x = Site(name="attention_output")(x)
-        x = x.transpose(0, 2, 1, 3).reshape(batch, n, c)
+        x = restore(x.transpose(0, 2, 1, 3).reshape(batch, n, c))
         return Site(name="projection_output")(nn.Dense(c, dtype=self.dtype, name="projection")(x))
 
     def bias(self):
@@ -147,12 +148,16 @@ class SwinBlock(nn.Module):
         x = pad_to(x, self.window)
         size = x.shape[1:3]
         regions = shift_regions(size, self.window, self.shift) if shifted else None
-        x = unpartition(attention(partition(x, self.window), regions), self.window, size)
-        if self.convention == "timm":
-            x = x[:, :rows, :columns]
-        if shifted:
-            x = jnp.roll(x, self.shift, axis=(1, 2))
-        return x[:, :rows, :columns]
+
+        def restore(x):
+            x = unpartition(x, self.window, size)
+            if self.convention == "timm":
+                x = x[:, :rows, :columns]
+            if shifted:
+                x = jnp.roll(x, self.shift, axis=(1, 2))
+            return x[:, :rows, :columns]
+
+        return attention(partition(x, self.window), regions, restore)
 
 
 class PatchMerging(nn.Module):

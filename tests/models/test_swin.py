@@ -9,7 +9,7 @@ from flax import linen as nn
 import psaq_jax
 from psaq_jax.models import swin
 from psaq_jax.quantization.recipes import site_filter
-from psaq_jax.sites import site_names
+from psaq_jax.sites import record, site_names
 from tests.golden_files import GOLDEN, golden, nhwc
 
 MORE = sorted(path.parent.name for path in (GOLDEN / "more").glob("*/config.json"))
@@ -22,6 +22,18 @@ def test_padded_oblong_and_clamped_maps_match_their_own_library(name):
     model = psaq_jax.load_model(GOLDEN / "more" / name)
     # Float32 sums in another order, logits of order 1.
     np.testing.assert_allclose(model(nhwc(archive["pixel_values_nchw"])), archive["logits"], atol=5e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in MORE if "swin" in name])
+def test_projections_see_no_token_that_only_pads_the_map(name):
+    """Otherwise these would count in the projection's second moments, ranges and corrected biases."""
+    model = psaq_jax.load_model(GOLDEN / "more" / name)
+    images = nhwc(golden(f"more/{name}/reference.npz")["pixel_values_nchw"])
+    _, sites = jax.eval_shape(lambda: record(model.module, model.params, images, "*"))
+    projected = {name: site.shape for name, site in sites.items() if name.endswith("projection_output")}
+    assert projected, "no block"
+    for site, shape in projected.items():
+        assert shape == sites[site.replace("attention/projection_output", "residual1")].shape
 
 
 def test_more_references_are_there():

@@ -6,11 +6,11 @@ Writes DIR/benchmark.json, a list of cases: model, batch_size, device, dtype, ja
 seconds_per_iteration (the whole synthesis step), model_pass_seconds (forward and backward with respect to the images,
 cross-entropy only), overhead_ratio (the quotient of two neighbouring runs), peak_memory_bytes (by the compiler's
 account), process_peak_bytes (resident, with all that came before), compile_seconds, repeats, iterations_per_repeat;
-medians, with _min and _max beside them. For ViTs also flops_per_iteration and flops_per_second, which count the
-products of the model's two passes alone, in the time of the whole step, and on chips that are known
-share_of_bf16_peak. On a CPU also processor_overhead_ratio, the quotient of processor times: it holds on a busy machine
-too. --profile writes a trace of the last case's step to DIR/profile/plugins/profile/TIME: open its
-perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
+medians, with _min and _max beside them. For ViTs also flops_per_iteration and flops_per_second, which count twice the
+products of the forward pass (attention's pass back to two factors, which is 2 to 7 percent more), in the time of the
+whole step, and on chips that are known share_of_bf16_peak. On a CPU also processor_overhead_ratio, the quotient of
+processor times: it holds on a busy machine too. --profile writes a trace of the last case's step to
+DIR/profile/plugins/profile/TIME: open its perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
 """
 
 from absl import flags

@@ -7,7 +7,7 @@ The first runs the main job over --config.seeds and writes DIR/comparison.md: me
 figures. The second runs the release from CLONE (github zkkli/PSAQ-ViT; nothing in it is changed) in PYTHON, an
 interpreter with torch and timm, on the same weights and images, and writes DIR/comparison.md and comparison.json; the
 release's own log is DIR/release/release.log. --config.model also takes a shape with random weights, such as deit_tiny.
-Killed at any moment, the same command goes on.
+Killed at any moment, the same command goes on, on the same kind of machine.
 """
 
 import os

@@ -14,7 +14,7 @@ from launch import config as launch_config
 from psaq_jax import benchmark, files, latency
 from psaq_jax.config import parse_bits
 from psaq_jax.machine import describe_machine
-from psaq_jax.quantization.artefact import is_artefact
+from psaq_jax.quantization.artefact import is_artefact, load_quantized
 from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
@@ -30,14 +30,17 @@ def main():
 
 def measure(config, workdir):
     rows, products, cases = [], {}, config.cases if CASES.value is None else CASES.value
+    machine = {**describe_machine(), **dataclasses.asdict(config), "cases": cases}
     benchmark.check_cases(cases)
     benchmark.check_loadable([name for name in cases if not is_artefact(name)])
+    for name in filter(is_artefact, cases):
+        load_quantized(name)
     for name in cases:
         models = latency.executions(name, *parse_bits(config.bits))
         products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
         rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))
-    results = {**describe_machine(), **dataclasses.asdict(config), "cases": cases, "rows": rows, "products": products}
-    path = files.write_json(workdir / "latency.json", results)
+        results = machine | {"rows": rows, "products": products}
+        path = files.write_json(workdir / "latency.json", results)  # after each, so that none is lost
     print(latency.table(rows))
     print(f"  results: {path} on {results['device']}")
 

@@ -9,7 +9,6 @@ DIR/logits.npy, float32 [n, classes]. `config.data` takes folder:, npz: (labels 
 
 import json
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -42,11 +41,11 @@ def main():
 
 def predict(config, model, dataset, workdir):
     logits, _ = collect_logits(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
-    probabilities = np.asarray(jax.nn.softmax(logits))
     lines, names = [], class_names(model.labels, range(logits.shape[1]))
-    for name, row in zip(dataset.names(), probabilities, strict=True):
-        best = np.argsort(-row, kind="stable")[:5]
-        top5 = [{"label": names[i], "probability": round(float(row[i]), 6)} for i in best]
+    for name, row in zip(dataset.names(), logits, strict=True):
+        best = np.argsort(-row, kind="stable")[:5]  # probabilities may be equal, or 0, where logits are not
+        parts = np.exp(row.astype(np.float64) - row.max())
+        top5 = [{"label": names[i], "probability": round(float(parts[i] / parts.sum()), 6)} for i in best]
         lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False).translate(LINE_ENDS))
     arrays = files.write_npy(workdir / "logits.npy", logits)
     labels = files.write_text(workdir / "predictions.jsonl", "".join(f"{line}\n" for line in lines))

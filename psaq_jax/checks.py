@@ -2,6 +2,8 @@
 
 import dataclasses
 import numbers
+import os
+import pathlib
 import types
 import typing
 from typing import Any
@@ -39,6 +41,13 @@ def check_weight(field: str, value) -> None:
 
 def check_seed(seed, field: str = "seed") -> None:
     check_whole(field, seed, 0, 2**31 - 1)
+
+
+def check_folder_path(field: str, directory) -> pathlib.Path:
+    """The path of a folder of this machine; scripts alone take buckets."""
+    if not isinstance(directory, str | os.PathLike) or not os.fspath(directory) or "://" in str(directory):
+        raise InputError(f"{field} is {directory!r}, expected the path of a folder here")
+    return pathlib.Path(directory)
 
 
 def check_types(prefix: str, settings) -> None:

@@ -14,7 +14,7 @@ from psaq_jax.checks import check_whole
 from psaq_jax.data import ArraySource, Batch, Dataset, load_dataset
 from psaq_jax.data.labels import check_classes, check_labelled, check_labels
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import check_floats
+from psaq_jax.models.model import check_floats, check_model
 from psaq_jax.progress import Progress
 from psaq_jax.quantization.transform import QuantizedModel
 
@@ -43,16 +43,16 @@ def evaluate(
     Raises:
       InputError: no model, no labels, a label that the model lacks, classes in another order, no image can be read.
     """
-    _check_model(model_or_q, "evaluate")
+    check_model(model_or_q, "evaluate")
     dataset = _opened(dataset)
     check_classes(dataset, tuple(getattr(model_or_q, "labels", None) or ()))
     check_labelled(dataset, getattr(model_or_q, "classes", None))
     shared = _Shared(dataset)
-    parts = []
+    parts, seen = [], 0
     for logits, labels in _logits(model_or_q, shared, batch_size, progress, workers):
-        seen = sum(map(len, parts))
         check_labels(labels, logits.shape[-1], dataset.name, lambda n, seen=seen: shared.own.names()[seen + n])
         parts.append(_scores(logits, labels))
+        seen += len(labels)
     scores = shared.all_rows(np.concatenate(parts))
     check_sound(len(scores), dataset)
     return _metrics(scores)
@@ -64,7 +64,7 @@ def collect_logits(
     """The logits float32 [n, classes] and labels int32 [n] (UNLABELLED: none); arguments and errors as `evaluate`, but
     that labels may be missing or wrong, and folders named after anything.
     """
-    _check_model(model_or_q, "collect_logits")
+    check_model(model_or_q, "collect_logits")
     shared = _Shared(_opened(dataset))
     parts = list(_logits(model_or_q, shared, batch_size, progress, workers))
     logits, labels = (shared.all_rows(np.concatenate(column)) for column in zip(*parts, strict=True))
@@ -73,8 +73,10 @@ def collect_logits(
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
-    """What `evaluate` would say, from logits [n, classes] and labels [n]."""
+    """What `evaluate` would say, from logits [n, classes], which must be finite, and labels [n]."""
     check_labels(labels, logits.shape[-1])
+    if not np.isfinite(logits).all():
+        raise InputError("metrics: found logits that are not finite, expected numbers; look at the model they are of")
     return _metrics(_scores(logits, labels))
 
 
@@ -130,12 +132,6 @@ def check_sound(count: int, dataset: Dataset) -> None:
     """Raises InputError where not one image of a data set could be read."""
     if not count:
         raise InputError(f"data set: found no sound image among {len(dataset)}, expected at least one; see the log")
-
-
-def _check_model(model_or_q, function: str) -> None:
-    if not callable(model_or_q) or not hasattr(model_or_q, "preprocessing"):
-        found = f"{function} takes a float or quantized model, found {type(model_or_q).__name__}"
-        raise InputError(f"{found}; load_model or load_quantized gives one")
 
 
 def _opened(dataset) -> Dataset:

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import pathlib
 import types
 
 import jax
@@ -15,13 +14,14 @@ import pytest
 import configs.benchmark
 import configs.latency
 from launch import benchmark as launch_benchmark
-from psaq_jax import benchmark
+from psaq_jax import benchmark, files, save_quantized
 from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.latency import LatencyConfig
 from psaq_jax.models.vit import VisionTransformer
-
-TINY = pathlib.Path(__file__).parent / "golden" / "paper" / "vit"
+from tests import jobs
+from tests.export.small_models import random_quantized
+from tests.jobs import TINY
 
 
 def test_a_case_has_the_fields_that_are_promised(tmp_path):
@@ -91,6 +91,13 @@ def test_forward_flops_are_the_compilers():
     counted = compiled.cost_analysis()["flops"]
     # The compiler counts softmax, LayerNorm and GELU too; ours are the products alone.
     assert 0.85 * counted < benchmark.forward_flops(module, 2) <= counted
+
+
+def test_a_damaged_artefact_is_known_before_the_others_are_measured(tmp_path):
+    artefact = save_quantized(random_quantized(), tmp_path / "artefact")
+    files.write_bytes(artefact / "model.safetensors", (artefact / "model.safetensors").read_bytes()[:-1])
+    done = jobs.launch("latency", "--config=configs/latency.py", f"--cases={TINY},{artefact}", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "model.safetensors: has " in done.stderr and "%" not in done.stderr
 
 
 JOBS = {benchmark.BenchmarkConfig: configs.benchmark, LatencyConfig: configs.latency}

@@ -119,7 +119,7 @@ def test_flags_reach_the_job_as_they_were_given(target, tmp_path):
 )
 def test_a_bad_command_is_told(arguments, message):
     done = launch("--dryrun", *arguments)
-    assert done.returncode and re.search(message, done.stderr), done.stderr
+    assert done.returncode == 2 and re.search(f"^launch.sh: .*{message}", done.stderr), done.stderr
 
 
 def test_a_dry_run_behind_the_target_starts_nothing(tmp_path):

@@ -182,6 +182,7 @@ def test_one_page_shows_both_sides(data, clone, tmp_path):
         ("import sys; sys.exit('no luck')", "cannot run the release of .*: no luck; its log: .*release.log"),
         (STAND_IN.replace("shape =", "1/0 #"), r"release's own run \(generate\) failed.*ZeroDivisionError"),
         (STAND_IN.replace("{sites}", "36"), r"ranges \[36, 2\], expected 37 sites"),
+        (STAND_IN.replace("logits=logits", "logits=logits / 0"), r"npz: the release's logits are not all finite"),
         (STAND_IN.replace('shape).astype("float32")', 'shape)[:, 1:]'), r"calibration images are \[4, 31, 32, 3\]"),
     ],
 )  # fmt: skip

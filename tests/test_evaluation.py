@@ -181,6 +181,9 @@ def test_logits_that_are_not_finite_are_no_result():
             find(broken, images_and_labels(6))
     with pytest.raises(InputError, match="not finite"):
         predict_logits(broken, np.zeros((3, 4, 4, 3)))
+    for value in (np.nan, np.inf):
+        with pytest.raises(InputError, match="^metrics: found logits that are not finite"):
+            metrics(np.full((2, 6), value), np.zeros(2, int))
 
 
 def test_a_quantized_model_is_not_taken_for_its_source():

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from psaq_jax import InputError, files
@@ -180,6 +181,23 @@ def test_predictions_are_a_line_an_image(tmp_path):
     assert "broken images, without a row in either: 1\n" in done.stdout
     (line,) = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert json.loads(line)["image"].endswith(name)
+
+
+def test_the_likeliest_are_in_the_order_of_the_logits(data, tmp_path):
+    """Of a model that is sure all other probabilities are 0, their logits differ."""
+    sure = tmp_path / "sure"
+    shutil.copytree(TINY, sure)
+    tensors = safetensors.numpy.load_file(sure / "model.safetensors")
+    tensors |= {name: 1e4 * x for name, x in tensors.items() if name.startswith("head.")}
+    safetensors.numpy.save_file(tensors, sure / "model.safetensors")
+    done = launch("predict", f"--config.model={sure}", f"--config.data=npz:{data}", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    logits = np.load(tmp_path / "logits.npy")
+    rows = [json.loads(line)["top5"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    found = [[int(one["label"]) for one in top5] for top5 in rows]
+    assert np.ptp(logits, axis=1).min() > 1000
+    np.testing.assert_array_equal(found, np.argsort(-logits, axis=1, kind="stable")[:, :5])
+    assert all(top5[0]["probability"] == 1 and top5[-1]["probability"] == 0 for top5 in rows)
 
 
 def test_no_data_is_needed(tmp_path, model):

@@ -10,6 +10,7 @@ import psaq_jax
 from psaq_jax import InputError
 from psaq_jax.distillation.driver import distill
 from psaq_jax.evaluation import Metrics
+from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.export.stablehlo import export_stablehlo
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.report.similarity import similarities
@@ -93,6 +94,14 @@ MISUSES = {
         lambda model, ranges, q: psaq_jax.save_quantized(q, "no", Metrics(1.0, 2.0, 3.0, 4)), "figures are Metrics, exp"
     ),
     "a platform": (lambda model, ranges, q: export_stablehlo(model, "no", platforms="cpu"), "platforms is 'cpu', ex"),
+    "another machine's platform": (
+        lambda model, ranges, q: export_stablehlo(model, "no", platforms=("tpu",)), "is ('tpu',), expected 'cpu' too"
+    ),
+    "no model to export": (lambda *_: export_stablehlo("DIR", "no"), "export_stablehlo takes a float or quantized mod"),
+    "none for ONNX": (lambda *_: export_onnx("DIR", "no"), "export_onnx takes a float or quantized model, found str"),
+    "no folder to export to": (lambda model, ranges, q: export_onnx(model, ""), "export's directory is '', expected"),
+    "a bucket to export to": (lambda model, ranges, q: export_onnx(q, "gs://b/x"), "directory is 'gs://b/x', expected"),
+    "a bucket to save in": (lambda model, ranges, q: psaq_jax.save_quantized(q, "gs://b"), "is 'gs://b', expected the"),
     "a float model as an artefact": (
         lambda model, ranges, q: psaq_jax.load_quantized(model.source), "this is no quantized model; load_model reads"
     ),

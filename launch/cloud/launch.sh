@@ -34,7 +34,9 @@ if [ $# = 0 ]; then
 fi
 flags=$(printf '%q ' "$@")  # a shell reads them again on the machine
 if [ "$target" = gke ]; then
-    : "${CLUSTER:?name the GKE cluster: CLUSTER=...}" "${ZONE:?ZONE=...}" "${PROJECT:?PROJECT=...}"
+    for name in CLUSTER ZONE PROJECT; do
+        [ -n "${!name:-}" ] || fail "gke needs $name=..., which names the cluster with CLUSTER, ZONE and PROJECT"
+    done
     # Exit codes: 75 a process was lost, 143 preempted. Neither counts as a failure of the job.
     name=$(printf %s "psaq-$(basename "$workdir")" | tr '[:upper:]' '[:lower:]' | tr -c 'a-z0-9-' '-' | cut -c -30)
     name=$(sed 's/-*$//' <<< "$name")  # as Kubernetes takes it

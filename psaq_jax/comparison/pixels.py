@@ -23,10 +23,12 @@ class Pixels(NamedTuple):
     def logits(self, model, batch_size: int, progress: Progress | None = None, first: int | None = None) -> np.ndarray:
         """[n, classes], of the first images or of all."""
         total, parts = min(first or len(self.images), len(self.images)), []
-        for start in range(0, total, batch_size):
-            part = self.images[start : min(start + batch_size, total)]
+        size = min(batch_size, total)
+        for start in range(0, total, size):
+            part = self.images[start : min(start + size, total)]
             pixels = model.preprocessing.normalize(part) if part.dtype == np.uint8 else part
-            parts.append(predict_logits(model, pixels, batch_size))
+            padded = np.pad(pixels, [(0, size - len(part))] + [(0, 0)] * 3)  # one size, one compilation
+            parts.append(predict_logits(model, padded, size)[: len(part)])
             if progress:
                 progress(start + len(part), total)
         return np.concatenate(parts)

@@ -79,12 +79,15 @@ class Release(NamedTuple):
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """An npz that a run left."""
         path = self.folder / f"{name}.npz"
+        more = f"remove it and start the same command again; the release's log: {self.log}"
         try:
             with np.load(path, allow_pickle=False) as archive:
-                return dict(archive)
+                arrays = dict(archive)
         except files.DAMAGED_NPZ as error:
-            more = f"remove it and start the same command again; the release's log: {self.log}"
             raise InputError(f"{path}: the release left no readable answer ({error}); {more}") from None
+        if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            raise InputError(f"{path}: the release's {', '.join(broken)} are not all finite, expected numbers; {more}")
+        return arrays
 
     def has(self, name: str) -> bool:
         return (self.folder / name).exists()

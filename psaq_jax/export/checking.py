@@ -11,8 +11,8 @@ from psaq_jax.models.model import Model
 from psaq_jax.quantization.transform import QuantizedModel
 
 BATCHES = (1, 3)  # sizes that an exported file is tried at: its batch is symbolic
-FLOAT_TOLERANCE = 1e-3  # of the logits' range
-NUDGES = (2**-20, -(2**-20), 2**-21)  # parts of a parameter
+FLOAT_TOLERANCE = 1e-3  # of the logits' range, in float32
+NUDGE = 2**-20  # part of a parameter
 MARGIN = 4  # seen: up to 1.1 times what the nudges do
 
 
@@ -53,7 +53,8 @@ def check(run, model: Model | QuantizedModel, path) -> dict:
 def step(model: Model | QuantizedModel, logits) -> float:
     """One activation step of the logits: their site's scale; where they are not quantized, their range in codes."""
     if not isinstance(model, QuantizedModel):
-        return FLOAT_TOLERANCE * float(np.ptp(logits))
+        exact = model.module.dtype == jnp.float32
+        return (FLOAT_TOLERANCE if exact else MARGIN * _last_bit(model)) * float(np.ptp(logits))
     if "logits" in model.sites:
         return float(model.sites["logits"].scale)
     return float(np.ptp(logits)) / (2 ** (model.activation_bits or 8) - 1)
@@ -69,4 +70,10 @@ def turned_roundings(model: QuantizedModel, pixels, logits) -> float:
         leaves = jax.tree.map(lambda x: x * (1 + change) if jnp.issubdtype(x.dtype, jnp.floating) else x, model.params)
         return np.asarray(dataclasses.replace(model, params=leaves)(pixels))
 
-    return float(np.mean([np.abs(nudged(change) - logits).mean() for change in NUDGES]))
+    nudge = max(NUDGE, _last_bit(model))
+    return float(np.mean([np.abs(nudged(change) - logits).mean() for change in (nudge, -nudge, nudge / 2)]))
+
+
+def _last_bit(model: Model | QuantizedModel) -> float:
+    """What the last bit of a number is worth that the model computes with, as a part of the number: at most this."""
+    return float(jnp.finfo(model.module.dtype).eps)

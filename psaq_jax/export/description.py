@@ -5,6 +5,7 @@ import pathlib
 from importlib import metadata
 
 from psaq_jax import checksums, files
+from psaq_jax.checks import check_folder_path
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.transform import QuantizedModel
@@ -39,10 +40,14 @@ def write_description(folder, model, format: str, written: list[pathlib.Path], c
     return files.write_json(pathlib.Path(folder) / DESCRIPTION, description)
 
 
-def check_folder(folder) -> None:
-    """Raises InputError where a quantized model is saved, which could not be saved there again beside other files."""
+def check_folder(folder) -> pathlib.Path:
+    """Its path, or InputError: none of this machine, or a quantized model is saved there, which could not be saved
+    there again beside other files.
+    """
+    folder = check_folder_path("the export's directory", folder)
     if is_artefact(folder):
         raise InputError(f"{folder}: holds a saved quantized model, expected another folder to export into; choose one")
+    return folder
 
 
 def read_descriptions(folder) -> dict[str, dict]:

@@ -15,7 +15,7 @@ from psaq_jax.export.onnx_graph import LARGEST_FILE, Graph
 from psaq_jax.export.onnx_swin import SwinLayers
 from psaq_jax.export.onnx_vit import VitLayers
 from psaq_jax.extras import require
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, check_model
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization.transform import QuantizedModel
@@ -34,8 +34,8 @@ def export_onnx(model: Model | QuantizedModel, directory) -> list[pathlib.Path]:
       InputError: a family that is not covered, a file beyond protobuf's 2 GB, onnx or onnxruntime not installed, a
         graph that the checker refuses or whose logits are off, an artefact's folder, or no right to write.
     """
-    check_folder(directory)
-    path = pathlib.Path(directory) / FILE
+    check_model(model, "export_onnx")
+    path = check_folder(directory) / FILE
     model = dataclasses.replace(model, module=model.module.clone(dtype=jnp.float32))  # what the graph computes in
     content = onnx_bytes(model, str(path))
     checked = check_onnx(content, model, path)

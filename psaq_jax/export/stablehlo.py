@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from flatbuffers.builder import BuilderSizeError
 from jax import export
 
 from psaq_jax import files
@@ -23,7 +24,7 @@ from psaq_jax.checks import check_choice
 from psaq_jax.errors import InputError
 from psaq_jax.export import checking
 from psaq_jax.export.description import check_folder, write_description
-from psaq_jax.models.model import Model
+from psaq_jax.models.model import Model, check_model
 from psaq_jax.quantization.packing import pack
 from psaq_jax.quantization.transform import QuantizedModel
 
@@ -45,14 +46,18 @@ def export_stablehlo(
     an `IntegerModel`'s products are int8 times int8 into int32.
 
     Raises:
-      InputError: an unknown place, a model that jax cannot lower for these platforms, logits that are off, an
-        artefact's folder, or no right to write.
+      InputError: an unknown place, platforms without this machine's, a model that jax cannot lower for them, logits
+        that are off, an artefact's folder, or no right to write.
     """
     check_choice("weights", weights, PLACES)
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
         raise InputError(f"platforms is {platforms!r}, expected some of {PLATFORMS}")
-    check_folder(directory)
-    path, beside = pathlib.Path(directory) / FILE, pathlib.Path(directory) / WEIGHTS
+    here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+    if here not in platforms:
+        raise InputError(f"platforms is {platforms!r}, expected {here!r} too, where the exported file is tried")
+    check_model(model, "export_stablehlo")
+    folder = check_folder(directory)
+    path, beside = folder / FILE, folder / WEIGHTS
     if weights == "beside" and beside.exists() and not _is_exported(beside):
         raise InputError(f"{beside}: is there and was not exported, it may be a model's; choose another folder")
     tensors = stored_arrays(model)
@@ -63,11 +68,11 @@ def export_stablehlo(
     contents = {FILE: content}
     if arguments:
         contents = {WEIGHTS: safetensors.numpy.save(tensors, MARK)} | contents
-    written = files.write_in_turn(path.parent, contents)
+    written = files.write_in_turn(folder, contents)
     if not arguments and _is_exported(beside):
         beside.unlink()
     more = {"platforms": list(platforms), "weights": weights}
-    return [*written, write_description(directory, model, FORMAT, written, checked, **more)]
+    return [*written, write_description(folder, model, FORMAT, written, checked, **more)]
 
 
 def _is_exported(weights: pathlib.Path) -> bool:
@@ -94,6 +99,8 @@ def stablehlo_bytes(
         arguments = ({name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}, pixels)
     try:
         return bytes(export.export(jax.jit(function), platforms=platforms)(*arguments).serialize())
+    except BuilderSizeError:
+        raise InputError(f"{FILE}: its format ends at 2 GiB, expected a smaller model; give weights='beside'") from None
     except (ValueError, NotImplementedError) as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(f"{type(model.module).__name__}: cannot be exported ({reason})") from None

@@ -102,6 +102,13 @@ class Model(Classifier):
         return self.replace(module=self.module.clone(dtype=jnp.dtype(dtype).type))
 
 
+def check_model(model, function: str) -> None:
+    """Raises InputError where what `function` was given is no model, float or quantized."""
+    if not callable(model) or not hasattr(model, "preprocessing"):
+        found = f"{function} takes a float or quantized model, found {type(model).__name__}"
+        raise InputError(f"{found}; load_model or load_quantized gives one")
+
+
 def check_float_model(model, function: str) -> None:
     """Raises InputError where what `function` was given is no float model."""
     if not isinstance(model, Model):

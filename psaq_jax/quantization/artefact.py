@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from psaq_jax import files
-from psaq_jax.checks import check_choice
+from psaq_jax.checks import check_choice, check_folder_path
 from psaq_jax.errors import InputError, Unreadable, reading
 from psaq_jax.quantization import consistency, packing
 from psaq_jax.quantization.contents import contents
@@ -62,7 +62,7 @@ def save_quantized(
     if not isinstance(figures, Mapping | None):
         expected = 'a dictionary such as {"top-1 (%)": 91.2}'
         raise InputError(f"figures are {type(figures).__name__}, expected {expected}")
-    directory = _path(directory)
+    directory = check_folder_path("the artefact's directory", directory)
     target = pathlib.Path(os.path.realpath(directory))
     temporary = target.parent / f"{files.UNFINISHED}{secrets.token_hex(8)}"
     try:
@@ -94,18 +94,12 @@ def load_quantized(directory: str | os.PathLike, execution: str = "simulated") -
     """
     check_choice("execution", execution, EXECUTIONS)
     with reading(directory):
-        q = _load(_path(directory))
+        q = _load(check_folder_path("the artefact's directory", directory))
     if execution == "simulated":
         return q
     from psaq_jax.quantization.integer import integer_model  # most who load an artefact need nothing of it
 
     return integer_model(q)
-
-
-def _path(directory) -> pathlib.Path:
-    if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
-        raise InputError(f"the artefact's directory is {directory!r}, expected the path of a folder")
-    return pathlib.Path(directory)
 
 
 def _load(directory: pathlib.Path) -> QuantizedModel:

@@ -17,7 +17,7 @@ def q():
 
 
 def test_roundings_that_turn_are_no_error_where_there_are_few_logits(q, monkeypatch):
-    monkeypatch.setattr(checking, "NUDGES", (2**-8, -(2**-8)))  # a model as small turns few roundings
+    monkeypatch.setattr(checking, "NUDGE", 2**-8)  # a model as small turns few roundings
     pixels = np.asarray(jax.random.normal(jax.random.key(0), (4, *VIT.image_size, 3)))
     own = checking.turned_roundings(q, pixels, np.asarray(q(pixels)))
     monkeypatch.setattr(checking, "step", lambda *_: own / 1000)

@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 
+import flatbuffers
 import numpy as np
 import pytest
 import safetensors.numpy
 from jax import export
 
-from psaq_jax import InputError, save_quantized
+from psaq_jax import InputError, calibrate, load_model, quantize, save_quantized
 from psaq_jax.export import checking
 from psaq_jax.export.description import read_descriptions
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, restored, stablehlo_bytes, stored_arrays
 from psaq_jax.quantization.integer import integer_model
 from tests.export.small_models import SWIN, VIT, random_model, random_pixels, random_quantized
+from tests.golden_files import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -60,6 +62,18 @@ def test_a_process_without_psaq_jax_gets_the_same_logits(tmp_path, kind, weights
     # Another program is fused in another way; a rounding that turns around is a step of an activation.
     tolerance = 1e-4 if kind == "float" else checking.step(model, expected)
     assert np.abs(found - expected).mean() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "hf_deit_distilled"])
+def test_bfloat16_is_exported(tmp_path, name):
+    """Its last bit is a thousandth of float32's tolerance and more, and turns more roundings."""
+    model = load_model(GOLDEN / "checkpoints" / name).with_dtype("bfloat16")
+    pixels = random_pixels(model.module)
+    q = quantize(model, calibrate(model, pixels))
+    for one in (model, q):
+        export_stablehlo(one, tmp_path)
+    with pytest.raises(InputError, match="off on average"):
+        checking.check(lambda x: 1.2 * np.asarray(model(x)), model, "FILE")
 
 
 def test_the_description(tmp_path):
@@ -192,6 +206,12 @@ def test_a_full_disk_leaves_the_earlier_export(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()} == before
+
+
+def test_more_than_the_format_holds_is_named(monkeypatch):
+    monkeypatch.setattr(flatbuffers.Builder, "MAX_BUFFER_SIZE", 2**12)
+    with pytest.raises(InputError, match="its format ends at 2 GiB, .*; give weights='beside'"):
+        export_stablehlo(random_model(), "unused")
 
 
 def test_an_unknown_place():

@@ -21,6 +21,7 @@ from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sites import apply_with_tap
 
 ALTERNATIONS = 10
+TOKENS = ("position_embedding", "class_token", "distillation_token", "register_tokens")
 LEAN = 0.25  # of a code, at most; it turns at half a code, and from near there the first steps turn too many at once
 
 
@@ -91,14 +92,19 @@ def unrounded(original: jax.Array, kernel: QuantizedKernel) -> jax.Array:
 
 def units(grids: Grids, learned: Learned) -> Learned:
     """How far Adam's step of one moves each parameter: a kernel by its channel's largest code, a scale by itself, the
-    others by their leaf's root mean square. Copies of a model whose channels are scaled learn as the original does.
+    others by their leaf's root mean square, of tokens and positions without each row's mean, which LayerNorms take
+    away. Copies of a model whose channels are scaled or whose tokens are lifted learn as the original does.
     """
     return Learned(
         kernels={path: grid.scale * grid.bound for path, grid in grids.kernels.items()},
         kernel_scales=dict.fromkeys(learned.kernel_scales, jnp.float32(1)),
         site_scales=dict.fromkeys(learned.site_scales, jnp.float32(1)),
-        floats={path: size(leaf) for path, leaf in learned.floats.items()},
+        floats={path: size(centered(leaf) if path in TOKENS else leaf) for path, leaf in learned.floats.items()},
     )
+
+
+def centered(rows: jax.Array) -> jax.Array:
+    return rows - rows.mean(axis=-1, keepdims=True)
 
 
 @jax.custom_vjp

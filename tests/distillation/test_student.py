@@ -95,6 +95,16 @@ def test_uniform_scale_gradient_is_lsqs_formula():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_lifted_tokens_learn_as_the_originals():
+    """Added to all channels of a row, a constant is nothing that a LayerNorm lets through."""
+    model, q, _ = quantized("vit")
+    lifted = {name: q.params[name].at[0].add(100.0) for name in ("position_embedding", "class_token")}
+    copy = dataclasses.replace(q, params=q.params | lifted)
+    expected, found = (student.units(*student.start(model, one)).floats for one in (q, copy))
+    for path, one in expected.items():
+        np.testing.assert_allclose(found[path], one, rtol=1e-4, err_msg=path)
+
+
 def test_units_are_the_largest_weight_of_a_channel_and_the_size_of_a_leaf():
     model, q, _ = quantized("vit")
     grids, learned = student.start(model, q)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from launch import endings
 from psaq_jax import config, distributed, progress
-from psaq_jax.errors import InputError, one_line
+from psaq_jax.errors import InputError, reason_of
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
@@ -116,7 +116,7 @@ def _parse(argv):
     except (AttributeError, KeyError) as error:
         raise InputError(_unknown_override(argv, error)) from None
     except Exception as error:  # whatever a user's config file raises
-        found = f"{type(error).__name__}: {one_line(error)}"
+        found = f"{type(error).__name__}: {reason_of(error)}"
         raise InputError(f"--config cannot be loaded ({found}); expected a file as in configs/") from None
     if len(rest) > 1:
         raise InputError(f"argument {rest[1]!r} is not a flag; flags start with --")

@@ -10,7 +10,8 @@ import traceback
 from collections.abc import Callable
 
 from psaq_jax import distributed, progress
-from psaq_jax.errors import InputError, one_line
+from psaq_jax.errors import InputError, reason_of
+from psaq_jax.text_tables import one_line
 
 OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|exceeds .*memory", re.IGNORECASE)  # in XLA's errors
 
@@ -29,7 +30,7 @@ def in_one_line(main: Callable[[], None]) -> None:
         if not str(error).startswith("Unable to initialize backend"):
             raise
         found = f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}"
-        fail(InputError(f"{found}: {one_line(error)}; correct it or leave it out"))
+        fail(InputError(f"{found}: {reason_of(error)}; correct it or leave it out"))
     except BrokenPipeError:  # nobody reads what is printed, as behind `| head`
         _drop_output()
         _end("stopped: nobody reads the output any more", 128 + signal.SIGPIPE)
@@ -61,7 +62,7 @@ def with_others(main: Callable[[], None]) -> None:
 
 
 def fail(error: InputError) -> None:
-    _end(f"error: {' '.join(str(error).split())}", error.code)
+    _end(one_line(f"error: {' '.join(str(error).split())}"), error.code)
 
 
 @contextlib.contextmanager
@@ -70,7 +71,7 @@ def _memory():
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        found = one_line(error)
+        found = reason_of(error)
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(found):
             raise
         less = "take fewer images at once (batch_size, synthesis.group_size), or a smaller model or image_size"

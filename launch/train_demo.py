@@ -84,12 +84,12 @@ def train(images, labels, test, output: pathlib.Path) -> None:
     predict = jax.jit(lambda params, x: jnp.argmax(module.apply({"params": params}, x), -1))
 
     saved = output / STATE
-    state = restored(saved, training.initial_state(module, optimizer, images[:1], SEED.value))
     settings = {
         "family": FAMILY.value, "epochs": EPOCHS.value, "batch_size": BATCH.value, "learning_rate": RATE.value,
         "seed": SEED.value, "images": checksum(images), "labels": checksum(labels),
     }  # fmt: skip
     keep_settings(output / SETTINGS, settings, "belongs to a training with", "choose another --output")
+    state = restored(saved, training.initial_state(module, optimizer, images[:1], SEED.value))
     for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
         started = time.time()
         state, loss = train_epoch(step, state, images, labels, epoch)

@@ -28,7 +28,7 @@ class Unreadable(InputError):
         self.path, self.reason = path, reason
 
 
-def one_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The reason that another library gives, fit for one line of ours."""
     return " ".join(str(error).split())[:300]
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from psaq_jax import buckets, checksums
-from psaq_jax.errors import InputError, TryAgain, Unreadable, one_line
+from psaq_jax.errors import InputError, TryAgain, Unreadable, reason_of
 
 LARGEST_JSON = 2**24  # bytes
 UNFINISHED = ".unfinished-"  # begins the names of what is not yet in its place
@@ -172,7 +172,7 @@ def read_json(path: pathlib.Path, hint: str) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         if getattr(error, "errno", None):
             raise Unreadable(path, os.strerror(error.errno), hint) from None
-        raise InputError(f"{path}: is not readable JSON ({one_line(error)}); {hint}") from None
+        raise InputError(f"{path}: is not readable JSON ({reason_of(error)}); {hint}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a {type(value).__name__}, expected a JSON object; {hint}")
     return value

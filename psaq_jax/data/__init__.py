@@ -49,7 +49,7 @@ def load_dataset(
         raise InputError(
             f"class_index, labels_file: found with {spec!r}, expected with folder:DIR only; leave them out"
         )
-    options = (class_index, labels_file) if kind == "folder" else ()
+    options = [path and os.path.expanduser(path) for path in (class_index, labels_file)] if kind == "folder" else ()
     with reading(rest):
         source, train = _OPENERS[kind](rest, *options)
     return Dataset(source, None if train is None else Dataset(train, None, errors, spec), errors, spec)

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from psaq_jax import checksums, files, temporary
-from psaq_jax.errors import InputError, one_line
+from psaq_jax.errors import InputError, reason_of
 from psaq_jax.extras import require
+from psaq_jax.text_tables import one_line
 
 DESCRIPTION = "dataset_info.json"
 RECORDS_AT_ONCE = 64
@@ -39,8 +40,8 @@ def features(shape: tuple[int, int, int], class_names, **more):
 
 
 def _distinct(names) -> list[str]:
-    """TFDS refuses a name that two classes have, such as ImageNet's "crane"."""
-    names = list(names)
+    """TFDS refuses a name that two classes have, such as ImageNet's "crane", and writes one on each line."""
+    names = [one_line(" ".join(name.split())) or str(i) for i, name in enumerate(names)]
     while several := {name for name, times in collections.Counter(names).items() if times > 1}:
         names = [f"{name} ({i})" if name in several else name for i, name in enumerate(names)]
     return names
@@ -64,7 +65,7 @@ def write_shard(path, kinds, examples: Iterable[Mapping]) -> None:
                 writer.write(record.SerializeToString(deterministic=True))  # else the fields' order is each process's
             writer.close()
         except RuntimeError as error:  # a full disk, for one
-            raise OSError(one_line(error)) from None
+            raise OSError(reason_of(error)) from None
 
     files.write(path, write)
 

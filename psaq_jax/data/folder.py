@@ -103,12 +103,14 @@ def class_folders(directory) -> list[str]:
 
 
 def _images(directory: pathlib.Path) -> list[str]:
-    """Those of a folder and all below it. A link to a folder that is being walked would go on for ever: left out."""
+    """Those of a folder and all below it but hidden ones. A link to a folder that is being walked would go on for ever:
+    left out.
+    """
     top, place = os.fspath(directory), pathlib.Path(os.path.realpath(directory))
     found, above = [], {top: {*map(str, (place, *place.parents))}}  # real paths of each and of what led there
     for root, folders, names in os.walk(top, onerror=_refuse, followlinks=True):
         real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
-        folders[:] = [name for name in folders if real[name] not in above[root]]
+        folders[:] = [name for name in folders if not name.startswith(".") and real[name] not in above[root]]
         above |= {os.path.join(root, name): above[root] | {real[name]} for name in folders}
         found.append((root, [os.path.join(root, name) for name in sorted(names) if _is_image(name)]))
     return [path for _, paths in sorted(found) for path in paths]

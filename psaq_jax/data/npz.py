@@ -7,7 +7,7 @@ import numpy as np
 
 from psaq_jax import checksums, files
 from psaq_jax.data.pipeline import UNLABELLED
-from psaq_jax.errors import InputError, one_line
+from psaq_jax.errors import InputError, reason_of
 
 
 class ArraySource:
@@ -89,7 +89,7 @@ class NpzSource(ArraySource):
             raise
         except files.DAMAGED_NPZ as error:
             raise InputError(
-                f"{path}: cannot be read ({one_line(error)}), expected an npz file without pickled objects; "
+                f"{path}: cannot be read ({reason_of(error)}), expected an npz file without pickled objects; "
                 "save it with numpy.savez"
             ) from None
         super().__init__(images, labels, str(path))

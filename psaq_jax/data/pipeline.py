@@ -3,6 +3,7 @@
 import functools
 import gc
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from psaq_jax.checks import check_whole
 from psaq_jax.errors import InputError
 from psaq_jax.extras import require
 from psaq_jax.models.preprocessing import Preprocessing
+from psaq_jax.text_tables import one_line
 
 UNLABELLED = -1
 
@@ -98,8 +100,11 @@ class Dataset:
     def names(self) -> list[str]:
         """What to call each image that `batches` counted, in order: those skipped so far are left out."""
         names = list(map(self.source.describe, range(len(self))))
-        skipped = {max((n for n in names if m.startswith(f"{n}: ")), key=len, default=None) for m in self.skipped}
-        return [n for n in names if n not in skipped]
+        known, skipped = set(names), set()
+        for message in self.skipped:  # "NAME: what is wrong", and a name may have colons too
+            ends = (end.start() for end in re.finditer(": ", message))
+            skipped.add(max((message[:end] for end in ends if message[:end] in known), key=len, default=None))
+        return [name for name in names if name not in skipped]
 
     def batches(self, preprocess: Preprocessing, batch_size: int, workers: int = 0) -> Iterator[Batch]:
         """Every image exactly once, in order; the last batch padded with zeros. Memory: a few batches.
@@ -155,7 +160,7 @@ class Dataset:
             raise InputError(broken[0])
         for message in broken:
             if message not in self.skipped:
-                logging.warning("skipped: %s", " ".join(message.splitlines()))
+                logging.warning("skipped: %s", one_line(" ".join(message.splitlines())))
                 self.skipped.append(message)
 
 

@@ -7,7 +7,7 @@ import re
 
 from psaq_jax.data.decoding import decode
 from psaq_jax.data.pipeline import UNLABELLED
-from psaq_jax.errors import InputError, one_line
+from psaq_jax.errors import InputError, reason_of
 from psaq_jax.extras import require
 
 BLOCK = 2**16  # bytes; array_record fills its files up to a multiple
@@ -41,7 +41,7 @@ class TfdsSource:
             image = record[self.image_key]
             label = int(record[self.label_key]) if image else UNLABELLED
         except Exception as error:  # array_record, protobuf and TFDS raise what they run into
-            raise InputError(f"the record cannot be read ({one_line(error)}); prepare the data set again") from None
+            raise InputError(f"the record cannot be read ({reason_of(error)}); prepare the data set again") from None
         if not image:  # what a damaged array_record gives instead of an error
             raise InputError("the record is empty; prepare the data set again")
         return decode(image), label
@@ -125,7 +125,7 @@ def _builder(directory: str):
         builder = tfds.builder_from_directory(directory)
     except (FileNotFoundError, ValueError, KeyError, TypeError, json_format.Error) as error:
         raise InputError(
-            f"{directory}: cannot be read ({one_line(error)}); prepare the data set again"
+            f"{directory}: cannot be read ({reason_of(error)}); prepare the data set again"
         ) from None
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
@@ -154,7 +154,7 @@ def _open(builder, split: str, image_key: str):
         return records
     except (ValueError, KeyError, AssertionError, FileNotFoundError, NotImplementedError) as error:
         splits = ", ".join(f"{name} ({of.num_examples} images)" for name, of in builder.info.splits.items()) or "none"
-        reason = "no image is in it" if _selects_none(builder, split) else one_line(error)
+        reason = "no image is in it" if _selects_none(builder, split) else reason_of(error)
         raise InputError(
             f"{builder.data_dir}: cannot open split {split!r} ({reason}); it has: {splits}"
         ) from None

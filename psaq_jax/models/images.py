@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageOps
 
-from psaq_jax.errors import InputError, one_line
+from psaq_jax.errors import InputError, reason_of
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
@@ -21,7 +21,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     try:
         image.load()  # Pillow opens a file and leaves the rest of it for now
     except Exception as error:  # Pillow's readers raise whatever they run into, from OSError to TypeError
-        raise InputError(f"image: cannot be decoded ({one_line(error)}); replace or remove it") from None
+        raise InputError(f"image: cannot be decoded ({reason_of(error)}); replace or remove it") from None
     if image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors
 
 from psaq_jax import files
-from psaq_jax.errors import InputError, one_line, reading
+from psaq_jax.errors import InputError, reading, reason_of
 from psaq_jax.models.sources import INDEX, WEIGHTS
 
 OTHERS = {".bin", ".pth", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".safetensors"}
@@ -31,7 +31,7 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
     try:
         others = sorted(p.name for p in directory.iterdir() if p.suffix in OTHERS)
     except OSError as error:
-        raise InputError(f"{directory}: cannot be listed ({one_line(error)})") from None
+        raise InputError(f"{directory}: cannot be listed ({reason_of(error)})") from None
     shards = [name for name in others if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
     if shards:
         raise InputError(f"{directory}: found {shards[0]}, but {INDEX} is missing; download it too")
@@ -100,7 +100,7 @@ class TensorReader:
                 if isinstance(error, InputError):
                     raise
                 raise InputError(
-                    f"{path}: is not a whole safetensors file ({one_line(error)}); download it again"
+                    f"{path}: is not a whole safetensors file ({reason_of(error)}); download it again"
                 ) from None
 
     def _add(self, path, file):

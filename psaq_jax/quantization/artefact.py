@@ -87,7 +87,7 @@ def load_quantized(directory: str | os.PathLike, execution: str = "simulated") -
 
     Args:
       execution: "simulated": the logits equal those of the saved model bit for bit. "integer": an `IntegerModel`,
-        whose matrix products run on integers where they can.
+        whose matrix products run on integers where they can, and all else in float32.
     Raises:
       InputError: files that are missing, unreadable, cut off, altered or of another version, naming the file and
         field; another execution.

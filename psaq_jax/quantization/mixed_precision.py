@@ -4,7 +4,8 @@ What a kernel costs at 2 to 8 bits is measured by rounding it alone, all else in
 no label and no real image is needed. The cost is the divergence of the probabilities, not the logits' squared error:
 it counts what moves the decision, and for small errors is their square, weighted by the Fisher information. Errors of
 single kernels are small and nearly independent, so costs add up (the assumption of HAWQ-V2, Dong et al., NeurIPS 2020,
-whose second-order estimate is measured here instead), and the best bits are a multiple-choice knapsack, solved exactly.
+whose second-order estimate is measured here instead), and the best bits are a multiple-choice knapsack, solved exactly
+but for sizes that are rounded up where the layers' have no large common divisor.
 """
 
 import math
@@ -89,7 +90,7 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
 
 def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: float) -> dict[str, int]:
     """{layer: bits} of the least total cost whose average, weighted by size, is at most `budget`; of equal costs the
-    same bits for all.
+    same bits for all. Sizes count in units of at least their sum's 40,000th part, rounded up.
 
     Args:
       costs: {layer: [7], at 2 to 8 bits}; sizes: {layer: weights}; budget: at least 2.

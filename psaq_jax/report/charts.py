@@ -60,10 +60,12 @@ def ticks(least: float, greatest: float, most: int) -> list[tuple[float, str]]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(least / step - 1e-9), math.floor(greatest / step + 1e-9)
-    large = max(abs(least), abs(greatest)) >= 1e5 or decimals > 4
+    largest = max(abs(least), abs(greatest))
+    digits = max(1, math.floor(math.log10(largest)) - math.floor(math.log10(step) + 1e-9))  # that tell two apart
+    large = largest >= 1e5 or decimals > 4
 
     def label(value):
-        text = f"{value:.1e}" if large else f"{value:.{decimals}f}"
+        text = f"{value:.{digits}e}" if large else f"{value:.{decimals}f}"
         return (text if float(text) else text.lstrip("-")).replace("-", "−")
 
     return [(i * step, label(i * step)) for i in range(first, last + 1)]

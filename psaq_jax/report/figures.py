@@ -24,6 +24,7 @@ TERM_TITLES = {
 }
 LINES = (*COLORS.values(), "#cc79a7", "#e69f00")
 STYLES = ("solid", "dashed", "dotted", "dashdot")
+MARKERS = ("o", "s", "^", "D")
 FIGURES = {"lost": "points of top-1 lost", "agreement": "agreement with float, %"}
 DPI = 150
 
@@ -119,13 +120,14 @@ def accuracy_curves(results: Mapping[float, Mapping[int, dict]]) -> bytes:
     figure = _new(max(5, 3.1 * len(bits)), 2.8 * len(FIGURES))
     panels = figure.subplots(len(FIGURES), len(bits), squeeze=False, sharex=True)
     for (name, recipe, bandwidth), found in lines.items():
-        color, style = recipes.index(recipe) % len(LINES), bandwidths.index(bandwidth) % len(STYLES)
+        (again, color), style = divmod(recipes.index(recipe), len(LINES)), bandwidths.index(bandwidth) % len(STYLES)
         label = f"{recipe}, bandwidth {bandwidth:g}" if len(bandwidths) > 1 else recipe
         for axes, field in zip(panels[:, bits.index(name)], FIGURES, strict=True):
             spreads = {n: value for n, s in found.items() if (value := getattr(s, field))}
             axes.errorbar(
                 list(spreads), [s.mean for s in spreads.values()], [s.deviation or 0 for s in spreads.values()],
-                label=label, color=LINES[color], linestyle=STYLES[style], linewidth=1.6, marker="o", capsize=3,
+                label=label, color=LINES[color], linestyle=STYLES[style], linewidth=1.6,
+                marker=MARKERS[again % len(MARKERS)], capsize=3,
             )  # fmt: skip
     for column, name in enumerate(bits):
         panels[0, column].set_title(name, fontsize=11, loc="left")

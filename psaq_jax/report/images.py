@@ -63,8 +63,8 @@ def image_grid(images: np.ndarray, labels=None, columns: int = 8) -> bytes:
 
 def shortened(text: str, font, width: int) -> str:
     """The text on one line, cut with an ellipsis where it is wider than `width` pixels."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
+    text = " ".join(text.split())[: width + 1]  # no letter is narrower than a pixel
+    if len(text) <= width and font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
         text = text[:-1]

@@ -11,6 +11,7 @@ from PIL import Image
 from psaq_jax import results
 from psaq_jax.data import UNLABELLED, load_dataset
 from psaq_jax.errors import InputError
+from psaq_jax.models.images import to_rgb
 from psaq_jax.models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing((8, 8), (0.0,) * 3, (1.0,) * 3, rescale_factor=1.0)
@@ -204,8 +205,31 @@ def test_a_folder_of_splits_is_evaluated_on_val_and_calibrated_on_train(tmp_path
         load_dataset(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGBA", "CMYK"])
+def test_a_plain_tiff_on_its_side_is_turned_upright(tmp_path, mode):
+    """Pillow maps such a file into memory, and turned what it had mapped wrongly."""
+    stored = Image.fromarray(np.arange(8 * 16, dtype=np.uint16).reshape(8, 16)) if mode == "I;16" else (
+        Image.fromarray(np.arange(8 * 16, dtype=np.uint8).reshape(8, 16)).convert(mode))  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / "x.tiff", exif=exif)
+    found, _ = load_dataset(f"folder:{tmp_path}").source[0]
+    expected = to_rgb(stored).transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_files_of_classes_and_labels_may_be_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "flat" / "a.png")
+    (tmp_path / "labels.txt").write_text("1\n")
+    (tmp_path / "classes.json").write_text('["cat", "dog"]')
+    dataset = load_dataset("folder:~/flat", class_index="~/classes.json", labels_file="~/labels.txt")
+    assert dataset.class_names == ("cat", "dog") and dataset.labels.tolist() == [1]
+
+
 def test_hidden_folders_are_no_classes(tmp_path):
-    for name in ("train/cat/a.png", "val/cat/b.png", "val/.ipynb_checkpoints/b.png", ".cache/c.png"):
+    hidden = ("val/.ipynb_checkpoints/b.png", ".cache/c.png", "val/cat/.ipynb_checkpoints/d.png")
+    for name in ("train/cat/a.png", "val/cat/b.png", *hidden):
         save(tmp_path / name)
     dataset = load_dataset(f"folder:{tmp_path}")
     assert dataset.class_names == ("cat",) and len(dataset) == 1 == len(dataset.train)

@@ -116,6 +116,13 @@ def test_a_skipped_image_whose_name_begins_with_another_name_is_itself(tmp_path)
     assert dataset.names() == [str(tmp_path / "cat" / "x.png")]
 
 
+def test_a_name_takes_no_part_in_what_the_console_does(tmp_path, caplog):
+    (tmp_path / "a\033[31m\007.png").write_bytes(b"broken")
+    Image.new("L", (4, 4)).save(tmp_path / "b.png")
+    list(load_dataset(f"folder:{tmp_path}", errors="skip").batches(PREPROCESSING, 2))
+    assert "skipped: " in caplog.text and "\033" not in caplog.text and "\007" not in caplog.text
+
+
 def test_sample_draws_without_replacement_and_repeats():
     dataset = numbered(30)
     first, again, other = (dataset.sample(PREPROCESSING, 12, seed) for seed in (3, 3, 4))

@@ -171,6 +171,14 @@ def test_a_killed_job_streams_the_same_set_and_keeps_little(tmp_path, model, who
 def test_labels_of_the_same_name_stay_apart():
     names = features((2, 2, 3), ("crane", "dog", "crane"))["label"].names
     assert names == ["crane (0)", "dog", "crane (2)"]
+
+
+def test_labels_are_one_line_each(tmp_path):
+    """TFDS keeps them in a text file, and reads no name for an empty line."""
+    kinds = features((2, 2, 3), ("", "a\nb", "\ud800", "  c "))
+    kinds.save_metadata(str(tmp_path), feature_name="")
+    (file,) = tmp_path.glob("*.txt")
+    assert file.read_text().splitlines() == ["0", "a b", "?", "c"] == kinds["label"].names
     assert len(set(features((2, 2, 3), ("a", "a", "a (1)"))["label"].names)) == 3
 
 

@@ -4,13 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from psaq_jax.errors import InputError
 from psaq_jax.extras import require
 from psaq_jax.report import similarity
 from psaq_jax.report.figures import accuracy_curves, loss_curves, similarity_figure
-from psaq_jax.report.images import image_grid
+from psaq_jax.report.images import image_grid, shortened
 from psaq_jax.synthesis.entropy import kernel_density
 from tests.report.samples import history, image_sets, results
 from tests.scaled_copies import scaled
@@ -45,6 +45,13 @@ def test_grid_keeps_large_images_and_takes_labels():
 def test_grid_refuses(images):
     with pytest.raises(InputError, match="expected uint8"):
         image_grid(images)
+
+
+def test_labels_are_cut_to_the_width():
+    font = ImageFont.load_default()
+    assert shortened("a  dog", font, 100) == "a dog"
+    cut = shortened("i" * 10**6, font, 100)  # at once, whatever the length
+    assert cut.endswith("…") and 80 < font.getlength(cut) <= 100
 
 
 def test_grid_refuses_another_number_of_labels():

@@ -230,7 +230,10 @@ def test_ranges_are_placed_in_one_bar():
     assert constant.spans[0].width == 0 and constant.zero is None
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-3.2, 512.0), (1e-7, 3e-7), (1e6, 5e9), (0.299, 0.301)])
+@pytest.mark.parametrize("bounds", [
+    (0.0, 1.0), (-3.2, 512.0), (1e-7, 3e-7), (1e6, 5e9), (0.299, 0.301), (1.9997, 1.99976), (0.0012, 0.00129),
+    (123456.0, 123999.0),
+])  # fmt: skip
 def test_ticks_are_round_and_inside(bounds):
     found = ticks(*bounds, most=5)
     assert 2 <= len(found) <= 6

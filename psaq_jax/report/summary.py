@@ -77,7 +77,7 @@ def _relation(synthesized: Spread, noise: Spread) -> str:
 
 def _may_be_chance(one: Spread, other: Spread) -> bool:
     """Whether two figures differ by no more than two standard deviations of one seed's difference, where these are
-    known: what single runs may turn round. Of the means, a known difference is less often chance than this says.
+    known: what single runs may turn round. Between means over several seeds such a difference is less often chance.
     """
     deviations = [spread.deviation for spread in (one, other) if spread.deviation is not None]
     return bool(deviations) and abs(one.mean - other.mean) <= 2 * sum(d**2 for d in deviations) ** 0.5

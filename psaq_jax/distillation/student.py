@@ -17,11 +17,11 @@ from psaq_jax.models.model import Model, exact_products
 from psaq_jax.quantization.quantizers import divide
 from psaq_jax.quantization.reconstruction import scaled, size
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
+from psaq_jax.quantization.rotation import TOKENS
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sites import apply_with_tap
 
 ALTERNATIONS = 10
-TOKENS = ("position_embedding", "class_token", "distillation_token", "register_tokens")
 LEAN = 0.25  # of a code, at most; it turns at half a code, and from near there the first steps turn too many at once
 
 

@@ -85,7 +85,7 @@ class WindowAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, regions=None, restore=lambda x: x):
+    def __call__(self, x, regions, restore):
         batch, n, c = x.shape
         head_width = c // self.heads
         qkv = nn.Dense(3 * c, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)

@@ -16,7 +16,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization.recipes import DefaultRecipe
 
-TOKENS = ("class_token", "distillation_token", "register_tokens", "position_embedding")
+TOKENS = ("class_token", "distillation_token", "register_tokens", "position_embedding")  # of the stream
 
 
 def rotated(model: Model, options: DefaultRecipe | None) -> Model:

@@ -44,10 +44,11 @@ def check_seed(seed, field: str = "seed") -> None:
 
 
 def check_folder_path(field: str, directory) -> pathlib.Path:
-    """The path of a folder of this machine; scripts alone take buckets."""
-    if not isinstance(directory, str | os.PathLike) or not os.fspath(directory) or "://" in str(directory):
+    """The path of a folder of this machine, its ~ expanded; scripts alone take buckets."""
+    text = os.path.expanduser(str(directory)) if isinstance(directory, str | os.PathLike) else ""
+    if not text or "://" in text or os.path.isfile(text):
         raise InputError(f"{field} is {directory!r}, expected the path of a folder here")
-    return pathlib.Path(directory)
+    return pathlib.Path(text)
 
 
 def check_types(prefix: str, settings) -> None:

@@ -80,7 +80,8 @@ def _give_up():
 
 def in_cluster() -> bool:
     """Whether the environment says that this process is one of several: Slurm, Open MPI, JAX's own, TPU hosts."""
-    several = any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    counts = (os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    several = any(count.isdecimal() and int(count) > 1 for count in counts)
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return several or len(workers) > 1 or "JAX_COORDINATOR_ADDRESS" in os.environ
 

@@ -74,6 +74,7 @@ def collect_logits(
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
     """What `evaluate` would say, from logits [n, classes], which must be finite, and labels [n]."""
+    logits, labels = np.asarray(logits), np.asarray(labels)
     check_labels(labels, logits.shape[-1])
     if not np.isfinite(logits).all():
         raise InputError("metrics: found logits that are not finite, expected numbers; look at the model they are of")
@@ -82,6 +83,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
 
 def predict_logits(model_or_q, pixels, batch_size: int = 250) -> np.ndarray:
     """Normalised pixels [n, h, w, 3] -> logits float32 [n, classes], in padded batches: one compilation."""
+    check_model(model_or_q, "predict_logits")
     pixels = np.asarray(check_floats(pixels), np.float32)
     if pixels.ndim != 4 or not len(pixels):
         raise InputError(

@@ -18,11 +18,11 @@ from psaq_jax.evaluation import collect_logits, predict_logits
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Bars, Progress
-from psaq_jax.quantization import mixed_precision
 from psaq_jax.quantization.artefact import is_artefact, load_quantized, load_quantized_if_whole
 from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.hard_copies import hard_copy
+from psaq_jax.quantization.mixed_precision import choose_bits, free_layers, kernel_costs
 from psaq_jax.quantization.preparation import prepare
 from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.quantization.transform import QuantizedModel, quantize
@@ -130,11 +130,10 @@ def quantized_models(
       done: names of runs (`run_name`) that need no model any more; None stands for it.
     """
     folder = workdir and workdir / "reconstruction"
-    costs = {calibration: {} for calibration in sets}  # of kernels, whatever the recipe
     for name in config.quantization.recipes:
         recipe, options = read_recipe(name, config.quantization.options)
         for calibration, pixels in sets.items():
-            ranges, prepared = None, None
+            ranges, prepared, costs = None, None, None
             for bits in config.quantization.bits:
                 run = {"calibration": calibration, "bits": bits, "recipe": name, "seed": config.seed}
                 if run_name(run) in done:
@@ -146,8 +145,11 @@ def quantized_models(
                     prepared = prepared or prepare(model, pixels, options)
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
-                    bar = bars(f"{calibration} measure kernels")
-                    weights = _spread(weights, model, pixels, options, costs[calibration], bar)
+                    if costs is None:
+                        rounded = prepared.folded if prepared else model
+                        bar = bars(f"{calibration} measure kernels")
+                        costs = kernel_costs(rounded, pixels, free_layers(model, options), bar)
+                    weights = choose_bits(model, costs, weights, options)
                 bar = bars(f"{run_name(run)} quantize")
                 q = quantize(model, ranges, weights, activations, recipe, prepared, options, bar, folder)
                 if bits == config.quantization.bits[-1]:
@@ -157,16 +159,6 @@ def quantized_models(
                     shutil.rmtree(folder, ignore_errors=True)
     if folder:  # of a run that was saved and then killed
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _spread(
-    budget: AverageBits, model: Model, pixels, options, costs: dict, progress: Progress | None
-) -> dict[str, int]:
-    """{layer: bits} of a budget; `costs` keeps those of the kernels that were measured, whatever the recipe."""
-    layers = mixed_precision.free_layers(model, options)
-    if missing := [layer for layer in layers if layer not in costs]:
-        costs |= mixed_precision.kernel_costs(model, pixels, missing, progress)
-    return mixed_precision.choose_bits(model, {layer: costs[layer] for layer in layers}, budget, options)
 
 
 def of_first_process(q: QuantizedModel | None) -> QuantizedModel:

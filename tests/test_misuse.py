@@ -109,6 +109,20 @@ MISUSES = {
     "of a quantized one": (lambda model, ranges, q: psaq_jax.synthesize(q), "a float model, found QuantizedModel"),
     "no seed": (lambda model, ranges, q: psaq_jax.synthesize(model, seed=-1), "seed is -1, expected a whole number"),
     "a float model saved": (lambda model, ranges, q: psaq_jax.save_quantized(model, "no"), "quantized model, found"),
+    "labels that are no texts": (
+        lambda model, ranges, q: psaq_jax.save_quantized(dataclasses.replace(q, labels=(1, 2)), "no"),
+        "the model's labels are (1, 2), expected 10 texts, one a class, or (); give it such labels",
+    ),
+    "a bucket to reconstruct in": (
+        lambda model, ranges, q: psaq_jax.quantize(
+            model, None, 4, 4, "default", IMAGES, options=DefaultRecipe(), folder="gs://b"
+        ),
+        "folder is 'gs://b', expected the path of a folder here",
+    ),
+    "a file to reconstruct in": (
+        lambda model, ranges, q: psaq_jax.quantize(model, None, 4, 4, "default", IMAGES, folder=__file__),
+        "test_misuse.py', expected the path of a folder here",
+    ),
     "no folder to save in": (lambda model, ranges, q: psaq_jax.save_quantized(q, ""), "directory is '', expected the"),
     "no folder to load": (lambda *_: psaq_jax.load_quantized(None), "directory is None, expected the path of a folder"),
     "no model": (lambda *_: psaq_jax.evaluate("DIR", "bundled:fashion_mnist"), "float or quantized model, found str"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from psaq_jax import files
 from psaq_jax.checks import check_seed
+from psaq_jax.checksums import checksum
 from psaq_jax.distillation import turns
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.history import History
@@ -82,8 +83,12 @@ def distill(
     check_same_architecture(model, q, "distill")
     check_seed(seed)
     images = check_pixels(model, images)
-    devices = tuple(devices or jax.local_devices())
-    arena, state = turns.enter(model, q, config, synthesis or SynthesisConfig(recipe="default"), seed, devices)
+    devices, synthesis = tuple(devices or jax.local_devices()), synthesis or SynthesisConfig(recipe="default")
+    if checkpoints:
+        given = {"model": model.fingerprint(), "student": q.fingerprint(), "images": checksum(images)}
+        settings = {"distillation": dataclasses.asdict(config), "synthesis": dataclasses.asdict(synthesis)}
+        checkpoints.belong_to(given | settings | {"seed": int(seed)})
+    arena, state = turns.enter(model, q, config, synthesis, seed, devices)
     first, state, pool, history = _resumed(arena, state, images, checkpoints)
     began = time.perf_counter()
     for tick in range(first, config.ticks):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax.export.onnx_graph import Graph
+from psaq_jax.models.layers import ACTIVATIONS, gelu
 from psaq_jax.quantization import quantizers
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 
@@ -96,7 +97,7 @@ class Layers:
         if kind in ("silu", "swish", "quick_gelu"):
             factor = self.graph.constant("factor", np.float32(1.702 if kind == "quick_gelu" else 1))
             return self.graph.add("Mul", x, self.graph.add("Sigmoid", self.graph.add("Mul", x, factor)))
-        return self.graph.add("Gelu", x, approximate="none" if kind == "gelu" else "tanh")
+        return self.graph.add("Gelu", x, approximate="none" if ACTIVATIONS[kind] is gelu else "tanh")
 
     def cut(self, x: str, start: int, end: int = 2**31 - 1, axis: int = 1) -> str:
         numbers = (self.graph.constant("slice", np.array([n], np.int64)) for n in (start, end, axis))

@@ -19,6 +19,7 @@ class Architecture:
     prefix: str  # what the name table's "{prefix}" stands for
     labels: tuple[str, ...]  # in the order of the logits
     resizable: bool  # whether its own library runs it at any resolution (DINOv2)
+    antialias: bool = False  # whether it filters position embeddings where a smaller grid takes them
 
 
 def check_geometry(module: nn.Module, where: str) -> None:

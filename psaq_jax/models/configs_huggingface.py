@@ -134,8 +134,8 @@ def read(config: Mapping[str, Any], source: str) -> Architecture:
         raise given.unsupported("num_channels", "models of images that have not 3 channels")
     labels = _labels(given)
     module, arguments, table = build(Fields(DEFAULTS[model_type] | dict(config), where))
-    resizable = model_type.startswith("dinov2")
-    return Architecture(module(**arguments, classes=len(labels)), table, model_type, labels, resizable)
+    resizable, antialias = model_type.startswith("dinov2"), model_type == "dinov2_with_registers"
+    return Architecture(module(**arguments, classes=len(labels)), table, model_type, labels, resizable, antialias)
 
 
 def _labels(given: Fields) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Layers that every family shares. Shapes: b batch, n tokens, h heads, d head width, c channels, p patch pixels."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -50,11 +51,15 @@ def _softmax_backward(residuals, cotangent):
 
 softmax.defvjp(_softmax_forward, _softmax_backward)
 
+tanh_gelu = functools.partial(nn.gelu, approximate=True)
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
-    "gelu_new": lambda x: nn.gelu(x, approximate=True),
-    "gelu_fast": lambda x: nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "gelu_python": gelu,
+    "gelu_new": tanh_gelu,
+    "gelu_fast": tanh_gelu,
+    "gelu_accurate": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
     "silu": nn.silu,

@@ -54,6 +54,7 @@ def load_model(
     config = files.read_json(
         directory / "config.json", "a checkpoint's directory holds config.json and model.safetensors"
     )
+    config = {name: value for name, value in config.items() if value is not None}  # null: transformers' default
     if "quantization_config" in config:
         raise InputError(f"{source}: its weights are quantized; psaq_jax.load_quantized reads what psaq_jax saved")
     architecture = read_architecture(config, source, lambda: TensorReader(tensor_files(directory)).shapes)
@@ -72,7 +73,7 @@ def load_model(
     stamps = file_stamps(directory)  # before they are read
     params = load_params(directory, architecture, source)
     if size != module.image_size:
-        module, params = resize(module, params, size, source)
+        module, params = resize(module, params, size, source, architecture.antialias)
     if preprocessing.image_size != size:
         preprocessing = preprocessing.with_image_size(*size)
     return Model(jax.tree.map(jnp.asarray, params), module, architecture.labels, preprocessing, source, stamps)
@@ -134,7 +135,8 @@ def load_params(directory: pathlib.Path, architecture: Architecture, source: str
             for path in expected
             for name in sources[path]
         }
-        names.check(shapes, reader.shapes, source)
+        # transformers saves the register tokens of a model that has none.
+        names.check(shapes, {name: s for name, s in reader.shapes.items() if name in shapes or 0 not in s}, source)
         wrong = reader.not_floats(shapes)
         if wrong:
             raise InputError(
@@ -174,7 +176,7 @@ def abstract_params(module) -> dict[str, jax.ShapeDtypeStruct]:
 _abstract_params_once = functools.lru_cache(maxsize=16)(abstract_params)  # tracing takes most of a small load
 
 
-def resize(module, params: dict, size: tuple[int, int], source: str):
+def resize(module, params: dict, size: tuple[int, int], source: str, antialias: bool):
     """(module, params) at another image size, by interpolated position embeddings.
 
     Raises:
@@ -187,5 +189,5 @@ def resize(module, params: dict, size: tuple[int, int], source: str):
     if size[0] < module.patch_size[0] or size[1] < module.patch_size[1]:
         raise InputError(f"{source}: image_size={size} is smaller than one patch {module.patch_size}")
     resized = module.clone(image_size=size)
-    table = interpolate(params["position_embedding"], module.grid, resized.grid, antialias=module.registers > 0)
+    table = interpolate(params["position_embedding"], module.grid, resized.grid, antialias)
     return resized, params | {"position_embedding": table}

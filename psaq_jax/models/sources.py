@@ -15,7 +15,7 @@ def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:
     """The local directory of a source; a hub id is downloaded (config, preprocessor and safetensors alone).
 
     Args:
-      source: a directory, "bundled:NAME" or a hub id. A directory goes before a hub id of the same name.
+      source: a directory, its ~ expanded, "bundled:NAME" or a hub id. A directory goes before a hub id of its name.
       revision: branch, tag or commit of a hub id.
     Raises:
       InputError: nothing of this name, here or on the hub.
@@ -29,6 +29,7 @@ def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:
         if source not in bundled:
             raise InputError(f"model {source!r} is not bundled; bundled are {', '.join(bundled)}")
         return bundled[source]
+    source = os.path.expanduser(source)
     if os.path.isdir(source):
         if revision:
             raise InputError(f"revision is {revision!r}, model {source!r} is a directory; only hub ids have revisions")

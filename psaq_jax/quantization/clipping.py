@@ -6,6 +6,7 @@ Shapes: c channels, k bins, f candidates for each end of the range.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -104,19 +105,22 @@ def _uniform(low, high, bits):
     return UniformQuantizer(*activation_scale(jnp.minimum(low, 0.0), jnp.maximum(high, 0.0), bits), bits)
 
 
-@functools.partial(jax.jit, static_argnames=("choice", "coverage"))
-def probability_quantizer(counts, bits, choice: str, coverage) -> tuple[jax.Array, LogQuantizer, UniformQuantizer]:
+@functools.partial(jax.jit, static_argnames=("tokens", "choice", "coverage"))
+def probability_quantizer(
+    counts, bits, tokens: int, choice: str, coverage
+) -> tuple[jax.Array, LogQuantizer, UniformQuantizer]:
     """The grid of least squared error for softmax outputs.
 
     Args:
       counts: [k] histogram of −log2(p) over 0..OCTAVES, weighted by what an error there costs.
+      tokens: how many share a probability of 1: where all are alike, a grid from 1 on leaves most codes unused.
       choice: "log2", "log_sqrt2" (RepQ-ViT), "uniform", or "searched": the best of all and of AdaLog-like bases.
     Returns:
       (whether the logarithmic one is better, it, the uniform one).
     """
     p = jnp.exp2(-(jnp.arange(counts.shape[0]) + 0.5) * (OCTAVES / counts.shape[0]))
     bits = jnp.asarray(bits, jnp.float32)
-    tops = jnp.exp2(-jnp.arange(0, 6, 0.25))
+    tops = jnp.exp2(-jnp.arange(0, max(6, math.log2(tokens)), 0.25))
 
     def error(quantizer):
         stretched = [(weight, jnp.minimum(stretch * p, 1.0)) for stretch, weight in coverage]

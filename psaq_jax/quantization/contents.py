@@ -12,6 +12,7 @@ import safetensors.numpy
 
 import psaq_jax
 from psaq_jax import checksums, files
+from psaq_jax.checks import fits
 from psaq_jax.errors import InputError
 from psaq_jax.models.sources import find_checkpoint
 from psaq_jax.models.tensors import file_stamps, tensor_files
@@ -40,7 +41,8 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
     """{file name: content} of an artefact.
 
     Raises:
-      InputError: a module or quantizer of an unknown kind, or a field that JSON cannot hold.
+      InputError: a module or quantizer of an unknown kind, labels that are no texts or of other classes, or a field
+        that JSON cannot hold.
     """
     if type(q.module) not in FAMILIES.values():
         found = type(q.module).__name__
@@ -49,6 +51,9 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
         if type(quantizer) not in packing.KINDS.values():
             found = type(quantizer).__name__
             raise InputError(f"site {name}: {found} cannot be saved, add it to packing.KINDS")
+    if not fits(q.labels, tuple[str, ...]) or len(q.labels) not in (0, q.module.classes):
+        found = f"the model's labels are {str(q.labels)[:80]}"
+        raise InputError(f"{found}, expected {q.module.classes} texts, one a class, or (); give it such labels")
     known = _read_source(q.source, q.provenance.stamps) if q.provenance.config is None else q.provenance
     weights = safetensors.numpy.save(packing.to_tensors(q), metadata={"format": packing.FORMAT})
     sites = tuple(

@@ -24,7 +24,7 @@ from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
-from psaq_jax.quantization.segments import Link, chain
+from psaq_jax.quantization.segments import chain
 from psaq_jax.quantization.two_sided import two_sided
 
 
@@ -68,7 +68,7 @@ def default_params_and_sites(
         if link is not links[-1]:
             x_float, x = target, streaming.propagate(segment, rounded, found, x)
             near = None if near is None else streaming.propagate(segment, rounded, found, near)
-        params = _replaced(params, link, rounded)
+        params = link.replaced(params, rounded)
         kernels |= {link.full_name(f"{layer}/kernel"): kernel for layer, (kernel, _) in layers.items()}
         sites |= {link.full_name(name): quantizer for name, quantizer in found.items()}
         if progress:
@@ -80,11 +80,6 @@ def wants_reconstruction(bits: Bits, options: DefaultRecipe) -> bool:
     """Where the options leave it open: at most 3 bits of weights or 4 of activations (docs/experiments.md)."""
     few = min(bits.weights.values()) <= 3 or (bits.activations or 32) <= 4
     return few if options.reconstruct is None else options.reconstruct
-
-
-def _replaced(params: dict, link: Link, part: dict) -> dict:
-    flat = traverse_util.flatten_dict(part, sep="/")
-    return folding.changed(params, {link.full_name(name): value for name, value in flat.items()})
 
 
 def choose_quantizers(
@@ -104,7 +99,8 @@ def choose_quantizers(
     for name in parts.sites:
         site_bits = np.float32(options.bits(name, bits.activations))
         if name in heads:
-            grids = clipping.probability_quantizer(counts[name], site_bits, options.softmax, options.coverage)
+            tokens = parts.sites[name][-1]
+            grids = clipping.probability_quantizer(counts[name], site_bits, tokens, options.softmax, options.coverage)
             found[name] = clipping.choose(*grids)
             continue
         low, high, _ = grounds[name]

@@ -57,7 +57,7 @@ def contracted_axis(equation: str) -> int:
 
 
 def forward(module, params: dict, sites: dict, pixels, sums: Sums = float_sums, integers: Collection[str] = ()):
-    """The quantized model's logits, NaN for an image that holds NaN; traceable.
+    """The quantized model's logits, NaN for an image that is not finite; traceable.
 
     Args:
       params: kernels as `QuantizedKernel`; sites: {site: quantizer}.
@@ -66,8 +66,12 @@ def forward(module, params: dict, sites: dict, pixels, sums: Sums = float_sums, 
     intercept = interceptor(params, sites, lambda name: sums if name in integers else float_sums)
     with exact_products(jnp.float32), nn.intercept_methods(intercept):
         logits = module.apply({"params": dequantize_params(params)}, pixels)
-    # No integer is NaN: codes of such an image are any.
-    return jnp.where(jnp.isnan(pixels).any((1, 2, 3))[:, None], jnp.nan, logits)
+    return sound(logits, pixels)
+
+
+def sound(logits, pixels) -> jax.Array:
+    """The logits [b, classes], NaN where an image is not finite: a quantizer would give it some code all the same."""
+    return jnp.where(jnp.isfinite(pixels).all((1, 2, 3))[:, None], logits, jnp.nan)
 
 
 def interceptor(params: dict, sites: dict, sums_of: Callable[[str], Sums]):

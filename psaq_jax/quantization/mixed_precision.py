@@ -9,6 +9,7 @@ but for sizes that are rounded up where the layers' have no large common divisor
 """
 
 import math
+import numbers
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -30,7 +31,6 @@ BATCH = 32
 STATES = 2**18  # of the knapsack: where layers' sizes have no common divisor that is large enough, they are rounded up
 
 
-
 def choose_bits(
     model: Model, costs: Mapping[str, np.ndarray], budget: float, options: DefaultRecipe | None = None
 ) -> dict[str, int]:
@@ -42,10 +42,12 @@ def choose_bits(
       options: of recipe "default". First and last layers that it keeps at 8 bits don't count, as they don't in "w4", so
         that equal budgets are equal sizes.
     Raises:
-      InputError: a budget outside 2 to 8.
+      InputError: a budget outside 2 to 8, or costs of other layers.
     """
-    if not 2 <= budget <= 8:
+    if isinstance(budget, bool) or not isinstance(budget, numbers.Real) or not 2 <= budget <= 8:
         raise InputError(f"the budget of mixed precision is {budget!r}, expected an average of 2 to 8 bits a weight")
+    if other := sorted(set(free_layers(model, options)) ^ costs.keys(), key=str):
+        raise InputError(f"costs: layer {other[0]!r} is missing or unknown, expected those of free_layers")
     sizes = kernel_sizes(model.params)
     found = allocate(costs, sizes, budget)
     return {layer: found.get(layer) or options.bits(layer, BITS[0]) for layer in sizes}
@@ -62,6 +64,8 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
     alone has 2, 3, ... 8 bits, on average over images. Kernels are rounded to nearest, whatever the recipe.
 
     Args:
+      model: with the kernels that the recipe rounds: for "default" `Preparation.folded`, whose costs are those of every
+        function-preserving copy too.
       pixels: calibration images [n, height, width, 3] normalised; at most the first 128.
       progress: called with (layers done, in all).
     Raises:

@@ -10,11 +10,14 @@ import numpy as np
 
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
+from psaq_jax.quantization import streaming
 from psaq_jax.quantization.calibration import check_pixels
+from psaq_jax.quantization.channel_folding import Bits, fold, inspect
 from psaq_jax.quantization.importance import token_importance
 from psaq_jax.quantization.output_moments import IMAGES, block_gradients
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotated
+from psaq_jax.quantization.segments import chain
 from psaq_jax.quantization.views import close_ups, with_plain_grounds
 
 
@@ -29,6 +32,18 @@ class Preparation:
     @functools.cached_property
     def rotated(self) -> Model:
         return rotated(self.model, self.options)
+
+    @functools.cached_property
+    def folded(self) -> Model:
+        """The same function with the kernels that the recipe rounds, at 4 bits and activations in floating point."""
+        model, params, x = self.rotated, self.rotated.params, self.views
+        for link in chain(model.module, params, model.image_shape):
+            segment, part = link.segment, link.parameters(params)
+            parts = inspect(segment, part, x)
+            part = fold(segment, parts, part, x, Bits(dict.fromkeys(parts.layers, 4), None), self.options)
+            params = link.replaced(params, part)
+            x = streaming.propagate_float(segment, part, x)[0]
+        return dataclasses.replace(self.model, params=params)
 
     @functools.cached_property
     def views(self) -> np.ndarray:

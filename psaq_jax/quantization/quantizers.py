@@ -71,7 +71,7 @@ def activation_scale(minimum, maximum, bits) -> tuple[jax.Array, jax.Array]:
 def quantize_activations(x: jax.Array, scale: jax.Array, zero_point: jax.Array, bits) -> jax.Array:
     """Integer codes 0..2^b−1 of x, as float32 (whole numbers, exact)."""
     levels = 2.0 ** jnp.asarray(bits, jnp.float32) - 1
-    return jnp.clip(jnp.round(divide(x, scale) + zero_point), 0, levels)
+    return jnp.clip(jnp.round(divide(jnp.asarray(x, jnp.float32), scale) + zero_point), 0, levels)
 
 
 def fake_quantize_activations(x: jax.Array, minimum, maximum, bits) -> jax.Array:

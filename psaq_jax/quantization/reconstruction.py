@@ -26,6 +26,7 @@ from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer,
 from psaq_jax.quantization.segments import Segment
 
 STRETCH = 0.1  # of AdaRound's sigmoid beyond 0 and 1
+TIE = 1e-6  # of its argument: enough to be below 0
 ROUNDING_WEIGHT = 0.1  # of the pull towards whole numbers, relative to the initial error
 WARM_UP = 0.2  # part of the steps without that pull
 RATES = {"rounding": 3e-2, "scales": 3e-3, "floats": 1e-3}  # of Adam; scales are logarithms, floats go by `units`
@@ -111,6 +112,8 @@ def start(
             position = jnp.clip(target / kernel.scale, -bounds[layer], bounds[layer] - 1)
             floors[layer] = jnp.floor(position)
             rounding[layer] = jax.scipy.special.logit((position - floors[layer] + STRETCH) / (1 + 2 * STRETCH))
+            above, learned = kernel.codes > floors[layer], rounding[layer]  # ties, half to even, lie on either side
+            rounding[layer] = jnp.where(above, jnp.maximum(learned, 0), jnp.minimum(learned, -TIE))
     problem = Problem(floors, {layer: kernel.scale for layer, (kernel, _) in layers.items()}, bounds, sites)
     return problem, {
         "rounding": rounding,
@@ -142,11 +145,11 @@ def straight_through(quantizer: SiteQuantizer, x: jax.Array) -> jax.Array:
     """The quantizer with gradients: rounding passes them on; uniform grids' clipping stops them, scales get LSQ's."""
     if not isinstance(quantizer, UniformQuantizer):
         return x + jax.lax.stop_gradient(quantizer(x) - x)
-    levels = 2.0**quantizer.bits - 1
+    levels, dtype, x = 2.0**quantizer.bits - 1, x.dtype, x.astype(jnp.float32)
     inside = jnp.clip(x / quantizer.scale + quantizer.zero_point, 0, levels)
     exact = quantizers.quantize_activations(x, quantizer.scale, quantizer.zero_point, quantizer.bits)
     codes = inside + jax.lax.stop_gradient(exact - inside)
-    return (codes - quantizer.zero_point) * quantizer.scale
+    return ((codes - quantizer.zero_point) * quantizer.scale).astype(dtype)
 
 
 def scaled(quantizer: SiteQuantizer, logarithm) -> SiteQuantizer:

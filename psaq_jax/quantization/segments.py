@@ -11,8 +11,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from psaq_jax.models.model import exact_products
+from psaq_jax.quantization import folding
 from psaq_jax.sites import Site, Tap
 
 Watch = Callable[[str, jax.Array], None]
@@ -98,6 +100,11 @@ class Link:
     def parameters(self, params: dict) -> dict:
         """The part of the model's tree that the segment takes."""
         return functools.reduce(lambda tree, key: tree[key], filter(None, self.path.split("/")), params)
+
+    def replaced(self, params: dict, part: dict) -> dict:
+        """The model's tree with other parameters of the segment."""
+        changes = traverse_util.flatten_dict(part, sep="/")
+        return folding.changed(params, {self.full_name(name): value for name, value in changes.items()})
 
     def full_name(self, name: str) -> str:
         return f"{self.path}/{name}" if self.path else name

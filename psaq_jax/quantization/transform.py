@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from psaq_jax.checks import check_folder_path
 from psaq_jax.checksums import checksum
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
@@ -142,7 +142,7 @@ def quantize(
         sites = {name: clipping.uniform(*ranges[name], options.bits(name, activation_bits)) for name in wanted}
         params = quantize_params(model.params, bits)
     else:
-        folder = None if folder is None else pathlib.Path(folder)
+        folder = None if folder is None else check_folder_path("folder", folder)
         prepared = prepare(model, images, options)
         params, sites = default_params_and_sites(prepared, bits, activation_bits, progress, folder)
     mixed = isinstance(weight_bits, Mapping)
@@ -246,4 +246,4 @@ def _forward(module, params, sites, pixels, has_exact_sums):
         return sites[name](x) if name in sites else x
 
     with exact_products(module.dtype):
-        return apply_with_tap(module, dequantize_params(params), pixels, tap)
+        return exact.sound(apply_with_tap(module, dequantize_params(params), pixels, tap), pixels)

@@ -9,6 +9,7 @@ is dropped and made again.
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -16,7 +17,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ import numpy as np
 from psaq_jax import checksums, distributed, files
 from psaq_jax.errors import InputError
 from psaq_jax.progress import say
+from psaq_jax.workdir import keep_settings
 
 
 class WaveProgress(NamedTuple):
@@ -58,6 +60,16 @@ class Checkpoints:
             alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
             options = dataclasses.replace(options, create=False, multiprocessing_options=alone)
         return ocp.CheckpointManager(self.directory / "running", options=options)
+
+    def belong_to(self, settings: Mapping) -> None:
+        """Notes what the states depend on.
+
+        Raises:
+          InputError: the folder holds states of other settings.
+        """
+        if self._manager is not None:
+            settings = json.loads(json.dumps(settings))  # tuples are lists there
+            keep_settings(self.directory / "settings.json", settings, "holds checkpoints of", "choose another folder")
 
     def restore(self, first: int, groups: int) -> WaveProgress | None:
         """The wave of `groups` groups from number `first` on, from its last whole checkpoint; None: it has none.

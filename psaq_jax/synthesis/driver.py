@@ -1,5 +1,6 @@
 """`synthesize`: groups of images in waves over the devices, chunk by chunk, with progress and checkpoints."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ def synthesize(
       devices: default: all local devices; each takes one group at a time.
       checkpoints: where to keep the state, and to go on from; of this model, config and seed alone.
     Raises:
+      InputError: checkpoints of another model, config or seed.
       SynthesisError: naming the iteration and the term that turned NaN or infinite.
     """
     config, watch = SynthesisConfig() if config is None else config, Stopwatch()
@@ -105,6 +107,9 @@ def synthesize_parts(
     devices = tuple(devices or jax.local_devices())[: -(-config.groups // distributed.count())]
     distributed.check_same("the number of devices", str(len(devices)))
     placement, width = meshes.over(devices), len(devices) * distributed.count()
+    if checkpoints:
+        settings = dataclasses.asdict(dataclasses.replace(config, num_images=config.group_size))  # more may come later
+        checkpoints.belong_to({"model": model.fingerprint(), "seed": int(seed), "synthesis": settings})
     if config.recipe == "default":
         model = balanced(model)
     model = jax.device_put(model, placement.everywhere)

@@ -140,6 +140,19 @@ def test_an_interrupted_run_ends_with_the_same_bits(model, start, whole, tmp_pat
         np.testing.assert_array_equal(result.history[name], values)
 
 
+def test_checkpoints_of_other_settings_are_refused(model, start, tmp_path):
+    checkpoints, shorter = Checkpoints(tmp_path, every_seconds=0), dataclasses.replace(SHORT, cycles=1)
+    distill(model, start, IMAGES, shorter, seed=1, checkpoints=checkpoints)
+    for images, config, seed, found in (
+        (IMAGES, shorter, 2, "holds checkpoints of seed 1, which is 2 now"),
+        (IMAGES + 1, shorter, 1, "of images"),
+        (IMAGES, SHORT, 1, "of distillation.cycles 1, which is"),
+    ):
+        with pytest.raises(InputError, match=found):
+            distill(model, start, images, config, seed=seed, checkpoints=checkpoints)
+    checkpoints.close()
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_a_damaged_turn_is_made_again(model, start, whole, tmp_path, damage, caplog):
     def interrupt(done, total):

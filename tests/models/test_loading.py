@@ -88,6 +88,45 @@ def hub(tmp_path, monkeypatch):
     make_hub_cache(cache, GOLDEN / "checkpoints/hf_deit", "b" * 40, "other")
 
 
+def test_register_tokens_of_none_are_nothing(tmp_path):
+    """As transformers saves a model of `num_register_tokens = 0`."""
+    directory = copied("hf_dinov2_registers", tmp_path)
+    edit_config(directory, num_register_tokens=0)
+    name = "dinov2_with_registers.embeddings.register_tokens"
+    found = tensors(directory)
+    write_tensors(directory, found | {name: found[name][:, :0]})
+    model = psaq_jax.load_model(directory)
+    assert model.module.registers == 0 and "register_tokens" not in model.params
+    smaller = tuple(side - patch for side, patch in zip(model.image_size, model.module.patch_size, strict=True))
+    resized = psaq_jax.load_model(directory, smaller).params["position_embedding"]
+    np.testing.assert_array_equal(
+        resized, psaq_jax.load_model(GOLDEN / "checkpoints/hf_dinov2_registers", smaller).params["position_embedding"]
+    )
+
+
+@pytest.mark.parametrize("other, name", [("gelu_python", "gelu"), ("gelu_accurate", "gelu_pytorch_tanh")])
+def test_other_names_of_an_activation(vit, other, name):
+    edit_config(vit, hidden_act=other)
+    pixels = np.random.default_rng(0).normal(size=(2, *psaq_jax.load_model(vit).image_shape)).astype(np.float32)
+    found = psaq_jax.load_model(vit)(pixels)
+    edit_config(vit, hidden_act=name)
+    np.testing.assert_array_equal(found, psaq_jax.load_model(vit)(pixels))
+
+
+@pytest.mark.parametrize("field", ["quantization_config", "num_labels", "architecture", "qkv_bias"])
+def test_null_is_what_a_config_leaves_out(vit, field):
+    before = psaq_jax.load_model(vit)
+    edit_config(vit, **{field: None})
+    assert same_params(psaq_jax.load_model(vit), before)
+
+
+def test_a_home_directory(vit, monkeypatch):
+    monkeypatch.setenv("HOME", str(vit.parent))
+    assert same_params(psaq_jax.load_model("~/hf_vit"), psaq_jax.load_model(vit))
+    with pytest.raises(psaq_jax.InputError, match="none': no such directory; give a"):
+        psaq_jax.load_model("~/none")
+
+
 def test_a_hub_id_works_offline_from_the_cache(hub):
     model = psaq_jax.load_model("someone/tiny-vit")
     assert same_params(model, psaq_jax.load_model(GOLDEN / "checkpoints/hf_vit"))

@@ -85,10 +85,22 @@ def test_softmax_grid_is_chosen_by_error():
     counts = jnp.asarray(np.histogram(-np.log2(p), 2048, (0, clipping.OCTAVES))[0], jnp.float32)
     errors = {}
     for choice in ("searched", "log_sqrt2", "log2", "uniform"):
-        quantizer = clipping.choose(*clipping.probability_quantizer(counts, 4, choice, ONCE))
+        quantizer = clipping.choose(*clipping.probability_quantizer(counts, 4, 64, choice, ONCE))
         assert isinstance(quantizer, UniformQuantizer if choice == "uniform" else LogQuantizer) or choice == "searched"
         errors[choice] = np.mean((quantizer(p.astype(np.float32)) - p) ** 2)
     assert errors["searched"] <= 1.02 * min(errors.values())
+
+
+@pytest.mark.parametrize("choice", ["searched", "uniform"])
+def test_softmax_grid_of_many_tokens_that_attend_to_all_alike(choice):
+    """As DINOv2's 1,369 patches at 518 px: no probability is near 1, and no code should be."""
+    generator = np.random.default_rng(0)
+    p = np.exp(generator.normal(size=(20, 1370)) / 2)
+    p = p / p.sum(1, keepdims=True)
+    counts = jnp.asarray(np.histogram(-np.log2(p), 2048, (0, clipping.OCTAVES))[0], jnp.float32)
+    quantizer = clipping.choose(*clipping.probability_quantizer(counts, 4, 1370, choice, ONCE))
+    error = np.sqrt(np.mean((quantizer(p.astype(np.float32)) - p) ** 2) / np.mean(p**2))
+    assert error < 0.09  # 0.11 of a logarithmic grid from 2^-5.75 on
 
 
 def test_gelu_outputs_with_a_heavy_tail_get_a_shifted_logarithmic_grid():

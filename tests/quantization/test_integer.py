@@ -82,11 +82,16 @@ def test_sums_beyond_int32(weights):
     np.testing.assert_array_equal(found, (x.astype(np.int64) @ codes.astype(np.int64)).astype(np.float32))
 
 
-@pytest.mark.parametrize("run", [lambda q: q, integer_model])
-def test_an_image_with_nan_has_nan_for_logits(run):
+def in_bfloat16(q):
+    return dataclasses.replace(q, module=q.module.clone(dtype=jnp.bfloat16))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("run", [lambda q: q, integer_model, in_bfloat16])
+def test_an_image_that_is_not_finite_has_nan_for_logits(run, value):
     model, pixels = run(random_quantized(VIT, 8, 8)), random_pixels(VIT, 2)
     sound = model(pixels)[1]
-    pixels[0, 3, 4, 1] = np.nan
+    pixels[0, 3, 4, 1] = value
     logits = np.asarray(model(pixels))
     assert np.isnan(logits[0]).all()
     np.testing.assert_array_equal(logits[1], sound)

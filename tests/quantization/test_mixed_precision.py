@@ -6,18 +6,24 @@ import itertools
 import numpy as np
 import pytest
 
+import psaq_jax
 from psaq_jax import InputError, calibrate, pipeline, quantize
 from psaq_jax.config import JobConfig, QuantizationConfig
 from psaq_jax.quantization import mixed_precision
+from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.mixed_precision import BITS, allocate, choose_bits, free_layers, kernel_costs
+from psaq_jax.quantization.preparation import prepare
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
 from tests import quick_recipe
+from tests.golden_files import GOLDEN, golden, nhwc
 from tests.quantization.artefacts import VIT, random_model, random_pixels
 from tests.quick_recipe import QUICK, ROUNDING
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+IMAGES = nhwc(golden("paper/vit/reference.npz")["calibration_images"])
 
 
 def random_costs(seed, layers):
@@ -111,24 +117,38 @@ def test_recipe_default_keeps_first_and_last_apart():
     assert average(ends, sizes) <= 3
 
 
-def test_a_job_measures_every_kernel_once(monkeypatch):
-    """For all recipes and budgets: with "default" the inner ones, with "paper" then the ends."""
+def test_a_job_measures_every_kernel_once_a_recipe(monkeypatch):
+    """For all budgets: with "default" the inner ones, as it rounds them, with "paper" the model's own."""
     model, pixels, measured = random_model(), random_pixels(count=8), []
 
-    def spied(model, pixels, layers, progress):
-        measured.append(list(layers))
-        return kernel_costs(model, pixels, layers, progress)
+    def spied(given, pixels, layers, progress):
+        measured.append((given is model, list(layers)))
+        return kernel_costs(given, pixels, layers, progress)
 
-    monkeypatch.setattr(pipeline.mixed_precision, "kernel_costs", spied)
+    monkeypatch.setattr(pipeline, "kernel_costs", spied)
     quantization = QuantizationConfig(bits=("auto:3a8", "auto:4a8"), recipe=f"{quick_recipe.NAME},paper")
     config = JobConfig(model="m", calibration=("noise",), quantization=quantization)
     found = [dict(q.kernel_bits) for _, q in pipeline.quantized_models(config, model, {"noise": pixels})]
     inner, layers = free_layers(model, DefaultRecipe()), list(kernel_sizes(model.params))
-    assert measured == [inner, [layer for layer in layers if layer not in inner]]
+    assert measured == [(False, inner), (True, layers)]
     costs = kernel_costs(model, pixels, layers)
     assert found[2:] == [
         {f"{layer}/kernel": b for layer, b in choose_bits(model, costs, budget).items()} for budget in (3, 4)
     ]
+
+
+def test_a_function_preserving_copy_has_the_costs_of_its_original():
+    """Of the kernels that recipe "default" rounds, with outlier channels folded away; the copy's own cost far more."""
+    model, pixels, options = psaq_jax.load_model(GOLDEN / "paper" / "vit"), IMAGES, DefaultRecipe()
+    layers, copy = free_layers(model, options), hard_copy(model)
+    np.testing.assert_allclose(prepare(model, pixels, options).folded(pixels), model(pixels), atol=1e-4)
+    costs = [kernel_costs(prepare(m, pixels, options).folded, pixels, layers) for m in (model, copy)]
+    raw = [kernel_costs(m, pixels, layers) for m in (model, copy)]
+
+    def most_apart(of, others):
+        return max(np.abs(np.log2(others[layer][:4] / of[layer][:4])).max() for layer in layers)
+
+    assert most_apart(*costs) < 1 < 3 < most_apart(*raw)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "default"])
@@ -162,6 +182,11 @@ def test_refusals():
     model, pixels = random_model(), random_pixels()
     with pytest.raises(InputError, match="budget of mixed precision is 1.5"):
         choose_bits(model, {}, 1.5)
+    with pytest.raises(InputError, match="budget of mixed precision is '4'"):
+        choose_bits(model, {}, "4")
+    with pytest.raises(InputError, match="costs: layer 'block_0/attention/qkv' is missing or unknown"):
+        layers = [x for x in free_layers(model, DefaultRecipe()) if x != "block_0/attention/qkv"]
+        choose_bits(model, {layer: np.ones(7) for layer in layers}, 4, DefaultRecipe())
     with pytest.raises(InputError, match="has one class, whose probability is always 1"):
         kernel_costs(random_model(VIT.clone(classes=1)), pixels, [])
     with pytest.raises(InputError, match="layer 'head' is missing"):

@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 
 import psaq_jax
-from psaq_jax.quantization import reconstruction
+from psaq_jax.quantization import quantizers, reconstruction
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests import fake_devices
@@ -50,6 +50,28 @@ def test_learns_scales_of_uniform_grids_with_enough_bits_or_as_asked(learn, expe
     }
     _, learned = reconstruction.start({}, {}, {}, sites, DefaultRecipe(learn_scales=learn))
     assert list(learned["scales"]) == expected
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_starts_at_exact_ties_too(bits):
+    """Without GPTQ and searched scales the largest weight of every channel lies on one."""
+    generator = np.random.default_rng(0)
+    kernel = jnp.asarray(generator.normal(size=(32, 64)), jnp.float32)
+    codes, scale = quantizers.quantize_weights(kernel, bits)
+    rounded = reconstruction.Rounded(QuantizedKernel(codes, scale), kernel)
+    params = {"layer": {"kernel": codes * scale, "bias": np.zeros(64, np.float32)}}
+    given = params, {"layer": rounded}, {"layer": bits}, {}, DefaultRecipe(learn_rounding=True)
+    _, layers, _ = reconstruction.finish(*reconstruction.start(*given))
+    np.testing.assert_array_equal(layers["layer"].kernel.codes, codes)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_straight_through_is_the_quantizer_in_bfloat16_too(bits):
+    quantizer = UniformQuantizer(*map(np.float32, (6.1 / (2**bits - 1), 2 ** (bits - 1), bits)))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=10_000), jnp.bfloat16)
+    found = reconstruction.straight_through(quantizer, x)
+    assert found.dtype == x.dtype
+    np.testing.assert_array_equal(found, quantizer(x))
 
 
 def test_straight_through_is_the_quantizer_and_stops_gradients_where_it_clips():

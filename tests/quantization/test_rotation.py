@@ -5,14 +5,17 @@ import pytest
 from flax import traverse_util
 
 import psaq_jax
+from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotated, rotation
 from psaq_jax.sites import record
 from tests.golden_files import GOLDEN
+from tests.quantization.artefacts import random_model, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 PLAIN = ("hf_vit", "timm_deit_distilled", "hf_dinov2", "hf_dinov2_registers", "hf_dinov2_swiglu")
+SWIN = SwinTransformer((32, 32), (2, 2), (8, 16, 32), (2, 2, 1), (2, 4, 4), (16, 32, 64), (4, 4), 5)
 
 
 def varied(model):
@@ -37,6 +40,36 @@ def test_a_rotated_model_is_the_same_function(name):
     before, after = (record(m.module, m.params, images, "block_?/residual?")[1] for m in (model, turned))
     for site, x in before.items():
         np.testing.assert_allclose(after[site], x @ turn, atol=1e-5 * np.abs(x).max(), err_msg=site)
+
+
+@pytest.mark.parametrize("convention", ["transformers", "timm"])
+def test_a_swin_transformer_turns_its_stages_but_the_first(convention):
+    """The biases of mergings' LayerNorms, which no layer behind them can take, included."""
+    module = SWIN.clone(convention=convention)
+    model, images = varied(random_model(module)), random_pixels(module)
+    turned = rotated(model, DefaultRecipe())
+    expected = np.asarray(model(images))
+    np.testing.assert_allclose(turned(images), expected, atol=1e-5 * np.abs(expected).max())
+    before, after = (record(m.module, m.params, images, "stage_?/block_?/residual?")[1] for m in (model, turned))
+    for site, x in before.items():
+        turn = np.eye(8) if site.startswith("stage_0") else rotation(x.shape[-1], seed=0)
+        np.testing.assert_allclose(after[site], x @ turn, atol=1e-5 * np.abs(x).max(), err_msg=site)
+    assert np.abs(turned.params["stage_1"]["merging"]["norm"]["bias"]).max() > 0.01
+
+
+@pytest.mark.parametrize("convention", ["transformers", "timm"])
+def test_a_stage_whose_windows_overhang_stays(convention):
+    """A zero that fills a window up is none behind a layer that took the LayerNorm's bias."""
+    module = SWIN.clone(image_size=(32, 28), convention=convention)  # maps of 16x14, 8x7 and 4x4
+    model, images = varied(random_model(module)), random_pixels(module)
+    turned, expected = rotated(model, DefaultRecipe()), np.asarray(model(images))
+    np.testing.assert_allclose(turned(images), expected, atol=1e-5 * np.abs(expected).max())
+    same = {
+        stage: np.array_equal(*(m.params[stage]["block_0"]["attention"]["qkv"]["kernel"] for m in (model, turned)))
+        for stage in ("stage_0", "stage_1", "stage_2")
+    }
+    # timm sizes the last windows by a map rounded down, 4x3.
+    assert same == {"stage_0": True, "stage_1": True, "stage_2": convention == "timm"}
 
 
 def test_a_rotation_keeps_lengths_and_the_vector_of_ones():
@@ -65,8 +98,7 @@ def test_a_channel_larger_than_others_is_spread():
 @pytest.mark.parametrize("name", ["hf_swin", "timm_vit"])
 def test_what_lets_no_rotation_through_stays_as_it_is(name):
     model = psaq_jax.load_model(GOLDEN / "checkpoints" / name)
-    if name == "timm_vit":
-        model = model.replace(module=model.module.clone(qkv_bias=False))
+    model = model.replace(module=model.module.clone(qkv_bias=False))
     assert rotated(model, DefaultRecipe()) is model
 
 

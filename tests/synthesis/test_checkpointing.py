@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax.errors import TryAgain
+from psaq_jax.errors import InputError, TryAgain
 from psaq_jax.synthesis import chunks
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress, open_checkpoints
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -197,6 +198,21 @@ def test_groups_of_overlapping_parts_come_once(tmp_path):
 
     assert found(0) == [(0, 3), (3, 3), (6, 2)]
     assert found(5) == [(3, 3), (6, 2)]  # whose first groups the caller has
+    checkpoints.close()
+
+
+def test_checkpoints_of_other_settings_are_refused(model, tmp_path):
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    psaq_jax.synthesize(model, CONFIG, seed=1, checkpoints=checkpoints)
+    fewer = dataclasses.replace(CONFIG, iterations=2)
+    other = model.replace(params=jax.tree.map(lambda x: 2 * x, model.params))
+    for given, config, seed, found in (
+        (model, CONFIG, 2, "holds checkpoints of seed 1, which is 2 now; choose another folder"),
+        (model, fewer, 1, f"synthesis.iterations {CONFIG.iterations}, which is 2 now"),
+        (other, CONFIG, 1, f"of model '{model.fingerprint()}', which is"),
+    ):
+        with pytest.raises(InputError, match=found):
+            psaq_jax.synthesize(given, config, seed=seed, checkpoints=checkpoints)
     checkpoints.close()
 
 

@@ -60,8 +60,8 @@ class DefaultRecipe:
       plain_grounds: every calibration image counts once more, shrunk on a plain ground (`views`).
       close_ups: and in the second moments that kernels are rounded by twice more, a part of it enlarged (`views`).
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
-      rotate: the residual stream of plain vision transformers is rotated, so that no channel is larger than the others
-        (`rotation`).
+      rotate: the residual stream (a Swin transformer's from its second stage on) is rotated, so that no channel is
+        larger than the others (`rotation`).
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.
       fold_activations: at 8 bits, scales for the channels of GELU outputs, kept as a product by channel.

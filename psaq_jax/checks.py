@@ -46,7 +46,7 @@ def check_seed(seed, field: str = "seed") -> None:
 def check_folder_path(field: str, directory) -> pathlib.Path:
     """The path of a folder of this machine, its ~ expanded; scripts alone take buckets."""
     text = os.path.expanduser(str(directory)) if isinstance(directory, str | os.PathLike) else ""
-    if not text or "://" in text or os.path.isfile(text):
+    if not text or "://" in text:
         raise InputError(f"{field} is {directory!r}, expected the path of a folder here")
     return pathlib.Path(text)
 

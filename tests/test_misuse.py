@@ -121,7 +121,7 @@ MISUSES = {
     ),
     "a file to reconstruct in": (
         lambda model, ranges, q: psaq_jax.quantize(model, None, 4, 4, "default", IMAGES, folder=__file__),
-        "test_misuse.py', expected the path of a folder here",
+        "test_misuse.py', a file, expected the path of a folder",
     ),
     "no folder to save in": (lambda model, ranges, q: psaq_jax.save_quantized(q, ""), "directory is '', expected the"),
     "no folder to load": (lambda *_: psaq_jax.load_quantized(None), "directory is None, expected the path of a folder"),

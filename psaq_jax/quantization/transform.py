@@ -142,7 +142,8 @@ def quantize(
         sites = {name: clipping.uniform(*ranges[name], options.bits(name, activation_bits)) for name in wanted}
         params = quantize_params(model.params, bits)
     else:
-        folder = None if folder is None else check_folder_path("folder", folder)
+        if folder is not None and (folder := check_folder_path("folder", folder)).is_file():
+            raise InputError(f"folder is {str(folder)!r}, a file, expected the path of a folder")
         prepared = prepare(model, images, options)
         params, sites = default_params_and_sites(prepared, bits, activation_bits, progress, folder)
     mixed = isinstance(weight_bits, Mapping)

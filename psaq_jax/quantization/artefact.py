@@ -133,7 +133,7 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
 def is_artefact(directory: str | os.PathLike) -> bool:
     """Whether a directory says that `save_quantized` wrote it; `load_quantized` may still refuse it."""
     try:
-        config = read_artefact_json(pathlib.Path(directory).expanduser() / CONFIG)
+        config = read_artefact_json(pathlib.Path(os.path.expanduser(directory)) / CONFIG)
         return config["quantization_config"]["quant_method"] == METHOD
     except (InputError, OSError, KeyError, TypeError):
         return False

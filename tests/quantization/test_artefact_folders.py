@@ -31,6 +31,15 @@ def test_an_empty_folder_is_used(calibrated, tmp_path):
     assert is_artefact(save_quantized(quantize(*calibrated), tmp_path / "q"))
 
 
+def test_a_home_directory(calibrated, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    q = quantize(*calibrated)
+    save_quantized(q, "~/q")
+    assert is_artefact("~/q") and is_artefact(tmp_path / "q")
+    assert_equal(load_quantized("~/q"), q)
+    assert not is_artefact("~nobody of this name/q")
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "config.json", "model.safetensors"])
 def test_a_folder_with_other_files_is_left_alone(calibrated, tmp_path, name):
     (tmp_path / "q").mkdir()

@@ -145,10 +145,10 @@ def quantized_models(
                     prepared = prepared or prepare(model, pixels, options)
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
-                    if costs is None:
-                        rounded = prepared.folded if prepared else model
-                        bar = bars(f"{calibration} measure kernels")
-                        costs = kernel_costs(rounded, pixels, free_layers(model, options), bar)
+                    costs = costs or kernel_costs(
+                        prepared.folded if prepared else model, pixels, free_layers(model, options),
+                        bars(f"{calibration} measure kernels"),
+                    )  # fmt: skip
                     weights = choose_bits(model, costs, weights, options)
                 bar = bars(f"{run_name(run)} quantize")
                 q = quantize(model, ranges, weights, activations, recipe, prepared, options, bar, folder)

@@ -111,6 +111,7 @@ def keep_settings(file: pathlib.Path, settings: Mapping, whose: str, action: str
     Raises:
       InputError: "FILE: WHOSE name before, which is now now; ACTION" where it holds others, or it is unreadable.
     """
+    settings = json.loads(json.dumps(settings))  # tuples are lists there
     before = files.read_json(file, "remove its folder and start again") if file.exists() else settings
     changed = [f"{name} {old!r}, which is {new!r} now" for name, old, new in _differences("", before, settings)]
     if changed:

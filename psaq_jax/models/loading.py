@@ -135,8 +135,7 @@ def load_params(directory: pathlib.Path, architecture: Architecture, source: str
             for path in expected
             for name in sources[path]
         }
-        # transformers saves the register tokens of a model that has none.
-        names.check(shapes, {name: s for name, s in reader.shapes.items() if name in shapes or 0 not in s}, source)
+        names.check(shapes, reader.shapes, source)
         wrong = reader.not_floats(shapes)
         if wrong:
             raise InputError(

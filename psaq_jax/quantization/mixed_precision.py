@@ -9,13 +9,13 @@ but for sizes that are rounded up where the layers' have no large common divisor
 """
 
 import math
-import numbers
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from psaq_jax.checks import fits
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import predict_logits
 from psaq_jax.models.model import Model, check_float_model
@@ -44,7 +44,7 @@ def choose_bits(
     Raises:
       InputError: a budget outside 2 to 8, or costs of other layers.
     """
-    if isinstance(budget, bool) or not isinstance(budget, numbers.Real) or not 2 <= budget <= 8:
+    if not fits(budget, float) or not 2 <= budget <= 8:
         raise InputError(f"the budget of mixed precision is {budget!r}, expected an average of 2 to 8 bits a weight")
     if other := sorted(set(free_layers(model, options)) ^ costs.keys(), key=str):
         raise InputError(f"costs: layer {other[0]!r} is missing or unknown, expected those of free_layers")

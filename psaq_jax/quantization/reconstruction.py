@@ -111,9 +111,10 @@ def start(
         if options.learn_rounding:
             position = jnp.clip(target / kernel.scale, -bounds[layer], bounds[layer] - 1)
             floors[layer] = jnp.floor(position)
-            rounding[layer] = jax.scipy.special.logit((position - floors[layer] + STRETCH) / (1 + 2 * STRETCH))
-            above, learned = kernel.codes > floors[layer], rounding[layer]  # ties, half to even, lie on either side
-            rounding[layer] = jnp.where(above, jnp.maximum(learned, 0), jnp.minimum(learned, -TIE))
+            nearest = jax.scipy.special.logit((position - floors[layer] + STRETCH) / (1 + 2 * STRETCH))
+            # On the side of the codes: ties, rounded half to even, lie on either.
+            above = kernel.codes > floors[layer]
+            rounding[layer] = jnp.where(above, jnp.maximum(nearest, 0), jnp.minimum(nearest, -TIE))
     problem = Problem(floors, {layer: kernel.scale for layer, (kernel, _) in layers.items()}, bounds, sites)
     return problem, {
         "rounding": rounding,

@@ -4,7 +4,7 @@ What a few channels hold is spread over all, so that LayerNorm outputs lie close
 better (QuaRot, Ashkboos et al., NeurIPS 2024). A rotation passes a LayerNorm whose scale and bias went into the layers
 behind it if it keeps the vector of ones: the mean over the channels is then the same. A Swin transformer has a stream
 per stage, each turned on its own from the merging that begins it; the first, which a LayerNorm begins, stays.
-Shapes: c channels, o outputs of a layer.
+Shapes: c channels.
 """
 
 import functools
@@ -96,7 +96,7 @@ def _rotated(flat: dict, turn, stream: Stream) -> dict:
             kernel = flat[f"{layer}/kernel"]
             times = len(kernel) // len(scale)  # a head may take several tokens side by side
             constant = product(jnp.tile(bias, times), kernel)
-            parts = (jnp.tile(scale, times)[:, None] * kernel).reshape(-1, *turn.shape[:1], kernel.shape[1])
+            parts = (jnp.tile(scale, times)[:, None] * kernel).reshape(-1, len(turn), kernel.shape[1])
             kernel = changed[f"{layer}/kernel"] = product(turn.T, parts).reshape(kernel.shape)
             if f"{layer}/bias" in flat:
                 changed[f"{layer}/bias"] = flat[f"{layer}/bias"] + constant

@@ -9,7 +9,6 @@ is dropped and made again.
 import contextlib
 import dataclasses
 import errno
-import json
 import logging
 import os
 import pathlib
@@ -68,7 +67,6 @@ class Checkpoints:
           InputError: the folder holds states of other settings.
         """
         if self._manager is not None:
-            settings = json.loads(json.dumps(settings))  # tuples are lists there
             keep_settings(self.directory / "settings.json", settings, "holds checkpoints of", "choose another folder")
 
     def restore(self, first: int, groups: int) -> WaveProgress | None:

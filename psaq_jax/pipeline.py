@@ -146,8 +146,7 @@ def quantized_models(
                 weights, activations = parse_bits(bits)
                 if isinstance(weights, AverageBits):
                     costs = costs or kernel_costs(
-                        prepared.folded if prepared else model, pixels, free_layers(model, options),
-                        bars(f"{calibration} measure kernels"),
+                        model, pixels, free_layers(model, options), prepared, bars(f"{calibration} measure kernels")
                     )  # fmt: skip
                     weights = choose_bits(model, costs, weights, options)
                 bar = bars(f"{run_name(run)} quantize")

@@ -158,24 +158,44 @@ def round_weights(
     """Every Dense layer of the segment in running order: (parameters with rounded kernels, {layer: `Rounded`}).
 
     Args:
-      near: None, or the close-ups: rounding makes the error small on them too, biases are for x alone.
-      means: {layer: mean of its inputs in the float segment [i]}; costs: {layer: moments at its outputs [o, o]}.
+      near: as `input_moments`; means: {layer: mean of its inputs in the float segment [i]}; costs: {layer: moments at
+        its outputs [o, o]}.
     """
     rounded, layers = params, {}
-    flat = traverse_util.flatten_dict(params, sep="/")
     for layer, shape in parts.layers.items():
-        moments = streaming.layer_moments(segment, layer, shape[-1], rounded, sites, x)
-        kernel, bias, hessian = flat[f"{layer}/kernel"], flat.get(f"{layer}/bias"), moments.hessian
-        if near is not None:
-            others = streaming.layer_moments(segment, layer, shape[-1], rounded, sites, near).hessian
-            hessian = (len(x) * hessian + len(near) * others) / (len(x) + len(near))
-        outputs = costs.get(layer) if bits.weights[layer] < 8 else None
-        layers[layer] = round_kernel(kernel, hessian, outputs, np.float32(bits.weights[layer]), options)
-        changes = {f"{layer}/kernel": layers[layer].kernel.dequantize()}
-        if options.bias_correction and bias is not None:
-            changes[f"{layer}/bias"] = corrected(bias, kernel, means[layer], changes[f"{layer}/kernel"], moments.mean)
+        moments = input_moments(segment, layer, shape[-1], rounded, sites, x, near)
+        layers[layer], changes = round_layer(
+            params, layer, moments, means[layer], costs.get(layer), bits.weights[layer], options
+        )
         rounded = folding.changed(rounded, changes)
     return rounded, layers
+
+
+def input_moments(segment, layer: str, width: int, params, sites, x, near) -> streaming.LayerMoments:
+    """Of a layer's inputs, `width` wide. near: None, or the close-ups: second moments are of them too, so that rounding
+    makes the error small there as well; the mean is for biases, of x alone.
+    """
+    moments = streaming.layer_moments(segment, layer, width, params, sites, x)
+    if near is None:
+        return moments
+    others = streaming.layer_moments(segment, layer, width, params, sites, near).hessian
+    hessian = (len(x) * moments.hessian + len(near) * others) / (len(x) + len(near))
+    return moments._replace(hessian=hessian)
+
+
+def round_layer(params, layer: str, moments, mean, outputs, bits: int, options) -> tuple[Rounded, dict]:
+    """One layer of a segment: (`Rounded`, its new parameters {path: values}).
+
+    Args:
+      moments: `input_moments`; mean: of its inputs in the float segment [i]; outputs: None, or moments there [o, o].
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    kernel, bias = flat[f"{layer}/kernel"], flat.get(f"{layer}/bias")
+    found = round_kernel(kernel, moments.hessian, outputs if bits < 8 else None, np.float32(bits), options)
+    changes = {f"{layer}/kernel": found.kernel.dequantize()}
+    if options.bias_correction and bias is not None:
+        changes[f"{layer}/bias"] = corrected(bias, kernel, mean, changes[f"{layer}/kernel"], moments.mean)
+    return found, changes
 
 
 def round_kernel(kernel, inputs, outputs, bits, options: DefaultRecipe) -> Rounded:

@@ -1,16 +1,17 @@
 """Mixed precision: every kernel gets its own bits, so that their average meets a budget and the output loses least.
 
-What a kernel costs at 2 to 8 bits is measured by rounding it alone, all else in floating point, on calibration images:
-no label and no real image is needed. The cost is the divergence of the probabilities, not the logits' squared error:
-it counts what moves the decision, and for small errors is their square, weighted by the Fisher information. Errors of
-single kernels are small and nearly independent, so costs add up (the assumption of HAWQ-V2, Dong et al., NeurIPS 2020,
-whose second-order estimate is measured here instead), and the best bits are a multiple-choice knapsack, solved exactly
-but for sizes that are rounded up where the layers' have no large common divisor.
+What a kernel costs at 2 to 8 bits is measured by rounding it alone, as the recipe does, all else in floating point, on
+calibration images: no label and no real image is needed. The cost is the divergence of the probabilities, not the
+logits' squared error: it counts what moves the decision, and for small errors is their square, weighted by the Fisher
+information. Errors of single kernels are small and nearly independent, so costs add up (the assumption of HAWQ-V2, Dong
+et al., NeurIPS 2020, whose second-order estimate is measured here instead), and the best bits are a multiple-choice
+knapsack, solved exactly but for sizes that are rounded up where the layers' have no large common divisor.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -20,9 +21,14 @@ from psaq_jax.errors import InputError
 from psaq_jax.evaluation import predict_logits
 from psaq_jax.models.model import Model, check_float_model
 from psaq_jax.progress import Progress
+from psaq_jax.quantization import default, streaming
 from psaq_jax.quantization.calibration import check_pixels
+from psaq_jax.quantization.channel_folding import inspect
+from psaq_jax.quantization.output_moments import output_moments
+from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.segments import chain
 from psaq_jax.quantization.transform import kernel_sizes
 
 BITS = tuple(range(2, 9))
@@ -59,17 +65,19 @@ def free_layers(model: Model, options: DefaultRecipe | None = None) -> list[str]
     return [layer for layer in layers if options is None or options.bits(layer, BITS[0]) == BITS[0]]
 
 
-def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None) -> dict[str, np.ndarray]:
+def kernel_costs(
+    model: Model, pixels, layers, prepared: Preparation | None = None, progress: Progress | None = None
+) -> dict[str, np.ndarray]:
     """{layer: [7] float64}: Σ p·log(p/q) of the float model's probabilities p and those, q, of the model whose kernel
-    alone has 2, 3, ... 8 bits, on average over images. Kernels are rounded to nearest, whatever the recipe.
+    alone has 2, 3, ... 8 bits, on average over images.
 
     Args:
-      model: with the kernels that the recipe rounds: for "default" `Preparation.folded`, whose costs are those of every
-        function-preserving copy too.
       pixels: calibration images [n, height, width, 3] normalised; at most the first 128.
+      prepared: None for recipe "paper", or of recipe "default": kernels are rotated, folded and rounded as there, so
+        that every function-preserving copy has these costs.
       progress: called with (layers done, in all).
     Raises:
-      InputError: no float model, one class, images of another shape.
+      InputError: no float model, one class, images of another shape, an unknown layer.
     """
     check_float_model(model, "kernel_costs")
     if model.classes == 1:
@@ -77,19 +85,51 @@ def kernel_costs(model: Model, pixels, layers, progress: Progress | None = None)
             f"{model.source}: has one class, whose probability is always 1, and mixed precision goes by probabilities; "
             "give whole bits, such as w4a8"
         )
+    if other := sorted(set(layers) - (known := kernel_sizes(model.params)).keys(), key=str):
+        raise InputError(f"kernel_costs: found layer {other[0]!r}, expected some of {', '.join(known)}")
     pixels = check_pixels(model, pixels)[:IMAGES]
-    flat, reference, costs = traverse_util.flatten_dict(model.params, sep="/"), _log_probabilities(model, pixels), {}
-    for i, layer in enumerate(layers):
-        path, divergences = f"{layer}/kernel", []
-        for bits in BITS:
-            rounded = flat | {path: fake_quantize_weights(flat[path], jnp.float32(bits))}
-            changed = model.replace(params=traverse_util.unflatten_dict(rounded, sep="/"), source=model.source)
-            found = _log_probabilities(changed, pixels)
+    base, rounded = (prepared.folded, _rounded(prepared, layers)) if prepared else (model, _nearest(model, layers))
+    flat, reference = traverse_util.flatten_dict(base.params, sep="/"), _log_probabilities(base, pixels)
+    costs = {}
+    for layer, candidates in rounded:
+        divergences = []
+        for changes in candidates:
+            params = traverse_util.unflatten_dict(flat | changes, sep="/")
+            found = _log_probabilities(model.replace(params=params, source=model.source), pixels)
             divergences.append(np.mean(np.sum(np.exp(reference) * (reference - found), axis=1)))
         costs[layer] = np.array(divergences)
         if progress:
-            progress(i + 1, len(layers))
+            progress(len(costs), len(layers))
     return costs
+
+
+Candidates = Iterator[tuple[str, Iterator[dict[str, jax.Array]]]]  # a layer, its parameters {full path: value} by bits
+
+
+def _nearest(model: Model, layers) -> Candidates:
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    for layer in layers:
+        path = f"{layer}/kernel"
+        yield layer, ({path: fake_quantize_weights(flat[path], jnp.float32(bits))} for bits in BITS)
+
+
+def _rounded(prepared: Preparation, layers) -> Candidates:
+    """As recipe "default" rounds each layer of `prepared.folded` while all others stay in floating point."""
+    model, options, x, near = prepared.folded, prepared.options, prepared.views, prepared.close_ups
+    for link in chain(model.module, model.params, model.image_shape):
+        segment, params = link.segment, link.parameters(model.params)
+        outputs = {}
+        if options.two_sided and (gradients := prepared.gradients.get(link.full_name("residual2"))) is not None:
+            outputs = output_moments(segment, params, x[prepared.some], gradients)
+        for layer, shape in inspect(segment, params, x).layers.items():
+            if link.full_name(layer) not in layers:
+                continue
+            moments = default.input_moments(segment, layer, shape[-1], params, {}, x, near)
+            rest = moments, moments.mean, outputs.get(layer)
+            found = (default.round_layer(params, layer, *rest, bits, options)[1] for bits in BITS)
+            yield link.full_name(layer), ({link.full_name(k): v for k, v in changes.items()} for changes in found)
+        x = streaming.propagate(segment, params, {}, x)
+        near = None if near is None else streaming.propagate(segment, params, {}, near)
 
 
 def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: float) -> dict[str, int]:

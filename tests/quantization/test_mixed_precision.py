@@ -105,7 +105,7 @@ def test_recipe_default_keeps_first_and_last_apart():
     model, pixels = random_model(), random_pixels(count=8)
     sizes, seen = kernel_sizes(model.params), []
     free = free_layers(model, DefaultRecipe())
-    costs = kernel_costs(model, pixels, free, lambda done, total: seen.append((done, total)))
+    costs = kernel_costs(model, pixels, free, progress=lambda done, total: seen.append((done, total)))
     bits = choose_bits(model, costs, 3, DefaultRecipe())
     assert list(bits) == list(sizes) and bits["patch_embedding"] == bits["head"] == 8
     inner = {layer: b for layer, b in bits.items() if layer.startswith("block")}
@@ -121,9 +121,9 @@ def test_a_job_measures_every_kernel_once_a_recipe(monkeypatch):
     """For all budgets: with "default" the inner ones, as it rounds them, with "paper" the model's own."""
     model, pixels, measured = random_model(), random_pixels(count=8), []
 
-    def spied(given, pixels, layers, progress):
-        measured.append((given is model, list(layers)))
-        return kernel_costs(given, pixels, layers, progress)
+    def spied(model, pixels, layers, prepared, progress):
+        measured.append((prepared is None, list(layers)))
+        return kernel_costs(model, pixels, layers, prepared, progress)
 
     monkeypatch.setattr(pipeline, "kernel_costs", spied)
     quantization = QuantizationConfig(bits=("auto:3a8", "auto:4a8"), recipe=f"{quick_recipe.NAME},paper")
@@ -142,7 +142,7 @@ def test_a_function_preserving_copy_has_the_costs_of_its_original():
     model, pixels, options = psaq_jax.load_model(GOLDEN / "paper" / "vit"), IMAGES, DefaultRecipe()
     layers, copy = free_layers(model, options), hard_copy(model)
     np.testing.assert_allclose(prepare(model, pixels, options).folded(pixels), model(pixels), atol=1e-4)
-    costs = [kernel_costs(prepare(m, pixels, options).folded, pixels, layers) for m in (model, copy)]
+    costs = [kernel_costs(m, pixels, layers, prepare(m, pixels, options)) for m in (model, copy)]
     raw = [kernel_costs(m, pixels, layers) for m in (model, copy)]
 
     def most_apart(of, others):
@@ -189,6 +189,8 @@ def test_refusals():
         choose_bits(model, {layer: np.ones(7) for layer in layers}, 4, DefaultRecipe())
     with pytest.raises(InputError, match="has one class, whose probability is always 1"):
         kernel_costs(random_model(VIT.clone(classes=1)), pixels, [])
+    with pytest.raises(InputError, match="found layer 'haed', expected some of block_0"):
+        kernel_costs(model, pixels, ["haed"])
     with pytest.raises(InputError, match="layer 'head' is missing"):
         bits = {layer: 4 for layer in kernel_sizes(model.params) if layer != "head"}
         quantize(model, calibrate(model, pixels), bits, 8)

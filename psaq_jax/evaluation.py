@@ -28,9 +28,7 @@ class Metrics(NamedTuple):
     examples: int
 
 
-def evaluate(
-    model_or_q, dataset, batch_size: int = 250, progress: Progress | None = None, workers: int = 0
-) -> Metrics:
+def evaluate(model_or_q, dataset, batch_size: int = 250, progress: Progress | None = None, workers: int = 0) -> Metrics:
     """Evaluates a model or a quantized model.
 
     Args:
@@ -86,9 +84,7 @@ def predict_logits(model_or_q, pixels, batch_size: int = 250) -> np.ndarray:
     check_model(model_or_q, "predict_logits")
     pixels = np.asarray(check_floats(pixels), np.float32)
     if pixels.ndim != 4 or not len(pixels):
-        raise InputError(
-            f"pixels: found shape {list(pixels.shape)}, expected [n, h, w, 3], n at least 1; correct it"
-        )
+        raise InputError(f"pixels: found shape {list(pixels.shape)}, expected [n, h, w, 3], n at least 1; correct it")
     size = _batch_size(batch_size, len(pixels))
     own = distributed.own_part(len(pixels))
 

@@ -40,9 +40,7 @@ class SweepConfig(JobConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        models, seeds = (
-            tuple(x) if isinstance(x, list | tuple) else (x,) for x in (self.models, self.seeds)
-        )
+        models, seeds = (tuple(x) if isinstance(x, list | tuple) else (x,) for x in (self.models, self.seeds))
         models, seeds = models or (self.model,), seeds or (self.seed,)
         for name in models:
             if not isinstance(name, str) or not name:

@@ -18,15 +18,11 @@ class TrainState(NamedTuple):
     step: jax.Array
 
 
-def make_optimizer(
-    learning_rate: float, steps: int, warmup: int, weight_decay: float
-) -> optax.GradientTransformation:
+def make_optimizer(learning_rate: float, steps: int, warmup: int, weight_decay: float) -> optax.GradientTransformation:
     """AdamW with linear warm-up and cosine decay to zero; decay on matrices only; gradients clipped at norm 1."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
     decayed = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
-    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay, mask=decayed))
 
 
 def augment(key: jax.Array, images: jax.Array, margin: int) -> jax.Array:
@@ -43,9 +39,7 @@ def augment(key: jax.Array, images: jax.Array, margin: int) -> jax.Array:
     return jax.vmap(one)(jax.random.split(key, images.shape[0]), padded)
 
 
-def make_train_step(
-    module, optimizer, *, seed: int, margin: int, label_smoothing: float, average_decay: float
-):
+def make_train_step(module, optimizer, *, seed: int, margin: int, label_smoothing: float, average_decay: float):
     """Returns jitted `step(state, images [b, h, w, 3], labels [b]) -> (state, loss)`; randomness follows the step."""
 
     def loss_fn(params, images, labels):
@@ -68,6 +62,4 @@ def make_train_step(
 
 def initial_state(module, optimizer, pixels, seed: int) -> TrainState:
     params = module.init(jax.random.key(seed), pixels)["params"]
-    return TrainState(
-        params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32)
-    )
+    return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))

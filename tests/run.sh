@@ -3,4 +3,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
 .venv/bin/ruff check .
+.venv/bin/ruff format --check --quiet .
 exec .venv/bin/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"

@@ -293,9 +293,7 @@ print(*map(repr, found))
 def test_four_devices_give_the_result_of_one():
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     expected = evaluate(Linear(), images_and_labels(53), 16)
     np.testing.assert_allclose([float(x) for x in run.stdout.split()], expected, rtol=1e-6)

@@ -57,30 +57,38 @@ MISUSES = {
         "the range of site input is (0j, 1j), expected finite",
     ),
     "a range of one number": (
-        lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": 1.0}), "site input is 1.0, expected finite"
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges | {"input": 1.0}),
+        "site input is 1.0, expected finite",
     ),
     "options for the paper": (
-        lambda model, ranges, q: psaq_jax.quantize(model, ranges, options=DefaultRecipe()), 'the recipe is "paper"'
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges, options=DefaultRecipe()),
+        'the recipe is "paper"',
     ),
     "options of a dictionary": (
-        lambda model, ranges, q: psaq_jax.quantize(model, ranges, options={"gptq": False}), "options are dict, expected"
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges, options={"gptq": False}),
+        "options are dict, expected",
     ),
     "a config of a dictionary": (
-        lambda model, ranges, q: psaq_jax.synthesize(model, {"iterations": 3}), "config is dict, expected a Synthesis"
+        lambda model, ranges, q: psaq_jax.synthesize(model, {"iterations": 3}),
+        "config is dict, expected a Synthesis",
     ),
     "an empty config": (lambda model, ranges, q: psaq_jax.synthesize(model, {}), "config is dict, expected a Synth"),
     "an empty config of a distillation": (
-        lambda model, ranges, q: distill(model, q, IMAGES, {}), "config is dict, expected a DistillationConfig"
+        lambda model, ranges, q: distill(model, q, IMAGES, {}),
+        "config is dict, expected a DistillationConfig",
     ),
     "bits by a number": (
-        lambda model, ranges, q: psaq_jax.quantize(model, ranges, {1: 2, "a": 3}), "weight_bits: layer 1 is missing or"
+        lambda model, ranges, q: psaq_jax.quantize(model, ranges, {1: 2, "a": 3}),
+        "weight_bits: layer 1 is missing or",
     ),
     "a list of recipes": (lambda model, ranges, q: psaq_jax.calibrate(model, IMAGES, ["paper"]), "recipe is ['paper']"),
     "images of two shapes": (
-        lambda model, ranges, q: psaq_jax.evaluate(q, ([RAW[0], RAW[0, :16]], [0, 1])), "images or labels of several sh"
+        lambda model, ranges, q: psaq_jax.evaluate(q, ([RAW[0], RAW[0, :16]], [0, 1])),
+        "images or labels of several sh",
     ),
     "workers": (
-        lambda model, ranges, q: psaq_jax.evaluate(q, (RAW, [0, 1]), workers=None), "workers is None, expected a whole"
+        lambda model, ranges, q: psaq_jax.evaluate(q, (RAW, [0, 1]), workers=None),
+        "workers is None, expected a whole",
     ),
     "no batch": (lambda model, ranges, q: psaq_jax.calibrate(model, IMAGES, batch_size=0), "batch_size is 0, expected"),
     "calibrated twice": (lambda model, ranges, q: psaq_jax.calibrate(q, IMAGES), "a float model, found QuantizedModel"),
@@ -91,11 +99,13 @@ MISUSES = {
     ),
     "a raw pixel's similarities": (lambda model, ranges, q: similarities(model, RAW[0]), "images are uint8, ex"),
     "figures": (
-        lambda model, ranges, q: psaq_jax.save_quantized(q, "no", Metrics(1.0, 2.0, 3.0, 4)), "figures are Metrics, exp"
+        lambda model, ranges, q: psaq_jax.save_quantized(q, "no", Metrics(1.0, 2.0, 3.0, 4)),
+        "figures are Metrics, exp",
     ),
     "a platform": (lambda model, ranges, q: export_stablehlo(model, "no", platforms="cpu"), "platforms is 'cpu', ex"),
     "another machine's platform": (
-        lambda model, ranges, q: export_stablehlo(model, "no", platforms=("tpu",)), "is ('tpu',), expected 'cpu' too"
+        lambda model, ranges, q: export_stablehlo(model, "no", platforms=("tpu",)),
+        "is ('tpu',), expected 'cpu' too",
     ),
     "no model to export": (lambda *_: export_stablehlo("DIR", "no"), "export_stablehlo takes a float or quantized mod"),
     "none for ONNX": (lambda *_: export_onnx("DIR", "no"), "export_onnx takes a float or quantized model, found str"),
@@ -103,7 +113,8 @@ MISUSES = {
     "a bucket to export to": (lambda model, ranges, q: export_onnx(q, "gs://b/x"), "directory is 'gs://b/x', expected"),
     "a bucket to save in": (lambda model, ranges, q: psaq_jax.save_quantized(q, "gs://b"), "is 'gs://b', expected the"),
     "a float model as an artefact": (
-        lambda model, ranges, q: psaq_jax.load_quantized(model.source), "this is no quantized model; load_model reads"
+        lambda model, ranges, q: psaq_jax.load_quantized(model.source),
+        "this is no quantized model; load_model reads",
     ),
     "quantized twice": (lambda model, ranges, q: psaq_jax.quantize(q, ranges), "a float model, found QuantizedModel"),
     "of a quantized one": (lambda model, ranges, q: psaq_jax.synthesize(q), "a float model, found QuantizedModel"),

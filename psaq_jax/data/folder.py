@@ -91,9 +91,7 @@ def folder_source(directory, class_index: str | None = None, labels_file: str | 
     if beside := sum(map(_is_image, os.listdir(directory))):
         LOG.warning("%s: images beside the class folders have no class: %d left out", directory, beside)
     if not files:
-        raise InputError(
-            f"{directory}: found no images, expected {', '.join(SUFFIXES)} in the class folders; check it"
-        )
+        raise InputError(f"{directory}: found no images, expected {', '.join(SUFFIXES)} in the class folders; check it")
     return FolderSource(files, tuple(title for _, title in names), numbered_by_name=not class_index)
 
 
@@ -163,17 +161,13 @@ def _flat(directory: pathlib.Path, labels_file: str, class_names) -> FolderSourc
         limit = len(class_names) if class_names else 2**31
         if not re.fullmatch("[0-9]{1,10}", label) or int(label) >= limit:
             expected = f'"label" or "name label", a class number from 0 to {limit - 1}'
-            raise InputError(
-                f"{labels_file}, line {number}: found {' '.join(line)!r}, expected {expected}; correct it"
-            )
+            raise InputError(f"{labels_file}, line {number}: found {' '.join(line)!r}, expected {expected}; correct it")
         labels.append(int(label))
     if any(len(line) == 2 for line in lines):
         by_name = {line[0]: label for line, label in zip(lines, labels, strict=True)}
         keys = [os.path.relpath(path, directory) for path in images]
         missing = [key for key in keys if key not in by_name]
         if missing:
-            raise InputError(
-                f"{labels_file}: found no label for {missing[0]}, expected one per image; add it"
-            )
+            raise InputError(f"{labels_file}: found no label for {missing[0]}, expected one per image; add it")
         labels = [by_name[key] for key in keys]
     return FolderSource(list(zip(images, labels, strict=True)), class_names)

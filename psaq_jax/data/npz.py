@@ -22,12 +22,7 @@ class ArraySource:
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, name: str = "arrays"):
         if images.ndim == 3:
             images = images[..., None]
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[-1] not in (1, 3)
-            or 0 in images.shape
-        ):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
             raise InputError(
                 f"{name}: images: found {images.dtype} {list(images.shape)}, expected uint8 "
                 "[n, h, w, 3 or 1], not empty; save raw pixels from 0 to 255"

@@ -141,9 +141,7 @@ class Dataset:
         """
         n = min(n, len(self)) if fewer else n
         if not 1 <= n <= len(self):
-            raise InputError(
-                f"sample: found {len(self)} images, expected at least the {n} asked for; ask for fewer"
-            )
+            raise InputError(f"sample: found {len(self)} images, expected at least the {n} asked for; ask for fewer")
         order, kept = iter(np.random.default_rng(seed).permutation(len(self))), []
         while missing := n - sum(map(len, kept)):
             images, _, mask, broken = _load(self.source, preprocess, list(itertools.islice(order, missing)))

@@ -26,9 +26,7 @@ class TfdsSource:
     def __init__(self, directory, split: str):
         self.directory, self.split = str(directory), split
         builder = _builder(self.directory)
-        self.image_key, self.label_key, self.class_names = _classification_keys(
-            builder.info.features, self.directory
-        )
+        self.image_key, self.label_key, self.class_names = _classification_keys(builder.info.features, self.directory)
         self.records = _open(builder, split, self.image_key)
         self.shards = builder.info.splits[split].filepaths
 
@@ -124,9 +122,7 @@ def _builder(directory: str):
     try:
         builder = tfds.builder_from_directory(directory)
     except (FileNotFoundError, ValueError, KeyError, TypeError, json_format.Error) as error:
-        raise InputError(
-            f"{directory}: cannot be read ({reason_of(error)}); prepare the data set again"
-        ) from None
+        raise InputError(f"{directory}: cannot be read ({reason_of(error)}); prepare the data set again") from None
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
         found = file_format.value if file_format else "an unknown format"
@@ -155,9 +151,7 @@ def _open(builder, split: str, image_key: str):
     except (ValueError, KeyError, AssertionError, FileNotFoundError, NotImplementedError) as error:
         splits = ", ".join(f"{name} ({of.num_examples} images)" for name, of in builder.info.splits.items()) or "none"
         reason = "no image is in it" if _selects_none(builder, split) else reason_of(error)
-        raise InputError(
-            f"{builder.data_dir}: cannot open split {split!r} ({reason}); it has: {splits}"
-        ) from None
+        raise InputError(f"{builder.data_dir}: cannot open split {split!r} ({reason}); it has: {splits}") from None
 
 
 def _classification_keys(features, directory) -> tuple[str, str, tuple[str, ...]]:

@@ -59,9 +59,7 @@ def _dinov2(f: Fields):
     hidden = f.hidden("mlp_ratio", arguments["width"])
     if not arguments["swiglu"]:
         return VisionTransformer, arguments | {"hidden": hidden}, names.HUGGING_FACE_DINOV2
-    hidden = (
-        (int(hidden * 2 / 3) + 7) // 8 * 8
-    )  # as Dinov2SwiGLUFFN: two thirds, rounded up to a multiple of 8
+    hidden = (int(hidden * 2 / 3) + 7) // 8 * 8  # as Dinov2SwiGLUFFN: two thirds, rounded up to a multiple of 8
     return VisionTransformer, arguments | {"hidden": hidden}, names.HUGGING_FACE_DINOV2_SWIGLU
 
 

@@ -104,10 +104,7 @@ def is_original_swin(tensor_names: Iterable[str]) -> bool:
     Those have the merging at the end of a stage and a classifier `head`; timm since 0.9 has the merging at
     the head of the next stage, and `head.fc`.
     """
-    return any(
-        name in ("head.weight", "head.bias") or name.startswith("layers.0.downsample.")
-        for name in tensor_names
-    )
+    return any(name in ("head.weight", "head.bias") or name.startswith("layers.0.downsample.") for name in tensor_names)
 
 
 WRAPPER = "timm_model."  # what transformers' TimmWrapperForImageClassification may put before the names

@@ -30,17 +30,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise InputError(
-                f"image: found integers from {values.min()} to {values.max()}, expected 16 bits; "
-                "save it as 8-bit PNG"
+                f"image: found integers from {values.min()} to {values.max()}, expected 16 bits; save it as 8-bit PNG"
             )
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise InputError(
-            "image: found floating point pixels (mode F), expected integers; save it as 8-bit PNG"
-        )
-    if (
-        image.mode == "P"
-    ):  # a palette with transparency converts to RGB with a warning, by way of RGBA without
+        raise InputError("image: found floating point pixels (mode F), expected integers; save it as 8-bit PNG")
+    if image.mode == "P":  # a palette with transparency converts to RGB with a warning, by way of RGBA without
         image = image.convert("RGBA")
     try:
         return image.convert("RGB")
@@ -82,10 +77,6 @@ def _checked(images, dimensions) -> np.ndarray:
     elif array.ndim == 3 and 4 in dimensions:
         array = array[..., None]
     if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape[1:]:
-        expected = (
-            "[h,w], [h,w,1] or [h,w,3]" if 2 in dimensions else "[n,h,w,3], [n,h,w,1], [n,h,w] or [h,w,3]"
-        )
-        raise InputError(
-            f"images: found shape {list(shape)}, expected {expected}; drop an alpha channel, NCHW -> NHWC"
-        )
+        expected = "[h,w], [h,w,1] or [h,w,3]" if 2 in dimensions else "[n,h,w,3], [n,h,w,1], [n,h,w] or [h,w,3]"
+        raise InputError(f"images: found shape {list(shape)}, expected {expected}; drop an alpha channel, NCHW -> NHWC")
     return array

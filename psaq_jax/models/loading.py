@@ -31,9 +31,7 @@ OTHER_PROBLEMS = ("regression", "multi_label_classification")
 USUAL_PIXELS = 16.0  # normalised ones lie within 3
 
 
-def load_model(
-    source: str, image_size: int | tuple[int, int] | None = None, revision: str | None = None
-) -> Model:
+def load_model(source: str, image_size: int | tuple[int, int] | None = None, revision: str | None = None) -> Model:
     """Loads a float model.
 
     Args:
@@ -83,9 +81,7 @@ def _checked_size(image_size) -> tuple[int, int]:
     size = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
     whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size)
     if len(size) != 2 or not whole or not 1 <= min(size) <= max(size) <= LARGEST_IMAGE:
-        raise InputError(
-            f"image_size is {image_size!r}, expected 1 to {LARGEST_IMAGE} pixels, or (height, width)"
-        )
+        raise InputError(f"image_size is {image_size!r}, expected 1 to {LARGEST_IMAGE} pixels, or (height, width)")
     return int(size[0]), int(size[1])
 
 
@@ -127,9 +123,7 @@ def load_params(directory: pathlib.Path, architecture: Architecture, source: str
     with TensorReader(tensor_files(directory)) as reader:
         _check_depth(module, len(reader.shapes), source)
         expected = _abstract_params_once(module)
-        sources = {
-            path: names.source_names(path, architecture.table, architecture.prefix) for path in expected
-        }
+        sources = {path: names.source_names(path, architecture.table, architecture.prefix) for path in expected}
         shapes = {
             name: names.source_shape(path, expected[path].shape, module.patch_size, len(sources[path]))
             for path in expected
@@ -182,9 +176,7 @@ def resize(module, params: dict, size: tuple[int, int], source: str, antialias: 
       InputError: Swin, whose windows belong to its image size; or an image smaller than one patch.
     """
     if "position_embedding" not in params:
-        raise InputError(
-            f"{source}: image_size={size}, but this family runs at its own {module.image_size} only"
-        )
+        raise InputError(f"{source}: image_size={size}, but this family runs at its own {module.image_size} only")
     if size[0] < module.patch_size[0] or size[1] < module.patch_size[1]:
         raise InputError(f"{source}: image_size={size} is smaller than one patch {module.patch_size}")
     resized = module.clone(image_size=size)

@@ -70,9 +70,7 @@ HUGGING_FACE_SWIN: Table = {
     r"stage_(\d+)/block_(\d+)/attention/relative_position_bias": (
         r"{prefix}.encoder.layers.\1.blocks.\2.attention.self.relative_position_bias_table",
     ),
-    r"stage_(\d+)/block_(\d+)/attention/projection": (
-        r"{prefix}.encoder.layers.\1.blocks.\2.attention.output.dense",
-    ),
+    r"stage_(\d+)/block_(\d+)/attention/projection": (r"{prefix}.encoder.layers.\1.blocks.\2.attention.output.dense",),
     r"stage_(\d+)/block_(\d+)/norm2": (r"{prefix}.encoder.layers.\1.blocks.\2.layernorm_after",),
     r"stage_(\d+)/block_(\d+)/mlp/dense1": (r"{prefix}.encoder.layers.\1.blocks.\2.intermediate.dense",),
     r"stage_(\d+)/block_(\d+)/mlp/dense2": (r"{prefix}.encoder.layers.\1.blocks.\2.output.dense",),
@@ -98,16 +96,12 @@ ORIGINAL_SWIN: Table = {
 
 def timm_swin(stages: int) -> Table:
     """timm's names since 0.9: a merging is at the head of the next stage, so each has a row of its own."""
-    mergings = {
-        rf"stage_{i}/merging/(norm|reduction)": (rf"layers.{i + 1}.downsample.\1",) for i in range(stages - 1)
-    }
+    mergings = {rf"stage_{i}/merging/(norm|reduction)": (rf"layers.{i + 1}.downsample.\1",) for i in range(stages - 1)}
     return mergings | ORIGINAL_SWIN | {r"head": ("head.fc",)}
 
 
 # Buffers and training-only tensors that published checkpoints carry and inference does not read.
-IGNORED = re.compile(
-    r".*\.(pooler\..*|mask_token|relative_position_index|attn_mask|relative_coords_table)|mask_token"
-)
+IGNORED = re.compile(r".*\.(pooler\..*|mask_token|relative_position_index|attn_mask|relative_coords_table)|mask_token")
 
 LEAVES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 
@@ -124,9 +118,7 @@ def source_names(path: str, table: Table, prefix: str = "") -> tuple[str, ...]:
     raise KeyError(f"no row of the name table fits {path!r}")
 
 
-def source_shape(
-    path: str, shape: tuple[int, ...], patch_size: tuple[int, int], parts: int
-) -> tuple[int, ...]:
+def source_shape(path: str, shape: tuple[int, ...], patch_size: tuple[int, int], parts: int) -> tuple[int, ...]:
     """The shape that each of `parts` source tensors of a parameter must have (torch layout)."""
     leaf = path.rpartition("/")[2]
     if path == "patch_embedding/kernel":
@@ -148,9 +140,7 @@ def from_source(path: str, shape: tuple[int, ...], tensors: list[np.ndarray]) ->
     return x.reshape(shape)
 
 
-def to_source(
-    flat: Mapping[str, np.ndarray], table: Table, patch_size, prefix: str = ""
-) -> dict[str, np.ndarray]:
+def to_source(flat: Mapping[str, np.ndarray], table: Table, patch_size, prefix: str = "") -> dict[str, np.ndarray]:
     """The inverse, for saving: our flat parameters -> {source name: tensor in torch layout}."""
     tensors = {}
     for path, value in flat.items():

@@ -35,21 +35,16 @@ class Preprocessing:
     image_size: tuple[int, int]  # (height, width) of the result, pixels
     mean: tuple[float, float, float]  # per channel, of rescaled pixels
     std: tuple[float, float, float]
-    resize: str = (
-        "exact"  # "exact": to resize_size; "cover": smallest of the same shape that covers it; "none"
-    )
+    resize: str = "exact"  # "exact": to resize_size; "cover": smallest of the same shape that covers it; "none"
     resize_size: tuple[int, int] | None = None  # (height, width) before the crop; None: image_size
     interpolation: str = "bicubic"  # a key of FILTERS
     rescale_factor: float = 1 / 255
-    crop_fraction: float | None = (
-        None  # timm's crop_pct, where the source has one: only for `with_image_size`
-    )
+    crop_fraction: float | None = None  # timm's crop_pct, where the source has one: only for `with_image_size`
 
     def __post_init__(self):
         if self.interpolation not in FILTERS:
             raise InputError(
-                f"interpolation: found {self.interpolation!r}, expected one of {', '.join(FILTERS)}; "
-                "correct it"
+                f"interpolation: found {self.interpolation!r}, expected one of {', '.join(FILTERS)}; correct it"
             )
         if self.resize_size is None:
             object.__setattr__(self, "resize_size", self.image_size)

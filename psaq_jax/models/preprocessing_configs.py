@@ -82,9 +82,7 @@ def from_huggingface(config: Mapping, preprocessor: Mapping | None) -> dict:
 
 def from_timm(cfg: Mapping) -> dict:
     """The fields of `Preprocessing`; see `Preprocessing.from_timm`."""
-    fields = TIMM_DEFAULTS | {
-        f"pretrained_cfg.{key}": value for key, value in cfg.items() if value is not None
-    }
+    fields = TIMM_DEFAULTS | {f"pretrained_cfg.{key}": value for key, value in cfg.items() if value is not None}
     name = "pretrained_cfg.input_size"
     shape = fields[name]
     if not isinstance(shape, list | tuple) or len(shape) != 3 or shape[0] != 3:
@@ -93,9 +91,7 @@ def from_timm(cfg: Mapping) -> dict:
     if not LEAST_FRACTION <= fraction <= 1:
         expected = f"a fraction from {LEAST_FRACTION} to 1"
         raise bad("pretrained_cfg.crop_pct", fraction, expected, "correct it in config.json")
-    geometry = fractional(
-        size_pair(shape[1:], name), fraction, one_of(fields, "pretrained_cfg.crop_mode", CROPS)
-    )
+    geometry = fractional(size_pair(shape[1:], name), fraction, one_of(fields, "pretrained_cfg.crop_mode", CROPS))
     return geometry | {
         "interpolation": one_of(fields, "pretrained_cfg.interpolation", RESAMPLE),
         "mean": triple(fields, "pretrained_cfg.mean", None),
@@ -112,18 +108,12 @@ def fractional(size, fraction, mode) -> dict:
 
 
 def processor_type(preprocessor: Mapping) -> str:
-    name = (
-        preprocessor.get("image_processor_type")
-        or preprocessor.get("feature_extractor_type")
-        or "ViTImageProcessor"
-    )
+    name = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or "ViTImageProcessor"
     for suffix in SUFFIXES:
         if isinstance(name, str) and name.endswith(suffix) and name.removesuffix(suffix) in PROCESSORS:
             return name.removesuffix(suffix)
     expected = ", ".join(f"{key}ImageProcessor" for key in PROCESSORS)
-    raise bad(
-        "image_processor_type", name, f"one of {expected} (or their Fast variants)", "save it as one of these"
-    )
+    raise bad("image_processor_type", name, f"one of {expected} (or their Fast variants)", "save it as one of these")
 
 
 def resize_fields(fields, defaults) -> tuple[str, tuple[int, int]]:

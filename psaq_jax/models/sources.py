@@ -23,9 +23,7 @@ def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:
     if source.startswith("bundled:"):
         if revision:
             raise InputError(f"revision is {revision!r}, model {source!r} is bundled; only hub ids have revisions")
-        bundled = {
-            f"bundled:{path.parent.name}": path.parent for path in sorted(ASSETS.glob("*/config.json"))
-        }
+        bundled = {f"bundled:{path.parent.name}": path.parent for path in sorted(ASSETS.glob("*/config.json"))}
         if source not in bundled:
             raise InputError(f"model {source!r} is not bundled; bundled are {', '.join(bundled)}")
         return bundled[source]
@@ -37,9 +35,7 @@ def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:
     if os.path.exists(source):
         raise InputError(f"model {source!r} is a file, expected a directory with config.json and {WEIGHTS}")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source, re.ASCII):
-        raise InputError(
-            f"model {source[:200]!r}: no such directory; give a directory or a hub id (owner/name)"
-        )
+        raise InputError(f"model {source[:200]!r}: no such directory; give a directory or a hub id (owner/name)")
     return _download(source, revision)
 
 
@@ -48,12 +44,8 @@ def _download(source: str, revision: str | None) -> pathlib.Path:
 
     try:
         path = huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(DOWNLOADED))
-    except (
-        Exception
-    ) as error:  # the hub's library raises its own, its HTTP client's and the operating system's errors
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
+    except Exception as error:  # the hub's library raises its own, its HTTP client's and the operating system's errors
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
             f"model {source!r}: no such directory, and the Hugging Face hub could not give it "
             f"({reason[:300]}); check the name, or download it elsewhere and give the directory"

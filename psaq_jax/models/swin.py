@@ -91,8 +91,7 @@ class WindowAttention(nn.Module):
         qkv = nn.Dense(3 * c, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
         qkv = Site(name="qkv_output")(qkv).reshape(batch, n, 3, self.heads, head_width)
         query, key, value = (
-            Site(name=name)(qkv[:, :, i].transpose(0, 2, 1, 3))
-            for i, name in enumerate(("query", "key", "value"))
+            Site(name=name)(qkv[:, :, i].transpose(0, 2, 1, 3)) for i, name in enumerate(("query", "key", "value"))
         )
         logits = Product("bhnd,bhmd->bhnm", head_width**-0.5, name="query_key")(query, key)
         logits = Site(name="attention_logits")(logits) + self.bias()
@@ -173,9 +172,7 @@ class PatchMerging(nn.Module):
         # Column by column: (0,0), (1,0), (0,1), (1,1).
         x = x.reshape(b, rows, 2, columns, 2, c).transpose(0, 1, 3, 4, 2, 5).reshape(b, rows, columns, 4 * c)
         x = Site(name="norm_output")(layer_norm("norm", NORM_EPS, self.dtype)(x))
-        return Site(name="reduction_output")(
-            nn.Dense(2 * c, use_bias=False, dtype=self.dtype, name="reduction")(x)
-        )
+        return Site(name="reduction_output")(nn.Dense(2 * c, use_bias=False, dtype=self.dtype, name="reduction")(x))
 
 
 class Stage(nn.Module):
@@ -256,6 +253,4 @@ class SwinTransformer(nn.Module):
             x = Stage(self.map_size(i), self.window, depth, merge, block, self.dtype, name=f"stage_{i}")(x)
         x = Site(name="norm_output")(layer_norm("norm", self.layer_norm_eps, self.dtype)(x))
         x = Site(name="head_input")(x.mean(axis=(1, 2)))
-        return Site(name="logits")(
-            nn.Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
-        )
+        return Site(name="logits")(nn.Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32))

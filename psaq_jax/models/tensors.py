@@ -59,22 +59,14 @@ def file_stamps(directory: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     weight_map = files.read_json(index, "expected a map of tensor names to shards").get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(v, str) for v in weight_map.values())
-    ):
-        raise InputError(
-            f"{index}: has no usable weight_map, expected tensor names to shard files; download it again"
-        )
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise InputError(f"{index}: has no usable weight_map, expected tensor names to shard files; download it again")
     shards = sorted(set(weight_map.values()))
     for shard in shards:
         # A plain name: an index is data from elsewhere, and must not choose files outside its directory.
         plain = "\0" not in shard and len(shard) < 256 and pathlib.PurePath(shard).name == shard
         if not plain or not (index.parent / shard).is_file():
-            raise InputError(
-                f"{index}: names shard {shard[:200]!r}, expected a file beside it; download it again"
-            )
+            raise InputError(f"{index}: names shard {shard[:200]!r}, expected a file beside it; download it again")
     return [index.parent / shard for shard in shards]
 
 
@@ -106,9 +98,7 @@ class TensorReader:
     def _add(self, path, file):
         for name in file.keys():
             if name in self.shapes:
-                raise InputError(
-                    f"{path}: holds tensor {name!r}, which another shard holds too; download it again"
-                )
+                raise InputError(f"{path}: holds tensor {name!r}, which another shard holds too; download it again")
             tensor = file.get_slice(name)
             self.shapes[name] = tuple(tensor.get_shape())
             self._types[name] = tensor.get_dtype()
@@ -125,7 +115,5 @@ class TensorReader:
         return [f"{name} is {self._types[name]}" for name in names if self._types[name] not in FLOATS]
 
     def read(self, name: str) -> np.ndarray:
-        with np.errstate(
-            over="ignore"
-        ):  # a float64 beyond float32 becomes infinite, which the caller reports
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which the caller reports
             return np.asarray(self._files[name].get_tensor(name)).astype(np.float32)

@@ -30,8 +30,7 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * c, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
         qkv = Site(name="qkv_output")(qkv).reshape(b, n, 3, self.heads, head_width)
         query, key, value = (
-            Site(name=name)(qkv[:, :, i].transpose(0, 2, 1, 3))
-            for i, name in enumerate(("query", "key", "value"))
+            Site(name=name)(qkv[:, :, i].transpose(0, 2, 1, 3)) for i, name in enumerate(("query", "key", "value"))
         )
         logits = Product("bhnd,bhmd->bhnm", name="query_key")(query, key) * head_width**-0.5
         logits = Site(name="attention_logits")(logits)

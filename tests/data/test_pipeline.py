@@ -130,9 +130,7 @@ def test_sample_draws_without_replacement_and_repeats():
     assert not np.array_equal(first, other)
     numbers = PREPROCESSING.denormalize(first)[:, 0, 0, 0].tolist()
     assert len(set(numbers)) == 12 and numbers != sorted(numbers)
-    assert sorted(PREPROCESSING.denormalize(dataset.sample(PREPROCESSING, 30, 0))[:, 0, 0, 0]) == list(
-        range(30)
-    )
+    assert sorted(PREPROCESSING.denormalize(dataset.sample(PREPROCESSING, 30, 0))[:, 0, 0, 0]) == list(range(30))
 
 
 def test_sample_takes_what_is_sound_where_fewer_will_do():

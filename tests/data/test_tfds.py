@@ -153,9 +153,7 @@ def test_not_a_classification_data_set(data_dir):
     from tensorflow_datasets import features
 
     prepare(data_dir / "toy" / "1.0.0", {"test": [1]}, feature=features.Scalar(np.int64))
-    with pytest.raises(
-        InputError, match="found the features image, label, expected an Image and a ClassLabel"
-    ):
+    with pytest.raises(InputError, match="found the features image, label, expected an Image and a ClassLabel"):
         load_dataset("tfds:toy:test")
 
 

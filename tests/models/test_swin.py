@@ -103,6 +103,7 @@ def test_merging_takes_the_four_patches_column_by_column():
     }
     assert merging.apply(variables, x).shape == (1, 2, 2, 2)  # an odd map is padded
     seen = []
+
     def look(next_fun, args, kwargs, context):
         if isinstance(context.module, nn.LayerNorm):
             seen.append(args[0])

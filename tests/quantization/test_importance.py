@@ -57,9 +57,7 @@ def test_is_the_squared_gradient_of_the_logits(model):
     _, sites = record(model.module, model.params, images, site)
 
     def logits(offset):
-        return apply_with_tap(
-            model.module, model.params, images, lambda name, y: y + offset if name == site else y
-        )
+        return apply_with_tap(model.module, model.params, images, lambda name, y: y + offset if name == site else y)
 
     derivatives = jax.jacobian(lambda offset: (x := logits(offset)) - x.mean(-1, keepdims=True))
     own = np.stack([derivatives(jnp.zeros(sites[site].shape))[i, :, i] for i in range(2)])  # [b, classes, n, c]

@@ -43,14 +43,10 @@ def test_ranges_of_all_37_sites_match_the_release_in_running_order(ranges):
     assert list(ranges) == list(NAMES)
     theirs = dict(zip(REFERENCE["site_names"], REFERENCE["site_min_max"], strict=True))
     for ours, name in NAMES.items():
-        np.testing.assert_allclose(
-            ranges[ours], theirs[name], rtol=1e-5, atol=5e-6, err_msg=ours
-        )  # seen: 2.9e-6
+        np.testing.assert_allclose(ranges[ours], theirs[name], rtol=1e-5, atol=5e-6, err_msg=ours)  # seen: 2.9e-6
 
 
-@pytest.mark.parametrize(
-    "weight_bits, activation_bits, equal", [(8, 8, 0.25), (4, 8, 0.25), (6, 6, 0.25), (4, 4, 1.0)]
-)
+@pytest.mark.parametrize("weight_bits, activation_bits, equal", [(8, 8, 0.25), (4, 8, 0.25), (6, 6, 0.25), (4, 4, 1.0)])
 def test_logits_match_the_release(model, ranges, weight_bits, activation_bits, equal):
     """In codes of the last site: at 4 bits every one; above, one rounding that falls the other way in an early site
     (its input differs in the last bit) moves all that follows by a step or a few, so a share must be equal."""

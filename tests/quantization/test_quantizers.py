@@ -25,9 +25,7 @@ def test_weight_grids_match_the_release_exactly(kind, bits, jit):
     codes, scale = quantizers.quantize_weights(weights, bits)
     np.testing.assert_array_equal(scale, REFERENCE[f"weights/{kind}/w{bits}_scale"])
     assert codes.min() >= -(2 ** (bits - 1)) and codes.max() <= 2 ** (bits - 1) - 1
-    fake = (jax.jit(quantizers.fake_quantize_weights) if jit else quantizers.fake_quantize_weights)(
-        weights, bits
-    )
+    fake = (jax.jit(quantizers.fake_quantize_weights) if jit else quantizers.fake_quantize_weights)(weights, bits)
     np.testing.assert_array_equal(fake, REFERENCE[f"weights/{kind}/w{bits}"].transpose(CHANNELS_LAST[kind]))
 
 

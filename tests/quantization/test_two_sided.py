@@ -69,9 +69,7 @@ def test_matches_the_algorithm_weight_by_weight(shape, bits):
     # One weight that falls the other way in float32 sends others after it: nearly all must agree.
     assert (np.asarray(codes) == expected).mean() > 0.97
     sides = damped(inputs, outputs, 0.05)
-    np.testing.assert_allclose(
-        error(kernel, codes, scale, *sides), error(kernel, expected, scale, *sides), rtol=0.03
-    )
+    np.testing.assert_allclose(error(kernel, codes, scale, *sides), error(kernel, expected, scale, *sides), rtol=0.03)
     np.testing.assert_array_equal(codes, codes_of(target, scale, jnp.float32(bits)))
 
 

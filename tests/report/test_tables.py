@@ -131,8 +131,16 @@ def test_settings_keep_order_and_gather_seeds():
         ),
     ],
     ids=[
-        "below", "above", "level", "collapse-recovered", "more-than-recovered", "collapse-not-recovered",
-        "few-bits-cost-as-much", "no-real-images", "both-lose-and-none-tells", "within-the-spread",
+        "below",
+        "above",
+        "level",
+        "collapse-recovered",
+        "more-than-recovered",
+        "collapse-not-recovered",
+        "few-bits-cost-as-much",
+        "no-real-images",
+        "both-lose-and-none-tells",
+        "within-the-spread",
     ],
 )
 def test_sentence_follows_the_numbers(levels, said, not_said):

@@ -46,7 +46,7 @@ class Changed:
 
 
 def pick_device(wanted):
-    """"cpu" or "cuda", for "auto" the GPU where there is one."""
+    """The name "cpu" or "cuda"; for "auto" the GPU where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 

@@ -1,4 +1,4 @@
-"""What the scripts in `launch/` share: the config flag, one-line errors with exit code 2, progress bars."""
+"""What the scripts in `launch/` share: the flags, the config that they read, the log, progress bars."""
 
 import contextlib
 import dataclasses
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from launch import endings
 from psaq_jax import config, distributed, progress
+from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError, reason_of
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -45,6 +46,11 @@ def synthesis_fields(**changes) -> ConfigDict:
 def recipe_fields(**changes) -> ConfigDict:
     """The fields of `DefaultRecipe`, with its defaults and these changes; None may be overridden by a value."""
     return _fields(DefaultRecipe, changes)
+
+
+def distillation_fields(**changes) -> ConfigDict:
+    """The fields of `DistillationConfig`, with its defaults and these changes."""
+    return _fields(DistillationConfig, changes)
 
 
 def _fields(kind: type, changes) -> ConfigDict:

@@ -32,7 +32,7 @@ def main():
     model = pipeline.load_either(config, EXECUTION.value)
     if EXECUTION.value == "integer":
         print(f"  {integer_plan.summary(model.products)}")
-    dataset = pipeline.open_data(config, model, labelled=False)
+    dataset = pipeline.load_data(config)
     if dataset is None:
         raise psaq_jax.InputError("config.data is empty, expected images such as folder:DIR or npz:FILE")
     with results_folder(WORKDIR.value) as workdir:

@@ -23,6 +23,7 @@ from psaq_jax.comparison.release_adapter.process_memory import peak_process_memo
 from psaq_jax.config import DTYPES
 from psaq_jax.errors import InputError
 from psaq_jax.machine import device_name
+from psaq_jax.models.configs import read_architecture
 from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.preprocessing import Preprocessing
@@ -32,11 +33,7 @@ from psaq_jax.progress import Progress
 from psaq_jax.synthesis.config import MOST, SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
 
-SHAPES = {  # width, heads; DeiT at 224 px, patch 16, 12 blocks (Touvron et al., 2021, table 1)
-    "deit_tiny": (192, 3),
-    "deit_small": (384, 6),
-    "deit_base": (768, 12),
-}
+SHAPES = ("deit_tiny", "deit_small", "deit_base")  # at 224 px, patch 16
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v6 lite": 918e12}
 
 LARGEST_BATCH = MOST["group_size"]
@@ -96,12 +93,10 @@ def case_model(name: str) -> Model:
     """
     if name not in SHAPES:
         return load_model(name)
-    width, heads = SHAPES[name]
-    module = VisionTransformer((224, 224), (16, 16), width, 12, heads, 4 * width, 1000)
-    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
-    labels = tuple(map(str, range(1000)))
+    found = read_architecture({"architecture": f"{name}_patch16_224"}, name)
+    params = jax.jit(found.module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
     preprocessing = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
-    return Model(params, module, labels, preprocessing, name)
+    return Model(params, found.module, found.labels, preprocessing, name)
 
 
 def measure(

@@ -88,11 +88,10 @@ def load_data(config: JobConfig) -> Dataset | None:
     return load_dataset(config.data, config.data_errors, config.class_index or None, config.labels_file or None)
 
 
-def open_data(config: JobConfig, model: Model | QuantizedModel, labelled: bool = True) -> Dataset | None:
-    """The same; `labelled`: once its classes and labels are the model's, as far as that is known before reading."""
+def open_data(config: JobConfig, model: Model | QuantizedModel) -> Dataset | None:
+    """The same, once its classes and labels are the model's, as far as that is known before reading."""
     dataset = load_data(config)
-    if labelled:
-        check_data(dataset, model)
+    check_data(dataset, model)
     return dataset
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 Tap = Callable[[str, jax.Array], jax.Array]
+See = Callable[[str, nn.Module, tuple, Callable[[], jax.Array]], jax.Array]
 Ranges = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -24,16 +25,24 @@ class Site(nn.Module):
         return x
 
 
+def intercepted(see: See):
+    """Inside, `see(name, module, args, run)` stands for every call of a module, whose output `run()` gives."""
+
+    def interceptor(next_fun, args, kwargs, context):
+        if context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        return see("/".join(context.module.path), context.module, args, lambda: next_fun(*args, **kwargs))
+
+    return nn.intercept_methods(interceptor)
+
+
 def apply_with_tap(module: nn.Module, params, pixels, tap: Tap):
     """Runs `module` with `tap(name, x) -> x` applied at every site; returns the module's output."""
 
-    def interceptor(next_fun, args, kwargs, context):
-        y = next_fun(*args, **kwargs)
-        if isinstance(context.module, Site) and context.method_name == "__call__":
-            return tap("/".join(context.module.path), y)
-        return y
+    def see(name, called, args, run):
+        return tap(name, run()) if isinstance(called, Site) else run()
 
-    with nn.intercept_methods(interceptor):
+    with intercepted(see):
         return module.apply({"params": params}, pixels)
 
 

@@ -77,10 +77,12 @@ def test_runs_take_turns(monkeypatch):
     assert [t.wall for t in steps] == [3, 6] and [t.wall for t in passes] == [4, 5]
 
 
-@pytest.mark.parametrize("name", benchmark.SHAPES)
-def test_shapes_are_the_published_ones(name):
-    width, heads = benchmark.SHAPES[name]
-    assert width // heads == 64 and {"deit_tiny": 3, "deit_small": 6, "deit_base": 12}[name] == heads
+@pytest.mark.parametrize("name, width, heads", [("deit_tiny", 192, 3), ("deit_small", 384, 6), ("deit_base", 768, 12)])
+def test_shapes_are_the_published_ones(name, width, heads):
+    """Touvron et al., 2021, table 1, and the patches' size in the models' names."""
+    model = benchmark.case_model(name)
+    assert model.module == VisionTransformer((224, 224), (16, 16), width, 12, heads, 4 * width, 1000)
+    assert model.params["patch_embedding"]["kernel"].shape == (768, width)
 
 
 def test_forward_flops_are_the_compilers():

@@ -205,7 +205,7 @@ def test_labels_are_checked_before_a_job_begins(tmp_path):
         config = JobConfig(model=model.source, data=f"npz:{tmp_path / name}.npz")
         with pytest.raises(InputError, match=f"{name}.npz: found .*{message.removeprefix('found ')}"):
             pipeline.open_data(config, model)
-        assert len(pipeline.open_data(config, model, labelled=False)) == 6
+        assert len(pipeline.load_data(config)) == 6
 
 
 def test_the_same_classes_in_another_order_are_refused():

@@ -82,6 +82,14 @@ def patchify(pixels: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, ph * pw * channels)
 
 
+def heads_apart(x: jax.Array, heads: int, bias: bool, dtype) -> list[jax.Array]:
+    """Queries, keys and values [b, h, n, d] of tokens [b, n, c], by layer `qkv` of the attention that calls this."""
+    b, n, c = x.shape
+    qkv = nn.Dense(3 * c, use_bias=bias, dtype=dtype, name="qkv")(x)
+    qkv = Site(name="qkv_output")(qkv).reshape(b, n, 3, heads, c // heads)
+    return [Site(name=name)(qkv[:, :, i].transpose(0, 2, 1, 3)) for i, name in enumerate(("query", "key", "value"))]
+
+
 class Product(nn.Module):
     """`einsum(equation, scale·a, b)` of two activations: a module, so that it has a path by which it can be replaced.
 

@@ -1,5 +1,6 @@
 """`Model`: a Flax module, its parameters and its preprocessing, as one value that jitted functions take."""
 
+import abc
 import dataclasses
 import functools
 
@@ -18,11 +19,23 @@ from psaq_jax.sites import site_names
 CHANGED = " (changed)"
 
 
-class Classifier:
+class Classifier(abc.ABC):
     """What float and quantized models have in common: a `module` and a `preprocessing`."""
 
     module: nn.Module
     preprocessing: Preprocessing
+
+    def __call__(self, pixels) -> jax.Array:
+        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted.
+
+        Raises:
+          InputError: images of another shape, or whole numbers, which are not normalised.
+        """
+        return self.jitted(jnp.asarray(check_images(pixels, self.image_shape), jnp.float32))
+
+    @abc.abstractmethod
+    def jitted(self, pixels) -> jax.Array:
+        """`__call__` on pixels that have been checked."""
 
     def preprocess(self, images):
         """uint8 [n, h, w, 3] or a list of PIL images -> normalised pixels [n, height, width, 3] float32."""
@@ -69,13 +82,8 @@ class Model(Classifier):
     source: str = ""
     stamps: tuple[tuple[str, int, int], ...] = ()
 
-    def __call__(self, pixels) -> jax.Array:
-        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted.
-
-        Raises:
-          InputError: images of another shape, or whole numbers, which are not normalised.
-        """
-        return _forward(self, jnp.asarray(check_images(pixels, self.image_shape), jnp.float32))
+    def jitted(self, pixels) -> jax.Array:
+        return _forward(self, pixels)
 
     @property
     def sites(self) -> tuple[str, ...]:

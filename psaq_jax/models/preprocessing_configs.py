@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from psaq_jax.errors import InputError
+from psaq_jax.models.fields import is_whole
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -136,14 +137,14 @@ def size_pair(value, field) -> tuple[int, int]:
     if (
         not isinstance(pair, list | tuple)
         or len(pair) != 2
-        or not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= LARGEST_SIDE for side in pair)
+        or not all(is_whole(side, 1, LARGEST_SIDE) for side in pair)
     ):
         raise bad(field, value, f"whole numbers from 1 to {LARGEST_SIDE} (height, width)", "correct it")
     return tuple(pair)
 
 
 def resample_name(code) -> str:
-    if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < len(RESAMPLE):
+    if not is_whole(code, 0, len(RESAMPLE) - 1):
         raise bad("resample", code, "one of Pillow's codes 0 to 5 (2 bilinear, 3 bicubic)", "correct it")
     return RESAMPLE[code]
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax.models.layers import Mlp, Product, layer_norm, patchify, softmax
+from psaq_jax.models.layers import Mlp, Product, heads_apart, layer_norm, patchify, softmax
 from psaq_jax.sites import Site
 
 MASKED = -100.0  # added to the logits of tokens that only the roll has brought together
@@ -88,11 +88,7 @@ class WindowAttention(nn.Module):
     def __call__(self, x, regions, restore):
         batch, n, c = x.shape
         head_width = c // self.heads
-        qkv = nn.Dense(3 * c, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
-        qkv = Site(name="qkv_output")(qkv).reshape(batch, n, 3, self.heads, head_width)
-        query, key, value = (
-            Site(name=name)(qkv[:, :, i].transpose(0, 2, 1, 3)) for i, name in enumerate(("query", "key", "value"))
-        )
+        query, key, value = heads_apart(x, self.heads, self.qkv_bias, self.dtype)
         logits = Product("bhnd,bhmd->bhnm", head_width**-0.5, name="query_key")(query, key)
         logits = Site(name="attention_logits")(logits) + self.bias()
         logits = Site(name="attention_logits_biased")(logits).astype(jnp.float32)

@@ -12,7 +12,7 @@ Further sites (query, key, value, attention_probabilities) serve recipes that qu
 import flax.linen as nn
 import jax.numpy as jnp
 
-from psaq_jax.models.layers import Mlp, Product, SwiGlu, layer_norm, patchify, softmax
+from psaq_jax.models.layers import Mlp, Product, SwiGlu, heads_apart, layer_norm, patchify, softmax
 from psaq_jax.sites import Site
 
 
@@ -27,11 +27,7 @@ class Attention(nn.Module):
     def __call__(self, x):
         b, n, c = x.shape
         head_width = c // self.heads
-        qkv = nn.Dense(3 * c, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
-        qkv = Site(name="qkv_output")(qkv).reshape(b, n, 3, self.heads, head_width)
-        query, key, value = (
-            Site(name=name)(qkv[:, :, i].transpose(0, 2, 1, 3)) for i, name in enumerate(("query", "key", "value"))
-        )
+        query, key, value = heads_apart(x, self.heads, self.qkv_bias, self.dtype)
         logits = Product("bhnd,bhmd->bhnm", name="query_key")(query, key) * head_width**-0.5
         logits = Site(name="attention_logits")(logits)
         probabilities = softmax(logits).astype(self.dtype)

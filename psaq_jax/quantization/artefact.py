@@ -67,9 +67,7 @@ def save_quantized(
     temporary = target.parent / f"{files.UNFINISHED}{secrets.token_hex(8)}"
     try:
         _check_replaceable(target)
-        temporary.mkdir(parents=True)
-        for name, content in contents(q, figures or {}).items():
-            _write(temporary / name, content)
+        files.write_in_turn(temporary, contents(q, figures or {}))
         load_quantized(temporary)
         _move(temporary, target)
     except OSError as error:
@@ -161,13 +159,6 @@ def _check_replaceable(target: pathlib.Path) -> None:
     if others or (present and not is_artefact(target)):
         found = (others or present)[0]
         raise InputError(f"{target}: holds {shown(found)}, no part of an artefact; choose another folder")
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _move(temporary: pathlib.Path, target: pathlib.Path) -> None:

@@ -20,7 +20,7 @@ from psaq_jax.models.layers import Product
 from psaq_jax.models.model import exact_products
 from psaq_jax.quantization.grids import factor_sites
 from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer, dequantize_params
-from psaq_jax.sites import Site
+from psaq_jax.sites import See, Site, intercepted
 
 LARGEST = 2**24  # float32 holds every whole number up to it
 PARTS = 127  # sums of so many parts, each at most LARGEST, fit int32
@@ -63,8 +63,10 @@ def forward(module, params: dict, sites: dict, pixels, sums: Sums = float_sums, 
       params: kernels as `QuantizedKernel`; sites: {site: quantizer}.
       sums: makes the sums of codes of the products named by `integers`; all others are of `float_sums`.
     """
-    intercept = interceptor(params, sites, lambda name: sums if name in integers else float_sums)
-    with exact_products(jnp.float32), nn.intercept_methods(intercept):
+    with (
+        exact_products(jnp.float32),
+        intercepted(_exact(params, sites, lambda name: sums if name in integers else float_sums)),
+    ):
         logits = module.apply({"params": dequantize_params(params)}, pixels)
     return sound(logits, pixels)
 
@@ -74,30 +76,27 @@ def sound(logits, pixels) -> jax.Array:
     return jnp.where(jnp.isfinite(pixels).all((1, 2, 3))[:, None], logits, jnp.nan)
 
 
-def interceptor(params: dict, sites: dict, sums_of: Callable[[str], Sums]):
-    """For `nn.intercept_methods`: quantizes sites; products of two uniform grids are exact, the others as they are."""
+def _exact(params: dict, sites: dict, sums_of: Callable[[str], Sums]) -> See:
+    """Quantizes sites; products of two uniform grids are exact, the others as they are."""
     layers, running = traverse_util.flatten_dict(params, sep="/"), []
 
-    def intercept(next_fun, args, kwargs, context):
-        module, name = context.module, "/".join(context.module.path)
-        if context.method_name != "__call__":
-            return next_fun(*args, **kwargs)
+    def see(name, module, args, run):
         if isinstance(module, Site):
             running.append(name)
             return sites[name](args[0]) if name in sites else args[0]
         if not isinstance(module, nn.Dense | Product):
-            return next_fun(*args, **kwargs)
+            return run()
         grids = [sites.get(site) for site in factor_sites(name, running, sites)]
         kernel, bias = layers.get(f"{name}/kernel"), layers.get(f"{name}/bias")
         if not all(isinstance(grid, UniformQuantizer) for grid in grids):
-            return next_fun(*args, **kwargs)
+            return run()
         if isinstance(module, Product):
             return module.scale * product(sums_of(name), module.equation, *args, *grids)
         if not isinstance(kernel, QuantizedKernel):
-            return next_fun(*args, **kwargs)
+            return run()
         return dense(sums_of(name), *args, *grids, kernel, bias)
 
-    return intercept
+    return see
 
 
 def dense(sums: Sums, x, grid: UniformQuantizer, kernel: QuantizedKernel, bias=None) -> jax.Array:

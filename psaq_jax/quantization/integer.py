@@ -17,7 +17,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from psaq_jax.models.model import check_images
 from psaq_jax.quantization import exact
 from psaq_jax.quantization.integer_plan import MatrixProduct, plan
 from psaq_jax.quantization.representation import UniformQuantizer
@@ -35,9 +34,8 @@ class IntegerModel(QuantizedModel):
 
     products: tuple[MatrixProduct, ...] = ()
 
-    def __call__(self, pixels) -> jax.Array:
-        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted."""
-        return _forward(self, jnp.asarray(check_images(pixels, self.image_shape), jnp.float32))
+    def jitted(self, pixels) -> jax.Array:
+        return _forward(self, pixels)
 
 
 def integer_model(q: QuantizedModel) -> IntegerModel:

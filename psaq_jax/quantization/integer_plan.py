@@ -14,7 +14,7 @@ from psaq_jax.models.layers import Product
 from psaq_jax.quantization.grids import candidates, factor_sites
 from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params
-from psaq_jax.sites import Site
+from psaq_jax.sites import Site, intercepted
 
 LARGEST_SUM = 2**31 - 1  # of an int32 accumulator
 
@@ -43,17 +43,16 @@ def plan(q: QuantizedModel) -> tuple[MatrixProduct, ...]:
     kernels = traverse_util.flatten_dict(q.params, sep="/")
     running, calls = [], []
 
-    def interceptor(next_fun, args, kwargs, context):
-        y, name = next_fun(*args, **kwargs), "/".join(context.module.path)
-        if context.method_name == "__call__":
-            if isinstance(context.module, Site):
-                running.append(name)
-            elif isinstance(context.module, nn.Dense | Product):
-                calls.append((name, args[0].shape, y.shape))
+    def see(name, module, args, run):
+        y = run()
+        if isinstance(module, Site):
+            running.append(name)
+        elif isinstance(module, nn.Dense | Product):
+            calls.append((name, args[0].shape, y.shape))
         return y
 
     def forward(params, pixels):
-        with nn.intercept_methods(interceptor):
+        with intercepted(see):
             return q.module.apply({"params": dequantize_params(params)}, pixels)
 
     jax.eval_shape(forward, q.params, jax.ShapeDtypeStruct((1, *q.image_shape), jnp.float32))

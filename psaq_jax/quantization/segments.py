@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from psaq_jax.models.model import exact_products
 from psaq_jax.quantization import folding
-from psaq_jax.sites import Site, Tap
+from psaq_jax.sites import See, Site, Tap, intercepted
 
 Watch = Callable[[str, jax.Array], None]
 
@@ -51,43 +51,34 @@ class Segment:
           watch: called with the name and the input of every Dense layer.
           replace: the same with its output, which it may replace.
         """
-        interceptor = self._inner(tap, watch, replace) if self.is_block else self._between(x, tap, watch, replace)
-        if not self.is_block and self.index:
-            x = jnp.zeros((x.shape[0], *self.module.image_size, 3))
-        with exact_products(self.module.dtype), nn.intercept_methods(interceptor):
-            y = self.module.apply({"params": params}, x)
-        return y if self.is_block or self.index == len(self.blocks) else interceptor.reached["x"]
 
-    def _inner(self, tap, watch, replace):
-        def interceptor(next_fun, args, kwargs, context):
-            name = "/".join(context.module.path)
-            if context.method_name == "__call__" and isinstance(context.module, nn.Dense):
+        def see(name, module, args, run):
+            if isinstance(module, nn.Dense):
                 watch(name, args[0])
-                return replace(name, next_fun(*args, **kwargs))
-            y = next_fun(*args, **kwargs)
-            is_site = context.method_name == "__call__" and isinstance(context.module, Site)
-            return tap(name, y) if is_site else y
+                return replace(name, run())
+            return tap(name, run()) if isinstance(module, Site) else run()
 
-        return interceptor
+        if not self.is_block:
+            see, inputs = self._between(x, see)
+            x = jnp.zeros((x.shape[0], *self.module.image_size, 3)) if self.index else x
+        with exact_products(self.module.dtype), intercepted(see):
+            y = self.module.apply({"params": params}, x)
+        return y if self.is_block or self.index == len(self.blocks) else inputs[self.index]
 
-    def _between(self, given, tap, watch, replace):
+    def _between(self, given, inner: See):
         """Blocks don't run: the one before this segment gives `given`, the one after it notes what it was called with.
 
         What the other parts of the model compute meanwhile, on dummies, is dead code that jit drops.
         """
-        inner, passed = self._inner(tap, watch, replace), [0]
-        silent = self._inner(lambda name, x: x, lambda name, x: None, lambda name, x: x)
+        inputs = []  # of the blocks so far
 
-        def interceptor(next_fun, args, kwargs, context):
-            if context.method_name == "__call__" and "/".join(context.module.path) in self.blocks:
-                if passed[0] == self.index:
-                    interceptor.reached["x"] = args[0]
-                passed[0] += 1
-                return given if passed[0] == self.index else args[0]
-            return (inner if passed[0] == self.index else silent)(next_fun, args, kwargs, context)
+        def see(name, module, args, run):
+            if name in self.blocks:
+                inputs.append(args[0])
+                return given if len(inputs) == self.index else args[0]
+            return inner(name, module, args, run) if len(inputs) == self.index else run()
 
-        interceptor.reached = {}
-        return interceptor
+        return see, inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +108,12 @@ def chain(module: nn.Module, params, image_shape: tuple[int, int, int]) -> tuple
     """
     calls = []  # (path, module) in the order of their ends
 
-    def interceptor(next_fun, args, kwargs, context):
-        y = next_fun(*args, **kwargs)
-        if context.method_name == "__call__":
-            calls.append(("/".join(context.module.path), context.module))
+    def see(name, called, args, run):
+        y = run()
+        calls.append((name, called))
         return y
 
-    with nn.intercept_methods(interceptor):
+    with intercepted(see):
         pixels = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         jax.eval_shape(lambda p, x: module.apply({"params": p}, x), params, pixels)
     paths = tuple(p.rpartition("/")[0] for p, m in calls if isinstance(m, Site) and p.endswith("/residual2"))

@@ -16,7 +16,7 @@ from psaq_jax.checks import check_folder_path
 from psaq_jax.checksums import checksum
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
-from psaq_jax.models.model import Classifier, Model, check_images, check_sound_model, exact_products, in_float32
+from psaq_jax.models.model import Classifier, Model, check_sound_model, exact_products, in_float32
 from psaq_jax.models.names import first
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.progress import Progress
@@ -75,13 +75,7 @@ class QuantizedModel(Classifier):
         if type(self.sites) is dict:  # which jax would sort by name
             object.__setattr__(self, "sites", collections.OrderedDict(self.sites))
 
-    def __call__(self, pixels) -> jax.Array:
-        """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted.
-
-        Raises:
-          InputError: images of another shape, or whole numbers, which are not normalised.
-        """
-        pixels = jnp.asarray(check_images(pixels, self.image_shape), jnp.float32)
+    def jitted(self, pixels) -> jax.Array:
         return _forward(self.module, self.params, self.sites, pixels, self.has_exact_sums)
 
     def fingerprint(self) -> str:

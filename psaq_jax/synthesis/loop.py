@@ -17,7 +17,7 @@ from psaq_jax.models.model import Model, exact_products
 from psaq_jax.sites import record
 from psaq_jax.synthesis import frequencies
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.entropy import BANDWIDTH, patch_similarity_entropy
+from psaq_jax.synthesis.entropy import patch_similarity_entropy
 from psaq_jax.synthesis.priors import IMAGENET_MEAN, IMAGENET_STD, clip, jitter, total_variation
 
 TERMS = ("loss", "entropy", "cross_entropy", "total_variation")
@@ -34,41 +34,33 @@ class GroupState(NamedTuple):
     key: jax.Array
 
 
-def objective(
-    model: Model,
-    images,
-    labels,
-    tv_target,
-    *,
-    special_tokens: int = 1,
-    bandwidth: float = BANDWIDTH,
-    tv_weight: float = 0.05,
-    ce_weight: float = 1.0,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def objective(model: Model, images, labels, tv_target) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The paper's loss of images that are already jittered, differentiable in `images`.
 
-      loss = −Σ_layers entropy + ce_weight·cross_entropy + tv_weight·|TV − target|
+      loss = −Σ_layers entropy + cross_entropy_weight·cross_entropy + total_variation_weight·|TV − target|
 
     Args:
       images: [b, height, width, 3] normalised.
       labels: [b] int, the classes that the images shall show.
       tv_target: total variation to aim at, for these images as they are (no scaling here).
-      special_tokens, bandwidth: of `patch_similarity_entropy`.
     Returns:
       (loss, {"loss", "entropy": −Σ_layers, "cross_entropy": mean, "total_variation": |TV − target|}), float32 scalars.
     """
-    loss, terms, _ = _objective(model, images, labels, tv_target, special_tokens, bandwidth, tv_weight, ce_weight)
+    loss, terms, _ = _objective(model, SynthesisConfig(), images, labels, tv_target)
     return loss, terms
 
 
-def _objective(model: Model, images, labels, tv_target, special_tokens, bandwidth, tv_weight, ce_weight):
-    """`objective` and, third, the logits."""
+def _objective(model: Model, config: SynthesisConfig, images, labels, tv_target):
+    """`objective` by a config and, third, the logits."""
+    special_tokens = 1 if config.recipe == "paper" else model.module.special_tokens
     with exact_products(model.module.dtype):
         logits, attention = record(model.module, model.params, images, "*/attention_output")
-    entropy = -sum(patch_similarity_entropy(a, len(images), special_tokens, bandwidth) for a in attention.values())
+    entropy = -sum(
+        patch_similarity_entropy(a, len(images), special_tokens, config.bandwidth) for a in attention.values()
+    )
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     variation = jnp.abs(total_variation(images) - tv_target)
-    loss = entropy + ce_weight * cross_entropy + tv_weight * variation
+    loss = entropy + config.cross_entropy_weight * cross_entropy + config.total_variation_weight * variation
     terms = {"loss": loss, "entropy": entropy, "cross_entropy": cross_entropy, "total_variation": variation}
     return loss, terms, logits
 
@@ -128,10 +120,7 @@ def step(
 
     def loss_fn(variables):
         images = jitter(shown(model, config, variables), offset, flip)
-        loss, terms, logits = _objective(
-            model, images, state.labels, state.target, 1 if paper else model.module.special_tokens,
-            config.bandwidth, config.total_variation_weight, config.cross_entropy_weight,
-        )  # fmt: skip
+        loss, terms, logits = _objective(model, config, images, state.labels, state.target)
         if extra is None:
             return loss, terms
         more, more_terms = extra(images, logits)

@@ -154,6 +154,8 @@ def load_quantized_if_whole(directory: str | os.PathLike) -> QuantizedModel | No
 def _check_replaceable(target: pathlib.Path) -> None:
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, expected a folder; choose another")
+    if target == pathlib.Path(os.path.realpath(os.curdir)):  # which would be renamed away under this process
+        raise InputError(f"{target}: is the folder that this process works in; choose another, such as one in it")
     present = sorted(path.name for path in target.iterdir()) if target.exists() else []
     others = [name for name in present if name not in (WEIGHTS, CONFIG, PREPROCESSOR, CARD)]
     if others or (present and not is_artefact(target)):

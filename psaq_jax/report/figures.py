@@ -100,7 +100,8 @@ def _draw_densities(axes, densities) -> None:
 
 
 def accuracy_curves(results: Mapping[float, Mapping[int, dict]]) -> bytes:
-    """What the iterations of the synthesis buy, a column of panels for each pair of bit-widths, as PNG.
+    """What the iterations of the synthesis buy, a column of panels for each pair of bit-widths, as PNG. Without data
+    there is no row of top-1.
 
     Args:
       results: {bandwidth: {iterations: results of one model}}, a kind of line a bandwidth; runs on other images than
@@ -116,13 +117,14 @@ def accuracy_curves(results: Mapping[float, Mapping[int, dict]]) -> bytes:
                     lines.setdefault((setting.bits, setting.recipe, bandwidth), {})[iterations] = setting
     if not lines:
         raise InputError("accuracy curves: no run was calibrated on synthesized images, expected at least one")
+    shown = {k: v for k, v in FIGURES.items() if any(getattr(s, k) for found in lines.values() for s in found.values())}
     bits, recipes, bandwidths = (list(dict.fromkeys(key[i] for key in lines)) for i in (0, 1, 2))
-    figure = _new(max(5, 3.1 * len(bits)), 2.8 * len(FIGURES))
-    panels = figure.subplots(len(FIGURES), len(bits), squeeze=False, sharex=True)
+    figure = _new(max(5, 3.1 * len(bits)), 2.8 * len(shown))
+    panels = figure.subplots(len(shown), len(bits), squeeze=False, sharex=True)
     for (name, recipe, bandwidth), found in lines.items():
         (again, color), style = divmod(recipes.index(recipe), len(LINES)), bandwidths.index(bandwidth) % len(STYLES)
         label = f"{recipe}, bandwidth {bandwidth:g}" if len(bandwidths) > 1 else recipe
-        for axes, field in zip(panels[:, bits.index(name)], FIGURES, strict=True):
+        for axes, field in zip(panels[:, bits.index(name)], shown, strict=True):
             spreads = {n: value for n, s in found.items() if (value := getattr(s, field))}
             axes.errorbar(
                 list(spreads), [s.mean for s in spreads.values()], [s.deviation or 0 for s in spreads.values()],
@@ -133,7 +135,7 @@ def accuracy_curves(results: Mapping[float, Mapping[int, dict]]) -> bytes:
         panels[0, column].set_title(name, fontsize=11, loc="left")
         panels[-1, column].set_xlabel("iterations")
     ticks = sorted({iterations for found in results.values() for iterations in found})
-    for row, title in zip(panels, FIGURES.values(), strict=True):
+    for row, title in zip(panels, shown.values(), strict=True):
         row[0].set_ylabel(title)
         for axes in row:
             axes.set_xscale("log")

@@ -26,6 +26,14 @@ def test_an_earlier_artefact_is_replaced_through_a_symlink_too(calibrated, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "q"]
 
 
+def test_the_working_directory_is_not_renamed_away(calibrated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is the folder that this process works in"):
+        save_quantized(quantize(*calibrated, 8, 8), ".")
+    save_quantized(quantize(*calibrated, 8, 8), "inside")
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+
+
 def test_an_empty_folder_is_used(calibrated, tmp_path):
     (tmp_path / "q").mkdir()
     assert is_artefact(save_quantized(quantize(*calibrated), tmp_path / "q"))

@@ -70,7 +70,7 @@ def test_accuracy_curves():
     sweeps = {n: results(seeds=(0, 1), synthesized=80 + n / 50) for n in (50, 100, 200)}
     assert decoded(accuracy_curves({0.01: sweeps})).size == (930, 840)  # two pairs of bit-widths
     assert decoded(accuracy_curves({0.01: sweeps, 0.05: {50: sweeps[50]}})).size == (930, 840)
-    assert decoded(accuracy_curves({0.01: {50: results(labelled=False)}})).size == (930, 840)
+    assert decoded(accuracy_curves({0.01: {50: results(labelled=False)}})).size == (930, 420)
     with pytest.raises(InputError, match="no run was calibrated on synthesized images"):
         accuracy_curves({0.01: {50: results(calibrations=("noise",))}})
 

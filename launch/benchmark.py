@@ -13,61 +13,38 @@ processor times: it holds on a busy machine too. --profile writes a trace of the
 DIR/profile/plugins/profile/TIME: open its perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
 """
 
+import dataclasses
+
 from absl import flags
 
 from launch import config as launch_config
-from psaq_jax import benchmark, files, text_tables
+from psaq_jax import benchmark, files
+from psaq_jax.cases import check_loadable
 from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json.", required=True)
 CASES = flags.DEFINE_list("cases", None, "Cases to time, in place of the config's.")
 PROFILE = flags.DEFINE_bool("profile", False, "Write a profile of the last case.")
-COLUMNS = (
-    "model",
-    "batch",
-    "dtype",
-    "ms/iteration (min..max)",
-    "model's passes, ms",
-    "overhead (min..max)",
-    "by processor time",
-    "peak MB",
-    "compile s",
-)
-
-
-def row(r) -> tuple[str, ...]:
-    low, high = r["seconds_per_iteration_min"] * 1e3, r["seconds_per_iteration_max"] * 1e3
-    return (
-        r["model"], str(r["batch_size"]), r["dtype"], f"{r['seconds_per_iteration'] * 1e3:.1f} ({low:.1f}..{high:.1f})",
-        f"{r['model_pass_seconds'] * 1e3:.1f}",
-        ratio(r, "overhead_ratio"), ratio(r, "processor_overhead_ratio"),
-        f"{r['peak_memory_bytes'] / 1e6:.0f}",
-        f"{r['compile_seconds']:.1f}",
-    )  # fmt: skip
-
-
-def ratio(r, name: str) -> str:
-    return f"{r[name]:.3f} ({r[f'{name}_min']:.3f}..{r[f'{name}_max']:.3f})" if name in r else "-"
 
 
 def main():
     config = launch_config.read_job(CONFIG, benchmark.BenchmarkConfig, "configs/benchmark.py")
+    if CASES.value is not None:
+        config = dataclasses.replace(config, cases=tuple(CASES.value))
     with results_folder(WORKDIR.value) as workdir:
         measure_cases(config, workdir)
 
 
 def measure_cases(config, workdir):
     results = []
-    cases = config.cases if CASES.value is None else CASES.value
-    benchmark.check_cases(cases)
-    benchmark.check_loadable(cases)
-    for i, name in enumerate(cases):
-        profile = workdir / "profile" if PROFILE.value and i == len(cases) - 1 else None
+    check_loadable(config.cases)
+    for i, name in enumerate(config.cases):
+        profile = workdir / "profile" if PROFILE.value and i == len(config.cases) - 1 else None
         bar, settings = launch_config.bar(name), (config.batch_size, config.dtype, config.repeats)
         results.append(benchmark.measure(name, *settings, profile=profile, progress=bar))
         files.write_json(workdir / "benchmark.json", results)
-    print(text_tables.plain(COLUMNS, map(row, results), left=len(COLUMNS)))
+    print(benchmark.table(results))
     print(f"  results: {workdir / 'benchmark.json'} on {results[0]['device']}")
 
 

@@ -14,12 +14,11 @@ import numpy as np
 from absl import flags
 
 from launch import config as launch_config
-from psaq_jax import buckets, files, temporary
+from psaq_jax import buckets, files, temporary, workdir
 from psaq_jax.data import array_records
 from psaq_jax.data.bundled import FASHION_MNIST, FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_split
 from psaq_jax.errors import InputError
-from psaq_jax.workdir import LOCK
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
 OUTPUT = flags.DEFINE_string("output", str(FASHION_MNIST), "Folder to write the prepared data set to.")
@@ -45,7 +44,7 @@ def main():
         raise InputError(f"--output={OUTPUT.value}: is a bucket, expected a folder of this machine; copy it from there")
     train, test = (read_split(DATA.value, name, 28, len(FASHION_MNIST_LABELS)) for name in ("train", "t10k"))
     directory = pathlib.Path(OUTPUT.value)
-    files.remove_unfinished(directory, LOCK, below=False)
+    workdir.remove_unfinished(directory, below=False)
     kinds = array_records.features((28, 28, 1), FASHION_MNIST_LABELS)
     with temporary.folder() as folder:
         shards = {

@@ -11,7 +11,8 @@ import dataclasses
 from absl import flags
 
 from launch import config as launch_config
-from psaq_jax import benchmark, files, latency
+from psaq_jax import files, latency
+from psaq_jax.cases import check_loadable
 from psaq_jax.config import parse_bits
 from psaq_jax.machine import describe_machine
 from psaq_jax.quantization.artefact import is_artefact, load_quantized
@@ -24,18 +25,18 @@ CASES = flags.DEFINE_list("cases", None, "Cases to time, in place of the config'
 
 def main():
     config = launch_config.read_job(CONFIG, latency.LatencyConfig, "configs/latency.py")
+    if CASES.value is not None:
+        config = dataclasses.replace(config, cases=tuple(CASES.value))
     with results_folder(WORKDIR.value) as workdir:
         measure(config, workdir)
 
 
 def measure(config, workdir):
-    rows, products, cases = [], {}, config.cases if CASES.value is None else CASES.value
-    machine = {**describe_machine(), **dataclasses.asdict(config), "cases": cases}
-    benchmark.check_cases(cases)
-    benchmark.check_loadable([name for name in cases if not is_artefact(name)])
-    for name in filter(is_artefact, cases):
+    rows, products, machine = [], {}, describe_machine() | dataclasses.asdict(config)
+    check_loadable([name for name in config.cases if not is_artefact(name)])
+    for name in filter(is_artefact, config.cases):
         load_quantized(name)
-    for name in cases:
+    for name in config.cases:
         models = latency.executions(name, *parse_bits(config.bits))
         products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
         rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))

@@ -9,37 +9,35 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import optax
 
+from psaq_jax.cases import LARGEST_BATCH, case_model, check_cases
 from psaq_jax.checks import check_choice, check_least, check_whole
 from psaq_jax.comparison.release_adapter.process_memory import peak_process_memory
 from psaq_jax.config import DTYPES
-from psaq_jax.errors import InputError
 from psaq_jax.machine import device_name
-from psaq_jax.models.configs import read_architecture
-from psaq_jax.models.loading import load_model
 from psaq_jax.models.model import Model, exact_products
-from psaq_jax.models.preprocessing import Preprocessing
-from psaq_jax.models.preprocessing_configs import IMAGENET_MEAN, IMAGENET_STD
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.progress import Progress
-from psaq_jax.synthesis.config import MOST, SynthesisConfig
+from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
+from psaq_jax.text_tables import plain
 
-SHAPES = ("deit_tiny", "deit_small", "deit_base")  # at 224 px, patch 16
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v6 lite": 918e12}
 
-LARGEST_BATCH = MOST["group_size"]
 # A call's own costs, such as getting a gigabyte of scratch memory from the system, are shared by its iterations, as in
 # `synthesize`.
 LEAST_ITERATIONS = 3
+COLUMNS = (
+    "model", "batch", "dtype", "ms/iteration (min..max)", "model's passes, ms", "overhead (min..max)",
+    "by processor time", "peak MB", "compile s",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,41 +60,11 @@ class BenchmarkConfig:
         check_choice("dtype", self.dtype, DTYPES)
 
 
-def check_cases(cases: tuple[str, ...]) -> None:
-    if not cases:
-        raise InputError(f"cases is empty, expected some of {', '.join(SHAPES)}, or sources of models")
-
-
-def check_loadable(cases: Iterable[str]) -> None:
-    """Raises InputError where a model cannot be loaded: before, not after, the others are measured."""
-    for name in cases:
-        if name in SHAPES:
-            continue
-        try:
-            load_model(name)
-        except InputError as error:
-            raise InputError(f"{error}; cases are sources of models, or {', '.join(SHAPES)}") from None
-
-
 class Seconds(NamedTuple):
     """Of one iteration: by the clock, and of processor time of all threads, which other processes disturb less."""
 
     wall: float
     processor: float
-
-
-def case_model(name: str) -> Model:
-    """A source of `load_model`, or a published shape with random weights.
-
-    Their values matter to the speed in one place: random attention is flat, so similarities span little, and the
-    entropy's gradient takes up to five times the exponentials on a CPU that a trained model's takes.
-    """
-    if name not in SHAPES:
-        return load_model(name)
-    found = read_architecture({"architecture": f"{name}_patch16_224"}, name)
-    params = jax.jit(found.module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
-    preprocessing = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
-    return Model(params, found.module, found.labels, preprocessing, name)
 
 
 def measure(
@@ -141,6 +109,24 @@ def measure(
         if peak:
             result["share_of_bf16_peak"] = result["flops_per_second"] / peak
     return result
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """What `measure` found of each case, as aligned lines."""
+    return plain(COLUMNS, map(_row, results), left=len(COLUMNS))
+
+
+def _row(r: Mapping[str, Any]) -> tuple[str, ...]:
+    low, high = r["seconds_per_iteration_min"] * 1e3, r["seconds_per_iteration_max"] * 1e3
+    return (
+        r["model"], str(r["batch_size"]), r["dtype"], f"{r['seconds_per_iteration'] * 1e3:.1f} ({low:.1f}..{high:.1f})",
+        f"{r['model_pass_seconds'] * 1e3:.1f}", _ratio(r, "overhead_ratio"), _ratio(r, "processor_overhead_ratio"),
+        f"{r['peak_memory_bytes'] / 1e6:.0f}", f"{r['compile_seconds']:.1f}",
+    )  # fmt: skip
+
+
+def _ratio(r: Mapping[str, Any], name: str) -> str:
+    return f"{r[name]:.3f} ({r[f'{name}_min']:.3f}..{r[f'{name}_max']:.3f})" if name in r else "-"
 
 
 def environment(dtype: str) -> dict[str, str]:

@@ -33,6 +33,12 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def first(items: list[str], count: int = 6) -> str:
+    """The first few as one line, and how many more there are."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + more
+
+
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[None]:
     """Inside, the system's errors at what the user named become one line.

@@ -1,12 +1,10 @@
 """Files that appear whole or not at all: written beside their place, then renamed onto it."""
 
-import contextlib
 import errno
 import json
 import logging
 import os
 import pathlib
-import shutil
 import stat
 import tempfile
 import tokenize
@@ -59,23 +57,6 @@ def write(path: str | os.PathLike, writer: Callable[[pathlib.Path], None]) -> pa
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
-
-
-def remove_unfinished(folder: pathlib.Path, lock: str, below: bool = True) -> None:
-    """Removes what killed processes left in a folder and, unless `below` is False, in folders below it; not in those
-    with a lock of their own, where others may be at work.
-    """
-    for root, folders, names in os.walk(folder):
-        for name in names:
-            if name.startswith(UNFINISHED):
-                with contextlib.suppress(OSError):  # somebody else's, as in /tmp
-                    pathlib.Path(root, name).unlink()
-        if not below:
-            return
-        for name in folders:
-            if name.startswith(UNFINISHED):
-                shutil.rmtree(os.path.join(root, name), ignore_errors=True)
-        folders[:] = [name for name in folders if not os.path.exists(os.path.join(root, name, lock))]
 
 
 def _unwritable(path, error: OSError) -> InputError:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax.benchmark import LARGEST_BATCH, case_model, check_cases, peak_memory, spread
+from psaq_jax.benchmark import peak_memory, spread
+from psaq_jax.cases import LARGEST_BATCH, case_model, check_cases
 from psaq_jax.checks import check_least
 from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError

@@ -1,5 +1,6 @@
 """What a run ran on: devices, versions, and the memory that it took."""
 
+import contextlib
 import os
 import pathlib
 import platform
@@ -13,11 +14,20 @@ from psaq_jax.comparison.release_adapter.process_memory import peak_process_memo
 
 def describe_machine() -> dict:
     """{"device", "versions"} of this process."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {"python": platform.python_version(), "psaq_jax": psaq_jax.__version__}
-    versions |= {package: metadata.version(package) for package in packages}
     device = f"{jax.device_count()} x {jax.devices()[0].platform} ({device_name()})"
-    return {"device": device, "versions": versions}
+    return {
+        "device": device,
+        "versions": {"python": platform.python_version()} | versions("jax", "jaxlib", "flax", "optax", "numpy"),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """{package: version}, this one's first; without those that are not installed."""
+    found = {"psaq_jax": psaq_jax.__version__}  # which may run from a clone that is not installed
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def device_name() -> str:

@@ -10,6 +10,7 @@ from psaq_jax.data import Dataset
 from psaq_jax.evaluation import agreement, metrics
 from psaq_jax.machine import describe_machine
 from psaq_jax.models.model import Model
+from psaq_jax.models.sources import WEIGHTS
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.driver import SynthesisResult
 
@@ -82,7 +83,7 @@ def stored_sizes(model: Model, folder: pathlib.Path, results: dict) -> dict[str,
     """{"float32": bytes of the float parameters, "w4a8": bytes of the largest weights file at these bits, ...}."""
     sizes = {"float32": sum(leaf.size * 4 for leaf in jax.tree.leaves(model.params))}
     for run in results["runs"]:
-        size = (folder / run_name(run) / "model.safetensors").stat().st_size
+        size = (folder / run_name(run) / WEIGHTS).stat().st_size
         sizes[run["bits"]] = max(size, sizes.get(run["bits"], 0))
     return sizes
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 from psaq_jax import buckets, distributed, files, temporary
@@ -40,9 +41,26 @@ def open_workdir(path, config: Mapping) -> Iterator[pathlib.Path]:
         with _locked(path, folder):
             config = json.loads(json.dumps(config))
             _check_same(path, folder / "config.json", config)
-            files.remove_unfinished(folder, LOCK)
+            remove_unfinished(folder)
             files.write_json(folder / "config.json", config)
             yield folder
+
+
+def remove_unfinished(folder: pathlib.Path, below: bool = True) -> None:
+    """Removes what killed processes left in a folder and, unless `below` is False, in folders below it; not in those
+    with a lock of their own, where others may be at work.
+    """
+    for root, folders, names in os.walk(folder):
+        for name in names:
+            if name.startswith(files.UNFINISHED):
+                with contextlib.suppress(OSError):  # somebody else's, as in /tmp
+                    pathlib.Path(root, name).unlink()
+        if not below:
+            return
+        for name in folders:
+            if name.startswith(files.UNFINISHED):
+                shutil.rmtree(os.path.join(root, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not os.path.exists(os.path.join(root, name, LOCK))]
 
 
 @contextlib.contextmanager
@@ -101,7 +119,7 @@ def results_folder(
         elif os.path.exists(folder / "config.json"):
             raise InputError(f"{flag}={path}: has the config.json of another job or model; choose another folder")
         with _locked(path, folder, flag):
-            files.remove_unfinished(folder, LOCK, below=False)
+            remove_unfinished(folder, below=False)
             yield folder
 
 

@@ -1,9 +1,9 @@
 """What a benchmark case holds; not how long anything takes."""
 
+import dataclasses
 import gzip
 import json
 import os
-import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import pytest
 import configs.benchmark
 import configs.latency
 from launch import benchmark as launch_benchmark
-from psaq_jax import benchmark, files, save_quantized
+from psaq_jax import benchmark, cases, files, save_quantized
 from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.latency import LatencyConfig
@@ -39,9 +39,7 @@ def test_a_case_has_the_fields_that_are_promised(tmp_path):
     assert result["matmul_precision"] == "highest" and result["xla_flags"] == os.environ.get("XLA_FLAGS", "")
     flops = result["flops_per_second"] * result["seconds_per_iteration"]
     np.testing.assert_allclose(flops, result["flops_per_iteration"])
-    cells = launch_benchmark.row(result)
-    assert len(cells) == len(launch_benchmark.COLUMNS)
-    assert cells[6].startswith(f"{result['processor_overhead_ratio']:.3f} (")
+    assert f" {result['processor_overhead_ratio']:.3f} (" in benchmark.table([result])
     (trace,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert any("fusion" in event.get("name", "") for event in events)  # the compiled operations
@@ -50,18 +48,16 @@ def test_a_case_has_the_fields_that_are_promised(tmp_path):
 
 def test_a_misspelt_case_is_named_before_the_others_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "measure", lambda *_, **__: pytest.fail("was measured"))
-    monkeypatch.setattr(launch_benchmark, "CASES", types.SimpleNamespace(value=None))
     config = benchmark.BenchmarkConfig((str(TINY), str(TINY.parent / "deit_tny")))
     with pytest.raises(InputError, match="deit_tny.*cases are sources of models, or deit_tiny, deit_small"):
         launch_benchmark.measure_cases(config, tmp_path)
 
 
-def test_no_case_at_all_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [benchmark.BenchmarkConfig, LatencyConfig])
+def test_no_case_at_all_is_refused(kind):
     """As --cases= gives: not the config's whole list in its place."""
-    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: pytest.fail("was measured"))
-    monkeypatch.setattr(launch_benchmark, "CASES", types.SimpleNamespace(value=[]))
     with pytest.raises(InputError, match="cases is empty, expected some of deit_tiny, deit_small"):
-        launch_benchmark.measure_cases(benchmark.BenchmarkConfig((str(TINY),)), tmp_path)
+        dataclasses.replace(kind((str(TINY),)), cases=())
 
 
 def test_runs_take_turns(monkeypatch):
@@ -80,7 +76,7 @@ def test_runs_take_turns(monkeypatch):
 @pytest.mark.parametrize("name, width, heads", [("deit_tiny", 192, 3), ("deit_small", 384, 6), ("deit_base", 768, 12)])
 def test_shapes_are_the_published_ones(name, width, heads):
     """Touvron et al., 2021, table 1, and the patches' size in the models' names."""
-    model = benchmark.case_model(name)
+    model = cases.case_model(name)
     assert model.module == VisionTransformer((224, 224), (16, 16), width, 12, heads, 4 * width, 1000)
     assert model.params["patch_embedding"]["kernel"].shape == (768, width)
 

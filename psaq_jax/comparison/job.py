@@ -5,7 +5,7 @@ import pathlib
 import jax
 
 from psaq_jax import files, pipeline
-from psaq_jax.benchmark import SHAPES, case_model
+from psaq_jax.cases import SHAPES, case_model
 from psaq_jax.comparison import page
 from psaq_jax.comparison.live import BY_RELEASE, BY_US, compare_live
 from psaq_jax.comparison.published import CompareConfig

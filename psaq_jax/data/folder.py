@@ -10,8 +10,7 @@ import numpy as np
 
 from psaq_jax.data.decoding import decode
 from psaq_jax.data.pipeline import UNLABELLED
-from psaq_jax.errors import InputError
-from psaq_jax.models.names import first
+from psaq_jax.errors import InputError, first
 
 LOG = logging.getLogger(__name__)
 # torchvision's list, so that the same files count, but for hidden ones.

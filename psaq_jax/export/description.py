@@ -2,16 +2,15 @@
 
 import dataclasses
 import pathlib
-from importlib import metadata
 
 from psaq_jax import checksums, files
 from psaq_jax.checks import check_folder_path
 from psaq_jax.errors import InputError
+from psaq_jax.machine import versions
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.transform import QuantizedModel
 
 DESCRIPTION = "export.json"
-PACKAGES = ("psaq_jax", "jax", "onnx", "onnxruntime")
 
 
 def write_description(folder, model, format: str, written: list[pathlib.Path], checked: dict, **more) -> pathlib.Path:
@@ -32,7 +31,7 @@ def write_description(folder, model, format: str, written: list[pathlib.Path], c
         "labels": list(model.labels),
         "quantization": quantized or None,
         "checked": checked,
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": versions("jax", "onnx", "onnxruntime"),
     }
     others = {name: entry for name, entry in read_descriptions(folder).items() if name != format}
     if others:
@@ -56,10 +55,3 @@ def read_descriptions(folder) -> dict[str, dict]:
     others = newest.pop("others", None)
     found = {str(newest.get("format")): newest} | (others if isinstance(others, dict) else {})
     return {name: x for name, x in found.items() if isinstance(x, dict) and isinstance(x.get("files"), dict)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -22,7 +22,7 @@ from psaq_jax.models.vit import VisionTransformer
 
 def _common(f: Fields) -> dict[str, Any]:
     return {
-        "image_size": f.pair("image_size", LARGEST_IMAGE), "patch_size": f.pair("patch_size", LARGEST_IMAGE),
+        "image_size": f.pair("image_size"), "patch_size": f.pair("patch_size"),
         "qkv_bias": f.flag("qkv_bias"), "layer_norm_eps": f.positive("layer_norm_eps", 1.0),
         "activation": f.choice("hidden_act", ACTIVATIONS),
     }  # fmt: skip
@@ -56,7 +56,7 @@ def _dinov2(f: Fields):
         "layer_scale": True,
         "swiglu": f.flag("use_swiglu_ffn"),
     }
-    hidden = f.hidden("mlp_ratio", arguments["width"])
+    hidden = f.hidden(arguments["width"])
     if not arguments["swiglu"]:
         return VisionTransformer, arguments | {"hidden": hidden}, names.HUGGING_FACE_DINOV2
     hidden = (int(hidden * 2 / 3) + 7) // 8 * 8  # as Dinov2SwiGLUFFN: two thirds, rounded up to a multiple of 8
@@ -78,7 +78,7 @@ def _swin(f: Fields):
     arguments = _common(f) | {
         "widths": widths, "depths": depths, "heads": heads,
         "window": (f.whole("window_size", LARGEST_IMAGE),) * 2,
-        "hidden": tuple(f.hidden("mlp_ratio", width) for width in widths),
+        "hidden": tuple(f.hidden(width) for width in widths),
     }  # fmt: skip
     return SwinTransformer, arguments, names.HUGGING_FACE_SWIN
 

@@ -7,7 +7,7 @@ from typing import Any
 from psaq_jax.errors import InputError
 from psaq_jax.models import configs_huggingface, names
 from psaq_jax.models.architecture import Architecture
-from psaq_jax.models.fields import DEEPEST, LARGEST_IMAGE, LARGEST_WIDTH, MOST_CLASSES, Fields
+from psaq_jax.models.fields import DEEPEST, LARGEST_WIDTH, MOST_CLASSES, Fields
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 
@@ -55,7 +55,7 @@ def _arguments(config: Mapping, name_says: dict[str, Any], source: str) -> Field
 
 def _common(f: Fields) -> dict[str, Any]:
     return {
-        "image_size": f.pair("img_size", LARGEST_IMAGE), "patch_size": f.pair("patch_size", LARGEST_IMAGE),
+        "image_size": f.pair("img_size"), "patch_size": f.pair("patch_size"),
         "classes": f.whole("num_classes", MOST_CLASSES), "qkv_bias": f.flag("qkv_bias"),
     }  # fmt: skip
 
@@ -71,7 +71,7 @@ def _vit(match, config, source, tensor_names):
     width, distilled = f.whole("embed_dim", LARGEST_WIDTH), bool(match["distilled"])
     return VisionTransformer(
         **_common(f), width=width, depth=f.whole("depth", DEEPEST), heads=f.whole("num_heads", LARGEST_WIDTH),
-        hidden=f.hidden("mlp_ratio", width), layer_norm_eps=1e-6, distillation_token=distilled,
+        hidden=f.hidden(width), layer_norm_eps=1e-6, distillation_token=distilled,
         head="distilled" if distilled else "class_token",
     ), names.TIMM_VIT  # fmt: skip
 
@@ -91,8 +91,8 @@ def _swin(match, config, source, tensor_names):
     widths = tuple(f.whole("embed_dim", LARGEST_WIDTH) * 2**i for i in range(len(depths)))
     original = is_original_swin(tensor_names)
     module = SwinTransformer(
-        **_common(f), widths=widths, depths=depths, heads=heads, window=f.pair("window_size", LARGEST_IMAGE),
-        hidden=tuple(f.hidden("mlp_ratio", width) for width in widths),
+        **_common(f), widths=widths, depths=depths, heads=heads, window=f.pair("window_size"),
+        hidden=tuple(f.hidden(width) for width in widths),
         convention="transformers" if original else "timm",
     )  # fmt: skip
     return module, names.ORIGINAL_SWIN if original else names.timm_swin(len(depths))

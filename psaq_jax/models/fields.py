@@ -62,12 +62,12 @@ class Fields:
             raise self.error(name, f"a list of whole numbers from 1 to {most}, one a stage")
         return tuple(value)
 
-    def pair(self, name: str, most: int) -> tuple[int, int]:
-        """A whole number from 1 to `most`, or two: (height, width)."""
+    def pair(self, name: str) -> tuple[int, int]:
+        """Pixels, or a window's patches: a whole number, or two, (height, width), each from 1 to LARGEST_IMAGE."""
         value = self.values.get(name)
         value = tuple(value) if isinstance(value, list | tuple) else (value, value)
-        if len(value) != 2 or not all(is_whole(v, 1, most) for v in value):
-            raise self.error(name, f"a whole number from 1 to {most}, or two (height, width)")
+        if len(value) != 2 or not all(is_whole(v, 1, LARGEST_IMAGE) for v in value):
+            raise self.error(name, f"a whole number from 1 to {LARGEST_IMAGE}, or two (height, width)")
         return value
 
     def positive(self, name: str, most: float) -> float:
@@ -90,9 +90,9 @@ class Fields:
             raise self.error(name, f"one of {', '.join(choices)}")
         return value
 
-    def hidden(self, name: str, width: int) -> int:
-        """int(width · ratio), the hidden width of a block whose config gives the ratio."""
-        hidden = int(width * self.positive(name, LARGEST_HIDDEN))
+    def hidden(self, width: int) -> int:
+        """int(width · mlp_ratio), the hidden width of a block."""
+        hidden = int(width * self.positive("mlp_ratio", LARGEST_HIDDEN))
         if not 1 <= hidden <= LARGEST_HIDDEN:
-            raise self.error(name, f"a ratio that makes a hidden width from 1 to {LARGEST_HIDDEN} of {width}")
+            raise self.error("mlp_ratio", f"a ratio that makes a hidden width from 1 to {LARGEST_HIDDEN} of {width}")
         return hidden

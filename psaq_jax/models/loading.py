@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax import files
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, first
 from psaq_jax.models import names
 from psaq_jax.models.architecture import Architecture
 from psaq_jax.models.configs import read_architecture
@@ -23,7 +23,7 @@ from psaq_jax.models.fields import LARGEST_IMAGE
 from psaq_jax.models.model import Model
 from psaq_jax.models.positions import interpolate
 from psaq_jax.models.preprocessing import Preprocessing
-from psaq_jax.models.sources import find_checkpoint
+from psaq_jax.models.sources import CONFIG, PREPROCESSOR, find_checkpoint
 from psaq_jax.models.tensors import TensorReader, file_stamps, tensor_files
 
 LOG = logging.getLogger(__name__)
@@ -49,9 +49,7 @@ def load_model(source: str, image_size: int | tuple[int, int] | None = None, rev
     """
     source = str(source)
     directory = find_checkpoint(source, revision)
-    config = files.read_json(
-        directory / "config.json", "a checkpoint's directory holds config.json and model.safetensors"
-    )
+    config = files.read_json(directory / CONFIG, "a checkpoint's directory holds config.json and model.safetensors")
     config = {name: value for name, value in config.items() if value is not None}  # null: transformers' default
     if "quantization_config" in config:
         raise InputError(f"{source}: its weights are quantized; psaq_jax.load_quantized reads what psaq_jax saved")
@@ -87,12 +85,12 @@ def _checked_size(image_size) -> tuple[int, int]:
 
 def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessing:
     if "architecture" in config:
-        path, cfg = directory / "config.json", config.get("pretrained_cfg", config)
+        path, cfg = directory / CONFIG, config.get("pretrained_cfg", config)
         if not isinstance(cfg, Mapping):
             raise InputError(f"{path} has pretrained_cfg = {str(cfg)[:80]!r}, expected an object")
         make = functools.partial(Preprocessing.from_timm, cfg)
     else:
-        path = directory / "preprocessor_config.json"
+        path = directory / PREPROCESSOR
         preprocessor = files.read_json(path, "it holds the preprocessing") if os.path.lexists(path) else None
         make = functools.partial(Preprocessing.from_huggingface, config, preprocessor)
     try:
@@ -133,7 +131,7 @@ def load_params(directory: pathlib.Path, architecture: Architecture, source: str
         wrong = reader.not_floats(shapes)
         if wrong:
             raise InputError(
-                f"{source}: {names.first(wrong)}; expected float16, bfloat16, float32 or float64 weights; "
+                f"{source}: {first(wrong)}; expected float16, bfloat16, float32 or float64 weights; "
                 "save the checkpoint again as one of these"
             )
         flat, broken = {}, []
@@ -143,7 +141,7 @@ def load_params(directory: pathlib.Path, architecture: Architecture, source: str
             flat[path] = names.from_source(path, leaf.shape, tensors)
     if broken:
         raise InputError(
-            f"{source}: weights that are NaN, infinite, or beyond float32 in {names.first(broken)}; "
+            f"{source}: weights that are NaN, infinite, or beyond float32 in {first(broken)}; "
             "expected finite numbers; the checkpoint is damaged: download or train it again"
         )
     return traverse_util.unflatten_dict(flat, sep="/")

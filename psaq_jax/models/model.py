@@ -11,8 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.checksums import checksum
-from psaq_jax.errors import InputError
-from psaq_jax.models.names import first
+from psaq_jax.errors import InputError, first
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.sites import site_names
 

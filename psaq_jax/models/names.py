@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, first
 
 Table = Mapping[str, tuple[str, ...]]
 
@@ -188,9 +188,3 @@ def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
             f"{source}: the tensors do not fit its config.json: {'; '.join(problems)}. "
             "Give the config.json of these weights, or save the checkpoint again from its own library."
         )
-
-
-def first(items: list[str], count: int = 6) -> str:
-    """The first few as one line, and how many more there are."""
-    more = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(items[:count]) + more

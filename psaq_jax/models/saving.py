@@ -7,6 +7,7 @@ from flax import traverse_util
 
 from psaq_jax import files
 from psaq_jax.models.names import HUGGING_FACE_SWIN, HUGGING_FACE_VIT, to_source
+from psaq_jax.models.sources import CONFIG, PREPROCESSOR, WEIGHTS
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 
@@ -36,9 +37,9 @@ def save_huggingface(directory, module: VisionTransformer | SwinTransformer, par
     }  # fmt: skip
     flat = traverse_util.flatten_dict(params, sep="/")
     tensors = to_source(flat, table, module.patch_size, model_type)
-    files.write_bytes(directory / "model.safetensors", safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-    files.write_json(directory / "config.json", config)
-    files.write_json(directory / "preprocessor_config.json", processor)
+    files.write_bytes(directory / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    files.write_json(directory / CONFIG, config)
+    files.write_json(directory / PREPROCESSOR, processor)
 
 
 def _vit(module: VisionTransformer):

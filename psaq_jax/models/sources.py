@@ -7,8 +7,9 @@ import re
 from psaq_jax.errors import InputError
 
 ASSETS = pathlib.Path(__file__).parent.parent / "assets"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-DOWNLOADED = ("config.json", "preprocessor_config.json", "model.safetensors", "model-*.safetensors", INDEX)
+CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DOWNLOADED = (CONFIG, PREPROCESSOR, WEIGHTS, "model-*.safetensors", INDEX)
 
 
 def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:
@@ -23,7 +24,7 @@ def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:
     if source.startswith("bundled:"):
         if revision:
             raise InputError(f"revision is {revision!r}, model {source!r} is bundled; only hub ids have revisions")
-        bundled = {f"bundled:{path.parent.name}": path.parent for path in sorted(ASSETS.glob("*/config.json"))}
+        bundled = {f"bundled:{path.parent.name}": path.parent for path in sorted(ASSETS.glob(f"*/{CONFIG}"))}
         if source not in bundled:
             raise InputError(f"model {source!r} is not bundled; bundled are {', '.join(bundled)}")
         return bundled[source]

@@ -19,16 +19,14 @@ from typing import Any
 from psaq_jax import files
 from psaq_jax.checks import check_choice, check_folder_path
 from psaq_jax.errors import InputError, Unreadable, reading
+from psaq_jax.models.sources import CONFIG, PREPROCESSOR, WEIGHTS
 from psaq_jax.quantization import consistency, packing
 from psaq_jax.quantization.contents import contents
 from psaq_jax.quantization.packing import shown
 from psaq_jax.quantization.provenance import Provenance
 from psaq_jax.quantization.record import (
     CARD,
-    CONFIG,
     METHOD,
-    PREPROCESSOR,
-    WEIGHTS,
     check_file,
     check_hash,
     read_artefact_json,

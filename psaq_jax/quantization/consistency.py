@@ -11,10 +11,11 @@ from flax import traverse_util
 from psaq_jax.errors import InputError
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.preprocessing_configs import LARGEST_SIDE, LEAST_FRACTION, LEAST_STD
+from psaq_jax.models.sources import WEIGHTS
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.packing import Refuse, shown
 from psaq_jax.quantization.recipes import site_filter
-from psaq_jax.quantization.record import WEIGHTS, Record, check_keys, decoded_file, fields_of, refuse_for
+from psaq_jax.quantization.record import Record, check_keys, decoded_file, fields_of, refuse_for
 from psaq_jax.quantization.representation import average_bits
 from psaq_jax.quantization.transform import bits_by_layer
 from psaq_jax.sites import site_names

@@ -1,7 +1,6 @@
 """What the files of an artefact hold: see `artefact` for which they are."""
 
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 from collections.abc import Mapping
@@ -10,24 +9,21 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-import psaq_jax
 from psaq_jax import checksums, files
 from psaq_jax.checks import fits
 from psaq_jax.errors import InputError
-from psaq_jax.models.sources import find_checkpoint
+from psaq_jax.machine import versions
+from psaq_jax.models.sources import CONFIG, PREPROCESSOR, WEIGHTS, find_checkpoint
 from psaq_jax.models.tensors import file_stamps, tensor_files
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.card import model_card
 from psaq_jax.quantization.provenance import Provenance
 from psaq_jax.quantization.record import (
     CARD,
-    CONFIG,
     FAMILIES,
     HASH,
     METHOD,
-    PREPROCESSOR,
     VERSION,
-    WEIGHTS,
     Record,
     encoded,
     fields_of,
@@ -67,7 +63,7 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
         weight_bits=q.weight_bits if isinstance(q.weight_bits, int) else None,
         activation_bits=q.activation_bits, kernels=dict(q.kernel_bits), sites=sites, labels=q.labels,
         source=q.source, source_sha256=dict(known.sha256), model_bytes=len(weights),
-        model_sha256=hashlib.sha256(weights).hexdigest(), versions=_versions(),
+        model_sha256=hashlib.sha256(weights).hexdigest(), versions=versions("jax", "jaxlib", "flax"),
     )  # fmt: skip
     nested = {"options": q.options and encoded(q.options), "distillations": [encoded(x) for x in q.distillations]}
     fields, preprocessing = encoded(record) | nested, encoded(q.preprocessing)
@@ -112,8 +108,3 @@ def _read_source(source: str, stamps: tuple) -> Provenance:
     except (InputError, OSError):
         pass  # moved or deleted since: the artefact needs nothing of it
     return Provenance({})
-
-
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax")
-    return {"psaq_jax": psaq_jax.__version__} | {name: importlib.metadata.version(name) for name in names}

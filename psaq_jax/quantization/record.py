@@ -22,13 +22,13 @@ from psaq_jax.models.fields import DEEPEST, LARGEST_WINDOW, MOST_STAGES
 from psaq_jax.models.layers import ACTIVATIONS
 from psaq_jax.models.loading import abstract_params
 from psaq_jax.models.preprocessing_configs import BEYOND, LARGEST_SIDE, is_number
+from psaq_jax.models.sources import CONFIG, PREPROCESSOR
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.packing import Refuse, shown
 from psaq_jax.quantization.recipes import ADDED, DefaultRecipe
 
-WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 CARD = "README.md"
 METHOD, VERSION = "psaq_jax", 1
 FAMILIES = {family.__name__: family for family in (VisionTransformer, SwinTransformer)}

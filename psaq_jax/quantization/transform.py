@@ -15,9 +15,8 @@ from flax import traverse_util
 from psaq_jax.checks import check_folder_path
 from psaq_jax.checksums import checksum
 from psaq_jax.distillation.config import DistillationConfig
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, first
 from psaq_jax.models.model import Classifier, Model, check_sound_model, exact_products, in_float32
-from psaq_jax.models.names import first
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, exact, quantizers

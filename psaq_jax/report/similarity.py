@@ -18,6 +18,7 @@ from psaq_jax.synthesis.entropy import BANDWIDTH, patch_similarity
 
 SITE = "attention_output"
 GRID_STEP = BANDWIDTH / 5
+MOST = 512  # rows of a matrix that is shown, or about so many
 
 
 class Density(NamedTuple):
@@ -91,12 +92,12 @@ def position(model: Model, layer: str) -> str:
     return f"{short_name(layer)} (layer {names.index(layer) + 1} of {len(names)})"
 
 
-def mosaic(similarity: np.ndarray, most: int = 512) -> np.ndarray:
+def mosaic(similarity: np.ndarray) -> np.ndarray:
     """[w, p, p] -> one matrix: windows side by side, as near to a square as their number allows. What has more than
-    about `most` rows is shown as means of squares.
+    about MOST rows is shown as means of squares.
     """
     w, p, _ = similarity.shape
-    step = -(-p * int(w**0.5) // most)
+    step = -(-p * int(w**0.5) // MOST)
     if step > 1:
         at = np.arange(0, p, step)
         sums = np.add.reduceat(np.add.reduceat(similarity, at, axis=1), at, axis=2)

@@ -86,6 +86,7 @@ def test_the_description(tmp_path):
     assert description["labels"] == ["a", "b", "c", "d", "e"]
     assert description["checked"]["mean_difference"] <= description["checked"]["tolerance"]
     assert set(description["files"]) == {"model.stablehlo", "model.safetensors"}
+    assert description["versions"].keys() >= {"psaq_jax", "jax"}
 
 
 def described(folder) -> dict[str, dict]:

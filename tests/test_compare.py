@@ -33,6 +33,18 @@ def data(tmp_path_factory):
     return f"npz:{path}"
 
 
+def test_the_published_figures_are_the_papers():
+    """{model: (name, float, W4A8, W8A8)}."""
+    found = {key: (row.name, row.float_top1, row.top1["w4a8"], row.top1["w8a8"]) for key, row in PUBLISHED.items()}
+    assert found == {
+        "deit_tiny": ("DeiT-T", 72.21, 65.57, 71.56),
+        "deit_small": ("DeiT-S", 79.85, 73.23, 76.92),
+        "deit_base": ("DeiT-B", 81.85, 77.05, 79.10),
+        "swin_tiny": ("Swin-T", 81.35, 71.79, 75.35),
+        "swin_small": ("Swin-S", 83.20, 75.14, 76.64),
+    }
+
+
 @pytest.mark.parametrize("key", PUBLISHED)
 def test_every_published_row_has_its_config(key):
     fields = importlib.import_module(f"configs.paper.{key}").get_config().to_dict()

@@ -14,6 +14,21 @@ from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITH, WITHOUT, DefaultRecipe, read_recipe
 from psaq_jax.synthesis.config import SynthesisConfig
 
+PAPERS = {
+    "num_images": 32, "group_size": 32, "iterations": 1000, "rounds": 2, "learning_rate": None, "jitter": (15, 30),
+    "total_variation": (2500, 3000), "total_variation_weight": 0.05, "cross_entropy_weight": 1.0, "bandwidth": 0.01,
+    "recipe": "paper", "parametrization": "pixels",
+}  # fmt: skip
+
+
+def test_the_synthesis_defaults_are_the_papers():
+    """The release's numbers, spelled out; a round has 500 iterations, of which 100 warm up."""
+    found = SynthesisConfig()
+    assert dataclasses.asdict(found) == PAPERS
+    assert (found.round_length, found.warmup, found.groups) == (500, 100, 1)
+    ours = dataclasses.asdict(SynthesisConfig(recipe="default"))
+    assert ours == PAPERS | {"recipe": "default", "parametrization": "frequencies"}
+
 
 def test_the_demo_s_config_is_the_papers_with_our_recipe_beside_it():
     job = config.from_mapping(config.JobConfig, demo.get_config().to_dict())

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import psaq_jax
 from psaq_jax import files, sweep, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
 from psaq_jax.data import pipeline
 from psaq_jax.errors import InputError
+from psaq_jax.evaluation import agreement, collect_logits
 from psaq_jax.models.loading import load_model
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.report import summary_line
@@ -63,9 +65,32 @@ def test_every_cell_is_there_once(done):
     expected = [(s, c, b) for s in (0, 1) for c in ("synthesized", "noise") for b in ("w8a8", "w4a8")]
     assert [(r["seed"], r["calibration"], r["bits"]) for r in results["runs"]] == expected
     assert cells(workdir) == sorted(f"seed_{s}/{b}-paper-{c}.json" for s, c, b in expected)
-    assert results["float"]["examples"] == 20 and all(0 <= r["top1"] <= 100 for r in results["runs"])
+    assert results["float"]["examples"] == 20
     assert all((r["synthesis_seconds"] is not None) == (r["calibration"] == "synthesized") for r in results["runs"])
-    assert all(0 < r["quantization_seconds"] < 600 for r in results["runs"])
+    assert all(r["quantization_seconds"] > 0 for r in results["runs"])
+
+
+def test_figures_are_those_of_the_same_models_outside_of_a_sweep(done, data):
+    """On noise, which follows from the seed alone."""
+    _, (results,) = done
+    model, drawn = load_model(TINY), []
+    assert results["float"] == psaq_jax.evaluate(model, data, 20)._asdict()
+    float_logits, _ = collect_logits(model, data, 20)
+    for seed in (0, 1):
+        job = config(data, seed=seed, calibration=("noise",))
+        pixels = sweep.pipeline.calibration_images(job, model, None, ())["noise"]
+        drawn.append(pixels)
+        ranges = psaq_jax.calibrate(model, pixels)
+        for bits in (8, 4):
+            q = psaq_jax.quantize(model, ranges, bits, 8)
+            expected = psaq_jax.evaluate(q, data, 20)._asdict()
+            expected["agreement"] = agreement(float_logits, collect_logits(q, data, 20)[0])
+            (run,) = (
+                run for run in results["runs"]
+                if (run["seed"], run["calibration"], run["bits"]) == (seed, "noise", f"w{bits}a8")
+            )  # fmt: skip
+            assert {name: run[name] for name in sweep.FIGURES} == {name: expected[name] for name in sweep.FIGURES}
+    assert (drawn[0] != drawn[1]).all()
 
 
 def timeless(results):

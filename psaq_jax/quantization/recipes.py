@@ -88,8 +88,8 @@ class DefaultRecipe:
         With 4 they fit the calibration images, which helps where these are like what will be seen.
       learn_rounding: reconstruction also learns which weights are rounded up; for many images.
       reconstruction_steps, reconstruction_batch: Adam steps of a block, and images a step.
-      seed: of all that is random in the recipe: views, reconstruction, and the combinations of the logits by which
-        token importance and the outputs' moments are estimated. No job's own seed moves it.
+      seed: of all that is random in the recipe: rotations, views, reconstruction, and the combinations of the logits by
+        which token importance and the outputs' moments are estimated. No job's own seed moves it.
     """
 
     plain_grounds: bool = True

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax.distillation import loop, turns
+from psaq_jax.distillation import loop
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.driver import distill
 from psaq_jax.distillation.job import DistillationJob
@@ -115,29 +116,50 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [2, 3, 5, 6, 8, 12])  # within and at the end of either's turn, and of the whole
-def test_an_interrupted_run_ends_with_the_same_bits(model, start, whole, tmp_path, at):
+def interrupted(model, start, folder, at):
+    """Kills a run of 12 ticks after tick `at`."""
+
     def interrupt(done, total):
         assert total == 12
         if done == at:
             raise Killed
 
-    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    checkpoints = Checkpoints(folder, every_seconds=0)
     with pytest.raises(Killed):
         distill(model, start, IMAGES, SHORT, seed=1, progress=interrupt, checkpoints=checkpoints)
     checkpoints.close()
-    checkpoints, ticks = Checkpoints(tmp_path, every_seconds=0), []
+    return folder
+
+
+def assert_ends_as(whole, model, start, folder, first):
+    """Goes on from what the folder holds, at tick `first`, and ends with the same bits."""
+    checkpoints, ticks = Checkpoints(folder, every_seconds=0), []
     result = distill(
         model, start, IMAGES, SHORT, seed=1, progress=lambda done, _: ticks.append(done), checkpoints=checkpoints
     )
     checkpoints.close()
-    assert ticks == list(range(at + 1, 13)), "went on from the checkpoint, not from the start"
+    assert ticks == list(range(first, 13))
     for a, b in zip(leaves(result.model), leaves(whole.model), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(result.images, whole.images)
     assert result.history.keys() == whole.history.keys()
     for name, values in whole.history.items():
         np.testing.assert_array_equal(result.history[name], values)
+
+
+@pytest.fixture(scope="module")
+def killed(model, start, tmp_path_factory):
+    """The folder of a run that was killed within the second turn's images."""
+    return interrupted(model, start, tmp_path_factory.mktemp("killed"), 8)
+
+
+@pytest.mark.parametrize("at", [3, 8, 12])  # the end of a turn's images, within the next one's, the end of the whole
+def test_an_interrupted_run_ends_with_the_same_bits(model, start, whole, killed, tmp_path, at):
+    if at == 8:
+        shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    else:
+        interrupted(model, start, tmp_path, at)
+    assert_ends_as(whole, model, start, tmp_path, at + 1)
 
 
 def test_checkpoints_of_other_settings_are_refused(model, start, tmp_path):
@@ -153,26 +175,12 @@ def test_checkpoints_of_other_settings_are_refused(model, start, tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
-def test_a_damaged_turn_is_made_again(model, start, whole, tmp_path, damage, caplog):
-    def interrupt(done, total):
-        if done == 8:
-            raise Killed
-
-    checkpoints = Checkpoints(tmp_path, every_seconds=0)
-    with pytest.raises(Killed):
-        distill(model, start, IMAGES, SHORT, seed=1, progress=interrupt, checkpoints=checkpoints)
-    checkpoints.close()
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_turn_is_made_again(model, start, whole, killed, tmp_path, damage, caplog):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     DAMAGES[damage](tmp_path / "turn_000000.npz")
-    checkpoints, ticks = Checkpoints(tmp_path, every_seconds=0), []
-    result = distill(
-        model, start, IMAGES, SHORT, seed=1, progress=lambda done, _: ticks.append(done), checkpoints=checkpoints
-    )
-    checkpoints.close()
-    assert ticks[0] == 1 and "turn_000000.npz: is missing or damaged" in caplog.text
-    np.testing.assert_array_equal(result.images, whole.images)
-    for a, b in zip(leaves(result.model), leaves(whole.model), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_ends_as(whole, model, start, tmp_path, 1)
+    assert "turn_000000.npz: is missing or damaged" in caplog.text
 
 
 def test_artefacts_and_exports_say_what_the_student_went_through(whole, start, tmp_path):
@@ -217,23 +225,6 @@ def test_a_loss_that_is_not_finite_names_the_step(model, start):
     broken = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
     with pytest.raises(InputError, match="generator/.* is not finite at step 1"):
         distill(broken, start, IMAGES, SHORT)
-
-
-def test_draws_from_the_newest_turn_or_from_all():
-    pool = [np.full((3, 1, 1, 3), 0.0), np.full((5, 1, 1, 3), 1.0)]
-    everything = turns.draw(pool, DistillationConfig(batch_size=8), (0, 1))
-    assert everything.shape == (8, 1, 1, 3) and everything[:, 0, 0, 0].sum() == 5, "each image once"
-    newest = turns.draw(pool, DistillationConfig(batch_size=8, memory=False), (0, 1))
-    assert (newest == 1).all()
-
-
-def test_augment_keeps_what_is_alike_and_blends():
-    same = jnp.ones((4, 28, 28, 3))
-    np.testing.assert_allclose(loop.augment(same, jax.random.key(0), 0.5), same, rtol=1e-6)
-    steps = jnp.arange(4.0)[:, None, None, None] * same
-    assert set(np.unique(loop.augment(steps, jax.random.key(0), 0.0))) == {0.0, 1.0, 2.0, 3.0}
-    blended = np.unique(np.asarray(loop.augment(steps, jax.random.key(0), 1.0))[:, 0, 0, 0])
-    assert not set(blended) <= {0.0, 1.0, 2.0, 3.0}
 
 
 BAD = {

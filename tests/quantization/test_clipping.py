@@ -114,3 +114,86 @@ def test_gelu_outputs_with_a_heavy_tail_get_a_shifted_logarithmic_grid():
     assert log_error < 0.5 * error
     np.testing.assert_allclose(np.mean((grid(x) - x) ** 2), log_error, rtol=0.3)
     np.testing.assert_allclose(grid(np.zeros(1, np.float32)), 0, atol=1e-6)
+
+
+WIDE = ((1.0, 1.0), (2.0, 0.5))  # a stretch that moves what is best by several of the candidates
+
+
+def rounded_error(x, lows, highs, bits):
+    """[f, g]: mean squared error of clipping to each [low, high] and rounding to 2^bits values from end to end."""
+    lows, highs = lows[:, None, None], highs[None, :, None]
+    step = (highs - lows) / (2**bits - 1)
+    return np.mean(np.square(lows + step * np.rint((np.clip(x, lows, highs) - lows) / step) - x), -1)
+
+
+@pytest.mark.parametrize("coverage", [ONCE, WIDE])
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_channel_ranges_round_a_sample_as_well_as_any(heavy_tailed, bits, coverage):
+    x = np.asarray(heavy_tailed)[:2000] * [1, 3] + [0, 50]
+    low, high = x.min(0), x.max(0)
+    counts = statistics.histogram(jnp.asarray(x, jnp.float32), jnp.ones((len(x), 1)), low, high, 256)
+    centers = statistics.bin_centers(low, high, 256)
+    found = clipping.channel_ranges(counts, centers, low, high, jnp.float32(bits), coverage)
+    for channel, *ends in zip(x.T, *found, strict=True):
+        middle = channel.mean()
+
+        def error(lows, highs, channel=channel, middle=middle):
+            stretched = [(weight, middle + stretch * (channel - middle)) for stretch, weight in coverage]
+            return sum(weight * rounded_error(y, lows, highs, bits) for weight, y in stretched)
+
+        candidates = (middle + (end - middle) * clipping.FACTORS for end in (channel.min(), channel.max()))
+        # step²/12 and a histogram of 256 bins stand for the sample: a neighbour may win, seen 1.028 times the best.
+        assert error(*(np.array([end]) for end in ends)).item() < 1.04 * error(*candidates).min()
+
+
+@pytest.mark.parametrize("coverage", [ONCE, WIDE])
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_tensor_range_rounds_a_sample_as_well_as_any(heavy_tailed, bits, coverage):
+    x = np.asarray(heavy_tailed)[:2000]
+    counts, centers, low, high = histogram(jnp.asarray(x))
+    *ends, found = clipping.tensor_range(counts[0], centers[0], low[0], high[0], jnp.float32(bits), coverage)
+
+    def error(least, greatest):
+        scale = (greatest - least) / (2**bits - 1)
+        zero, total = -np.rint(least / scale), 0
+        for stretch, weight in coverage:
+            codes = np.clip(np.rint(stretch * x / scale) + zero, 0, 2**bits - 1)
+            total += weight * np.mean(np.square((codes - zero) * scale - stretch * x))
+        return total
+
+    best = min(error(low[0] * f, high[0] * g) for f in clipping.FACTORS for g in clipping.FACTORS)
+    assert error(*ends) < 1.01 * best  # the histogram's bins stand for their contents
+    np.testing.assert_allclose(found, error(*ends), rtol=0.01)
+
+
+def log_grid(x, top, steps, bits):
+    codes = np.clip(np.rint(-steps * np.log2(x / top)), 0, 2**bits - 1)
+    return np.where(codes == 2**bits - 1, 0, top * 2 ** (-codes / steps))
+
+
+def even_grid(x, top, bits):
+    scale = top / (2**bits - 1)
+    return np.clip(np.rint(x / scale), 0, 2**bits - 1) * scale
+
+
+@pytest.mark.parametrize("coverage", [ONCE, WIDE])
+@pytest.mark.parametrize("sharpness", [1, 4])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_softmax_grids_round_a_sample_as_well_as_any(bits, sharpness, coverage):
+    """Of few tokens, whose probabilities may be near 1: stretched they end there, where the grids do."""
+    p = np.exp(sharpness * np.random.default_rng(0).normal(size=(500, 4)))
+    p = p / p.sum(1, keepdims=True)
+    counts = jnp.asarray(np.histogram(-np.log2(p), 2048, (0, clipping.OCTAVES))[0], jnp.float32)
+    logarithmic, log, even = clipping.probability_quantizer(counts, bits, 4, "searched", coverage)
+
+    def error(grid, *values):
+        stretched = ((weight, np.minimum(stretch * p, 1)) for stretch, weight in coverage)
+        return sum(weight * np.mean(np.square(grid(x, *values, bits) - x)) for weight, x in stretched)
+
+    tops = 2.0 ** -np.arange(0, 6, 0.25)
+    error_log = error(log_grid, np.float64(log.scale), np.float64(log.steps))
+    error_even = error(even_grid, np.float64(even.scale) * (2**bits - 1))
+    # A bin of the histogram is a hundredth wide, and stands for its middle.
+    assert error_log < 1.02 * min(error(log_grid, top, n) for top in tops for n in clipping.STEPS["searched"])
+    assert error_even < 1.02 * min(error(even_grid, top) for top in tops)
+    assert bool(logarithmic) == (error_log < error_even)

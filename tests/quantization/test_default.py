@@ -10,10 +10,12 @@ import psaq_jax
 from psaq_jax.quantization import preparation
 from psaq_jax.quantization.channel_folding import Bits
 from psaq_jax.quantization.default import wants_reconstruction
+from psaq_jax.quantization.folding import changed
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import GOLDEN, golden, nhwc
+from tests.quantization.artefacts import random_model, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -24,12 +26,6 @@ TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_
 @pytest.fixture(scope="module")
 def model():
     return psaq_jax.load_model(GOLDEN / "paper" / "vit")
-
-
-@pytest.fixture(scope="module")
-def plain(model):
-    """What the recipe makes at 5 bits, of all its ingredients: its logits."""
-    return quantized(model, 5, 5)(TEST)
 
 
 def quantized(model, weight_bits, activation_bits, images=CALIBRATION, recipe="default", options=None):
@@ -87,17 +83,61 @@ def test_zero_lies_in_every_range(model):
         assert quantizer(np.zeros(1, np.float32))[0] == 0, name
 
 
-@pytest.mark.parametrize("switch", [
-    {"plain_grounds": False}, {"close_ups": False}, {"first_last_8bit": False}, {"rotate": False},
-    {"fold_norms": False}, {"fold_attention": False}, {"search_ranges": False}, {"token_importance": False},
-    {"softmax": "uniform"}, {"gptq": False}, {"coordinate_descent": False}, {"two_sided": False},
-    {"search_weight_scales": False}, {"bias_correction": False},
-])  # fmt: skip
-def test_every_ingredient_can_be_switched_off(model, plain, switch):
+# {ingredient: (what it is without, what then differs, what it leaves as it was)}, in a model of one block, at 5 bits.
+KERNEL, BLOCK = "patch_embedding/kernel/", "block_0/"
+QKV, NORMS = BLOCK + "attention/qkv/", (BLOCK + "norm1/", BLOCK + "norm2/")
+ROUNDED = ("input", *NORMS)  # what comes before any rounding, or by the float model
+EMBEDDED = ("input", "patch_embedding/", "class_token", "position_embedding")
+ATTENDED = tuple(BLOCK + f"attention/{name}" for name in ("query", "key", "value"))
+SWITCHES = {
+    "plain_grounds": (False, (KERNEL, *NORMS), ("input",)),
+    "close_ups": (False, (KERNEL + "codes",), ROUNDED),
+    "first_last_8bit": (False, ("input", KERNEL, "head_input", "head/kernel/"), NORMS),
+    "rotate": (False, ("class_token", "position_embedding", KERNEL, "norm/scale"), ("input",)),
+    "fold_norms": (False, (*NORMS, "norm/scale", QKV + "kernel/"), EMBEDDED),
+    "fold_attention": (False, (QKV + "kernel/scale", *ATTENDED), (*EMBEDDED, *NORMS, BLOCK + "norm1_output")),
+    "folding_strength": (0.0, (*NORMS, QKV + "kernel/"), EMBEDDED),
+    "search_ranges": (False, (*NORMS, BLOCK + "norm1_output", *ATTENDED), EMBEDDED),
+    "token_importance": (False, (BLOCK + "norm1_output",), (*EMBEDDED, *NORMS)),
+    "coverage": (((1.0, 1.0),), (*NORMS, BLOCK + "norm1_output"), EMBEDDED),
+    "softmax": ("uniform", (BLOCK + "attention/attention_probabilities",), (*EMBEDDED, *NORMS, QKV, *ATTENDED)),
+    "gelu": ("uniform", (BLOCK + "mlp/activation_output",), (*EMBEDDED, *NORMS, BLOCK + "attention/")),
+    "gptq": (False, (KERNEL + "codes",), ROUNDED),
+    "coordinate_descent": (False, (KERNEL + "codes", KERNEL + "scale"), ROUNDED),
+    "two_sided": (False, (QKV + "kernel/codes",), (*EMBEDDED, *NORMS, QKV + "kernel/scale", *ATTENDED)),
+    "search_weight_scales": (False, (QKV + "kernel/scale",), ROUNDED),
+    "bias_correction": (False, ("patch_embedding/bias",), (*ROUNDED, KERNEL)),
+}
+
+
+def one_block(**switch):
+    """{path of a parameter, or of a site's quantizer: its value}."""
+    model = random_model()
+    heavy_tailed = model.params["block_0"]["mlp"]["dense1"]["kernel"].at[:, 0].multiply(20)  # for GELU's shifted grid
+    model = model.replace(params=changed(model.params, {"block_0/mlp/dense1/kernel": heavy_tailed}))
     options = DefaultRecipe(**switch)
-    q = quantized(model, 5, 5, options=options)
+    q = psaq_jax.quantize(model, None, 5, 5, "default", random_pixels(), options)
     assert q.options == options
-    assert (q(TEST) != plain).any()
+    leaves, _ = jax.tree.flatten_with_path(q.params)
+    values = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}
+    return values | {name: (type(site), *map(float, jax.tree.leaves(site))) for name, site in q.sites.items()}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return one_block()
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_ingredient_can_be_switched_off(whole, name):
+    value, differ, same = SWITCHES[name]
+    found = one_block(**{name: value})
+    assert list(found) == list(whole)
+    moved = [path for path, x in found.items() if not np.array_equal(x, whole[path])]
+    for places, expected in ((differ, True), (same, False)):
+        for place in places:
+            assert any(path.startswith(place) for path in found), place
+            assert any(path.startswith(place) for path in moved) == expected, place
 
 
 def test_close_ups_count_where_kernels_are_rounded_alone(model):

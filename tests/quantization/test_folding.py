@@ -220,3 +220,18 @@ def test_the_searched_balance_spares_who_has_fewer_bits():
         for strength in folding.STRENGTHS:
             factor = folding.balance(-reach, reach, kernel, strength)
             assert found <= 1.001 * cost(factor, weight_bits=bits[0], activation_bits=bits[1])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("bits", [(4, 8), (8, 4), (5, 5)])
+def test_rounding_cost_is_the_error_of_a_rounded_product(bits, times):
+    """12 times that of weights and inputs on their grids, in float64."""
+    generator, c = np.random.default_rng(0), 64
+    reach, kernel = generator.uniform(0.5, 2, c), generator.normal(size=(times * c, 96))
+    x, factor = generator.uniform(-reach, reach, (times, 3000, c)), generator.uniform(0.5, 1.5, c)
+    cost = folding.rounding_cost(factor, -reach, reach, reach**2 / 3, kernel, *bits)
+    x, scaled = np.concatenate(x / factor, axis=1), kernel * np.tile(factor, times)[:, None]
+    steps = np.abs(scaled).max(0) / ((2 ** bits[0] - 1) / 2), 2 * (reach / factor).max() / (2 ** bits[1] - 1)
+    weights, inputs = (np.rint(value / step) * step for value, step in zip((scaled, x), steps, strict=True))
+    error = np.sum(np.square(inputs @ weights - x @ scaled), axis=1).mean()
+    np.testing.assert_allclose(cost, 12 * error, rtol=0.05)  # one kernel's errors are a sample; seen: 0.025

@@ -1,6 +1,7 @@
 """Integer execution against NumPy's integers and against simulated quantization; the list of products."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,28 @@ def test_every_product_of_the_paper_is_integer_but_that_with_softmax(name):
     assert [p.name.rpartition("/")[2] for p in floats] == ["attention_value"] * blocks
     assert all("attention_probabilities" in product.reason for product in floats)
     assert 0.5 < coverage(products) < 1
+
+
+def test_multiply_adds_of_every_product():
+    """Of one image, in running order."""
+    m = VIT
+    c, h, patches = m.width, m.heads, math.prod(m.grid)
+    n, d = patches + 1, c // h
+    block = {
+        "attention/qkv": n * c * 3 * c,
+        "attention/query_key": h * n * n * d,
+        "attention/attention_value": h * n * n * d,
+        "attention/projection": n * c * c,
+        "mlp/dense1": n * c * m.hidden,
+        "mlp/dense2": n * m.hidden * c,
+    }
+    blocks = {f"block_{i}/{name}": count for i in range(m.depth) for name, count in block.items()}
+    pixels = math.prod(m.patch_size) * 3
+    expected = {"patch_embedding": patches * pixels * c} | blocks | {"head": c * m.classes}
+    found = integer_model(random_quantized(m, 8, 8)).products
+    assert [(p.name, p.multiply_adds) for p in found] == list(expected.items())
+    floats = sum(count for name, count in expected.items() if name.endswith("attention_value"))
+    assert coverage(found) == pytest.approx(1 - floats / sum(expected.values()))
 
 
 def test_recipe_default():

@@ -1,5 +1,8 @@
 """Block reconstruction: it starts at GPTQ's rounding, lowers the blocks' error and leaves whole codes."""
 
+import contextlib
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +10,14 @@ import pytest
 from flax import traverse_util
 
 import psaq_jax
-from psaq_jax.quantization import quantizers, reconstruction
+from psaq_jax.quantization import qdrop, quantizers, reconstruction
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests import fake_devices
 from tests.golden_files import GOLDEN, golden, nhwc
+from tests.quantization.artefacts import random_model, random_pixels
 from tests.quick_compilation import FLAGS
+from tests.quick_recipe import QUICK
 
 REFERENCE = golden("paper/vit/reference.npz")
 TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_images"])
@@ -140,6 +145,80 @@ def test_brings_every_block_nearer_to_float_with_the_same_codes(model, monkeypat
     monkeypatch.setattr(reconstruction, "learn", watched)
     reconstructed(model, reconstruct=True)
     assert len(errors) == 3 and all(after < before for before, after in errors)
+
+
+@contextlib.contextmanager
+def noted(name):
+    """Inside, a list of (arguments, result) of every call of that function of `reconstruction`, on the host."""
+    function, calls = getattr(reconstruction, name), []
+
+    def call(*args):
+        given = jax.device_get(args)  # before what is learned is donated
+        calls.append((given, jax.device_get(found := function(*args))))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruction, name, call)
+        yield calls
+
+
+def one_block(activation_bits, **options):
+    """A random model of one block, at 4 bits of weights."""
+    options = dataclasses.replace(QUICK, **options)
+    pixels = random_pixels(count=8)
+    return psaq_jax.quantize(random_model(), None, 4, activation_bits, "default", pixels, options)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_are_learned_where_bits_are_enough(bits):
+    """Those of the block's uniform grids, and nothing else of any quantizer."""
+    before, after = (one_block(bits, reconstruct=on, reconstruction_steps=5).sites for on in (False, True))
+    for name, site in ((name, site) for name, site in before.items() if name.startswith("block_0/")):
+        learned = bits == 8 and isinstance(site, UniformQuantizer)
+        assert (after[name].scale != site.scale) == learned, name
+        same = (dataclasses.replace(sites[name], scale=np.float32(1)) for sites in (before, after))
+        jax.tree.map(np.testing.assert_array_equal, *same)
+
+
+def test_learned_rounding_is_pulled_to_whole_numbers(monkeypatch):
+    """Where that is all that counts, because the error is divided by what it never starts from."""
+    monkeypatch.setattr(reconstruction, "mean_error", lambda *_: np.float32(1e9))
+    with noted("learn") as calls:
+        one_block(8, reconstruct=True, learn_rounding=True, reconstruction_steps=100)
+    (((_, _, before, *_), after),) = calls
+
+    def whole(learned):
+        parts = np.concatenate([np.ravel(reconstruction.up(x)) for x in learned["rounding"].values()])
+        return np.mean(np.minimum(parts, 1 - parts) < 0.01)
+
+    assert whole(before) < 0.1 and whole(after) > 0.3  # seen: 0.05 and 0.37; all would take thousands of steps
+
+
+def test_half_of_the_elements_are_quantized_in_a_step():
+    """Others see neither the quantizers nor the inputs after quantized blocks: what stands there moves nothing."""
+    with noted("step") as calls:
+        one_block(8, reconstruct=True, reconstruction_steps=2)
+    (first, _), (second, _) = calls
+    segment, problem, learned, state, sizes, images, power, drawn, progress, steps = first
+    assert set(drawn) == {*problem.sites, qdrop.INPUTS}
+    for name, elements in drawn.items():
+        assert elements.dtype == bool and 0.4 < elements.mean() < 0.6, name
+        assert 0.4 < np.mean(elements == second[7][name]) < 0.6, name
+
+    def stepped(problem, images, drawn):
+        return jax.device_get(
+            reconstruction.step(segment, problem, learned, state, sizes, images, power, drawn, progress, steps)
+        )
+
+    inputs = drawn[qdrop.INPUTS]
+    replaced = images._replace(x=np.where(inputs, images.x, np.nan), x_float=np.where(inputs, np.nan, images.x_float))
+    jax.tree.map(np.testing.assert_array_equal, *(stepped(problem, each, drawn) for each in (images, replaced)))
+    coarse = problem._replace(sites={name: reconstruction.scaled(q, 1.0) for name, q in problem.sites.items()})
+    for on in (False, True):
+        alike = dict.fromkeys(problem.sites, on)
+        drawn = {name: np.full_like(elements, alike.get(name, True)) for name, elements in drawn.items()}
+        one, other = (jax.tree.leaves(stepped(each, images, drawn)) for each in (problem, coarse))
+        assert any((x != y).any() for x, y in zip(one, other, strict=True)) == on
 
 
 def test_goes_on_behind_the_blocks_that_are_done(model, tmp_path, monkeypatch):

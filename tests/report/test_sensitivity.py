@@ -52,17 +52,20 @@ def test_everything_at_once_is_the_quantized_model(vit, ranges, pixels, found):
     np.testing.assert_allclose(found[-1].sqnr_db, sqnr_db(np.asarray(vit(pixels)), logits), atol=1.0)
 
 
-def test_one_alone_loses_less_than_everything(found):
-    assert min(s.sqnr_db for s in found if s.kind != "all") > found[-1].sqnr_db - 1
-    assert all(0 <= s.agreement <= 100 for s in found)
+def test_one_alone_loses_less_than_its_block_and_that_less_than_everything(found):
+    for block in (s for s in found if s.kind == "block"):
+        parts = [s for s in found if s.kind != "block" and block_of(s.name) == block.name]
+        assert min(s.sqnr_db for s in parts) > block.sqnr_db + 1  # seen: 1.7 or more
+        assert block.sqnr_db > found[-1].sqnr_db + 3  # seen: 5.6 or more
 
 
 def test_one_kernel_alone_is_that_kernel_quantized(vit, ranges, pixels, found):
     q = psaq_jax.quantize(vit, ranges, 4, 4)
     params = vit.params | {"head": vit.params["head"] | {"kernel": q.params["head"]["kernel"].dequantize()}}
-    expected = sqnr_db(np.asarray(vit(pixels)), np.asarray(vit.replace(params=params)(pixels)))
+    reference, logits = np.asarray(vit(pixels)), np.asarray(vit.replace(params=params)(pixels))
     head = next(s for s in found if s.kind == "weights" and s.name == "head")
-    np.testing.assert_allclose(head.sqnr_db, expected, rtol=1e-3)
+    np.testing.assert_allclose(head.sqnr_db, sqnr_db(reference, logits), rtol=1e-3)
+    assert head.agreement == agreement(reference, logits) < 100
 
 
 def test_other_bits_compile_nothing_and_more_bits_lose_less(vit, ranges, pixels, found, compilations):

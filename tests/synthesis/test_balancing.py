@@ -65,9 +65,25 @@ def test_balances_what_float32_cannot_square(power):
     np.testing.assert_array_equal(balanced(extreme)(pixels), model(pixels))
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS[:2])
-def test_scaled_copies_have_the_originals_images(name):
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_scaled_copies_are_balanced_as_the_original_is(name):
+    """To the bit, but for one power of two a block, to which the cosines of its attention outputs are blind."""
     model = psaq_jax.load_model(GOLDEN / name)
+    copy, projection = scaled(model), "attention/projection/kernel"
+    assert unevenness(copy) > 50
+    for (block, found), (_, expected) in zip(blocks(balanced(copy)), blocks(balanced(model)), strict=True):
+        factor, values = found[projection][0, 0] / expected[projection][0, 0], len(found[projection])
+        assert np.log2(factor) % 1 == 0, block
+        expected[projection] = expected[projection] * factor
+        for leaf in ("attention/qkv/kernel", "attention/qkv/bias"):
+            queries_keys, made = np.split(expected[leaf], [-values], axis=-1)
+            expected[leaf] = np.concatenate([queries_keys, made / factor], axis=-1)
+        for leaf, value in expected.items():
+            np.testing.assert_array_equal(found[leaf], value, err_msg=f"{block}/{leaf}")
+
+
+def test_scaled_copies_have_the_originals_images():
+    model = psaq_jax.load_model(GOLDEN / "paper" / "vit")
     images, copys = (psaq_jax.synthesize(m, SHORT, seed=1).images for m in (model, scaled(model)))
     np.testing.assert_array_equal(images, copys)
 

@@ -128,9 +128,3 @@ def test_special_tokens_are_left_out(special):
 def test_wrong_shapes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_no_pass_holds_grid_by_tokens_by_tokens():
-    attention = jax.ShapeDtypeStruct((2, 3, 50, 8), jnp.float32)
-    text = jax.jit(jax.grad(entropy.patch_similarity_entropy)).lower(attention).compile().as_text()
-    assert "10,49,49" not in text and "49,49,10" not in text

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax.synthesis import loop
+from psaq_jax.synthesis import driver, loop
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests.jobs import TINY
 
@@ -35,6 +35,19 @@ def test_groups_do_not_depend_on_each_other(model):
     np.testing.assert_array_equal(both.images[:2], one.images)
 
 
+def test_history_is_the_mean_over_groups_and_an_iteration_s_time_that_of_one_wave(model):
+    """On one device each of the two groups is a wave, and both have their own seconds."""
+    one = tuple(jax.local_devices()[:1])
+    result = psaq_jax.synthesize(model, SMALL, seed=3, devices=one)
+    parts = list(driver.synthesize_parts(model, SMALL, 3, devices=one))
+    assert [len(part["images"]) for part in parts] == [1, 1]
+    for name in loop.TERMS:
+        groups = np.concatenate([part[name] for part in parts])
+        assert (groups[0] != groups[1]).all()
+        np.testing.assert_allclose(result.history[name], groups.astype(np.float64).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(result.seconds_per_iteration, result.seconds / (2 * 6))
+
+
 def test_new_seeds_compile_nothing(model, compilations):
     psaq_jax.synthesize(model, SMALL, seed=5)
     with compilations() as count:
@@ -58,25 +71,6 @@ def test_recipe_default_keeps_to_the_models_own_pixels(parametrization, model, c
     lower, upper = model.preprocessing.lower, model.preprocessing.upper
     assert (images >= lower - 1e-6).all() and (images <= upper + 1e-6).all()
     assert images.max() - images.min() > 0.5 * (upper - lower).min(), "and uses them"
-
-
-def test_bandwidth_is_the_configs(model):
-    """The paper's where nothing is said, in either recipe."""
-    images = loop.initial_group(model, SynthesisConfig(2, 2), 0, 0).variables
-    attentions = [  # the step may flip the images
-        psaq_jax.sites.record(model.module, model.params, x, "*/attention_output")[1].values()
-        for x in (images, images[:, :, ::-1])
-    ]
-    entropies = {}
-    for bandwidth in (0.01, 0.05):
-        config = SynthesisConfig(2, 2, iterations=1, jitter=(0, 0), bandwidth=bandwidth)
-        state = loop.initial_group(model, config, 0, 0)
-        _, terms = jax.jit(loop.step, static_argnums=1)(model, config, state, 0)
-        entropies[bandwidth] = float(terms["entropy"])
-        found = [-sum(loop.patch_similarity_entropy(a, bandwidth=bandwidth) for a in layers) for layers in attentions]
-        assert np.abs(entropies[bandwidth] - np.array(found)).min() < 1e-4 * abs(found[0])
-    assert abs(entropies[0.01] - entropies[0.05]) > 0.01 * abs(entropies[0.01])
-    assert SynthesisConfig().bandwidth == SynthesisConfig(recipe="default").bandwidth == 0.01
 
 
 def test_a_loss_that_overflows_stops_with_iteration_and_term(model):

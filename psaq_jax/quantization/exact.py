@@ -63,10 +63,8 @@ def forward(module, params: dict, sites: dict, pixels, sums: Sums = float_sums, 
       params: kernels as `QuantizedKernel`; sites: {site: quantizer}.
       sums: makes the sums of codes of the products named by `integers`; all others are of `float_sums`.
     """
-    with (
-        exact_products(jnp.float32),
-        intercepted(_exact(params, sites, lambda name: sums if name in integers else float_sums)),
-    ):
+    see = _exact(params, sites, lambda name: sums if name in integers else float_sums)
+    with exact_products(jnp.float32), intercepted(see):
         logits = module.apply({"params": dequantize_params(params)}, pixels)
     return sound(logits, pixels)
 

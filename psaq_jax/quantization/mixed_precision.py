@@ -19,7 +19,7 @@ from flax import traverse_util
 from psaq_jax.checks import fits
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import predict_logits
-from psaq_jax.models.model import Model, check_float_model
+from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import default, streaming
 from psaq_jax.quantization.calibration import check_pixels
@@ -65,6 +65,7 @@ def free_layers(model: Model, options: DefaultRecipe | None = None) -> list[str]
     return [layer for layer in layers if options is None or options.bits(layer, BITS[0]) == BITS[0]]
 
 
+@in_float32
 def kernel_costs(
     model: Model, pixels, layers, prepared: Preparation | None = None, progress: Progress | None = None
 ) -> dict[str, np.ndarray]:

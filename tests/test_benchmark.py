@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,9 @@ from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.latency import LatencyConfig
 from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.quantization import integer_plan
 from tests import jobs
-from tests.export.small_models import random_quantized
+from tests.export.small_models import VITS, random_quantized
 from tests.jobs import TINY
 
 
@@ -89,6 +91,38 @@ def test_forward_flops_are_the_compilers():
     counted = compiled.cost_analysis()["flops"]
     # The compiler counts softmax, LayerNorm and GELU too; ours are the products alone.
     assert 0.85 * counted < benchmark.forward_flops(module, 2) <= counted
+
+
+@pytest.mark.parametrize("name", ["vit", "distilled", "dinov2"])
+def test_forward_flops_are_those_of_all_products(name):
+    """Of two heads, registers and SwiGLU too: exactly what the plan of the quantized model's products counts."""
+    module = VITS[name]
+    products = integer_plan.plan(random_quantized(module))
+    assert benchmark.forward_flops(module, 3) == 2 * 3 * sum(product.multiply_adds for product in products)
+
+
+def test_peak_memory_counts_what_is_written_in_place_once():
+    found = types.SimpleNamespace(
+        argument_size_in_bytes=1000, output_size_in_bytes=200, temp_size_in_bytes=30, alias_size_in_bytes=4
+    )
+    assert benchmark.peak_memory(types.SimpleNamespace(memory_analysis=lambda: found)) == 1226
+
+
+def test_a_spread_is_median_least_and_greatest():
+    assert benchmark.spread("x", [9.0, 1.0, 2.0]) == {"x": 2.0, "x_min": 1.0, "x_max": 9.0}
+
+
+def test_the_table_has_its_figures_in_their_columns():
+    row = {
+        "model": "m", "batch_size": 32, "dtype": "float32", **benchmark.spread("seconds_per_iteration", [0.25]),
+        "model_pass_seconds": 0.125, **benchmark.spread("overhead_ratio", [2.0, 1.0, 3.0]),
+        "peak_memory_bytes": 5_000_000, "compile_seconds": 7.0,
+    }  # fmt: skip
+    cells = ["m", "32", "float32", "250.0", "(250.0..250.0)", "125.0", "2.000", "(1.000..3.000)", "-", "5", "7.0"]
+    assert benchmark.table([row]).splitlines()[-1].split() == cells
+    on_a_cpu = row | benchmark.spread("processor_overhead_ratio", [1.5])
+    cells[8:9] = ["1.500", "(1.500..1.500)"]
+    assert benchmark.table([on_a_cpu]).splitlines()[-1].split() == cells
 
 
 def test_a_damaged_artefact_is_known_before_the_others_are_measured(tmp_path):

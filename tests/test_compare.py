@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from psaq_jax.comparison import parity, published
+from psaq_jax.comparison import live, page, parity, published, release
 from psaq_jax.comparison.published import PUBLISHED, CompareConfig
 from psaq_jax.config import QuantizationConfig, from_mapping
 from psaq_jax.errors import InputError
@@ -14,6 +14,7 @@ from psaq_jax.synthesis.config import SynthesisConfig
 from tests.golden_files import GOLDEN
 
 TINY = str(GOLDEN / "paper" / "vit")
+WHO = ("release", "psaq_jax (paper)", "psaq_jax (default)")
 
 
 def config(model=TINY, data="", **changes):
@@ -105,3 +106,73 @@ def test_parity_counts_codes():
     assert parity.named_ranges(ranges, np.array([[1, 2], [3, 4]])) == {"a": (1, 2), "b": (3, 4)}
     with pytest.raises(InputError, match=r"ranges \[3, 2\], expected 2 sites"):
         parity.named_ranges(ranges, np.zeros((3, 2)))
+
+
+def synthesis(**changes):
+    figures = {"iterations": 500, "seconds_per_iteration": 3.0, "seconds_per_iteration_min": 1.0}
+    return figures | {"compile_seconds": None, "peak_memory_bytes": 2e9, "device_peak_bytes": None} | changes
+
+
+def test_speeds_stand_beside_each_other_with_their_quotient():
+    ours = synthesis(seconds_per_iteration=1.5, compile_seconds=9.0, peak_memory_bytes=1e9)
+    (_, head, rows, _) = list(page.tables(found(synthesis={"release": synthesis(), "psaq_jax": ours})))[1]
+    assert head == ("", "release", "psaq_jax", "release / psaq_jax")
+    assert rows == [
+        ["iterations of synthesis", "500", "500", ""],
+        ["seconds per iteration, mean", "3.000", "1.500", "2.0"],
+        ["seconds per iteration, fastest", "1.000", "1.000", "1.0"],
+        ["compilation, seconds (once)", "-", "9.0", ""],
+        ["peak memory of the process, synthesis", "2,000 MB", "1,000 MB", "2.0"],
+    ]
+    on_a_gpu = {"release": synthesis(device_peak_bytes=4e9), "psaq_jax": synthesis(device_peak_bytes=1e9)}
+    (_, _, rows, _) = list(page.tables(found(synthesis=on_a_gpu)))[1]
+    assert rows[5:] == [["peak memory of the device, synthesis", "4,000 MB", "1,000 MB", "4.0"]]
+
+
+def found(**changes):
+    """As `compare_live` returns it; every figure is another number."""
+    figures = [{"top1": float(n), "agreement": n + 0.5} for n in range(10, 50, 10)]
+    of_float, release, paper, default = figures
+    parity = {"equal_codes": 99.0, "largest_steps": 2, "largest_difference": 0.25, "same_top1": 100.0, "images": 8}
+    row = {
+        "calibration": "noise", "bits": "w4a8", "release": release, "psaq_jax": {"paper": paper, "default": default},
+        "range_difference": 1e-6, "parity": parity,
+    }  # fmt: skip
+    base = of_float | {"examples": 8, "release": {"top1": 9.0, "agreement": 9.5}, "largest_difference": 1e-5}
+    return {"float": base, "rows": [row], "synthesis": {"release": synthesis(), "psaq_jax": synthesis()}} | changes
+
+
+def test_every_figure_stands_below_whose_it_is():
+    (_, head, rows, words), _, (_, parity_head, parity_rows, _) = page.tables(found())
+    assert [dict(zip(head[words:], row[words:], strict=True)) for row in rows] == [
+        {f"{who}, {what} %": f"{value:.2f}" for who, values in of.items() for what, value in values.items()}
+        for of in (
+            {who: {"top-1": n, "agreement": n + 0.5} for who, n in zip(WHO, numbers, strict=True)}
+            for numbers in ((9, 10, 10), (20, 30, 40))
+        )
+    ]
+    told = dict(zip(parity_head, parity_rows[0], strict=True))
+    assert told["equal codes of the logits"] == "99.0 %" and told["largest difference, codes"] == "2"
+    assert told["ranges, largest difference"] == "1.0e-06" and told["largest difference, logits"] == "0.25"
+
+
+def test_the_pace_is_the_fastest_between_two_calls(monkeypatch):
+    """What was done before the first call, as by an earlier run, took no time that is known."""
+    times, told = iter([0.0, 10.0, 12.0, 20.0]), []
+    monkeypatch.setattr(live.time, "perf_counter", lambda: next(times))
+    pace = live._Pace(lambda done, total: told.append((done, total)))
+    seen = [(pace(done, 30), pace.fastest)[1] for done in (5, 10, 14, 16)]
+    assert seen == [None, 2, 0.5, 0.5] and told == [(5, 30), (10, 30), (14, 30), (16, 30)]
+
+
+def test_another_name_of_a_file_is_another_release(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1")
+    before = release.source_hash(tmp_path)
+    (tmp_path / "notes.txt").write_text("no source")
+    assert release.source_hash(tmp_path) == before
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert release.source_hash(tmp_path) != before
+
+
+def test_ranges_are_compared_in_parts_of_the_release_s():
+    assert parity.range_difference({"a": (0.0, 4.0)}, {"a": (0.0, 2.0)}) == 1

@@ -211,6 +211,21 @@ def test_clusters_are_found_by_their_variables(monkeypatch, environment, several
     assert distributed.in_cluster() == several
 
 
+@pytest.mark.parametrize("processes", range(1, 6))
+def test_everything_has_a_process_and_no_process_has_nothing(processes, monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: processes)
+    for things in range(1, 12):
+        parts, shares = [], []
+        for own in range(processes):
+            monkeypatch.setattr(distributed, "index", lambda own=own: own)
+            parts.append(list(distributed.own_part(things)))
+            shares.append(distributed.share(list(range(things))))
+        too_few = things < processes
+        assert sum(parts, []) == list(range(things)) * (processes if too_few else 1)
+        assert [part[0] for part in shares] == [own if own < things else 0 for own in range(processes)]
+        assert sorted(sum(shares[:things], [])) == list(range(things))
+
+
 def test_alone_nothing_is_exchanged():
     rows = np.arange(3.0)
     assert distributed.gather(rows) is rows and distributed.any_of(False, True) == (False, True)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from launch import config
+from psaq_jax import progress
 from tests import jobs
 
 
@@ -103,6 +104,31 @@ def test_phases_add_up():
     for phase in ("a", "b", "a"):
         spent(phase)
     assert list(spent.seconds) == ["a", "b"] and all(0 <= seconds < 60 for seconds in spent.seconds.values())
+
+
+def test_a_phase_has_the_seconds_since_the_one_before(monkeypatch):
+    times = iter([10.0, 13.0, 15.0, 16.0])
+    monkeypatch.setattr(config.time, "monotonic", lambda: next(times))
+    spent = config.Stopwatch()
+    for phase in ("a", "b", "a"):
+        spent(phase)
+    assert spent.seconds == {"a": 4, "b": 2}
+
+
+def test_a_bar_begins_with_what_was_done(capsys):
+    """By an earlier run: what is left is estimated from this one's pace alone."""
+    bar = config.ProgressBar("title")
+    bar(5, 10)
+    assert (bar.bar.initial, bar.bar.n, bar.bar.total) == (5, 5, 10) and bar.bar in progress.open_bars
+    bar(7, 10)
+    assert bar.bar.n == 7
+    bar(10, 10)
+    assert bar.bar.n == 10 and bar.bar not in progress.open_bars and "title: 100%" in capsys.readouterr().err
+
+
+def test_the_command_can_be_typed_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/a/folder/launch/quantize.py", "--workdir=a b", "--quiet"])
+    assert config.command() == "python -m launch.quantize '--workdir=a b' --quiet"
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,7 @@ def test_another_models_weights_under_the_same_name_are_refused(data, tmp_path, 
 def test_crop_fraction_is_timms_crop_pct():
     model = load_model(TINY)
     changed = SweepConfig(model=TINY, crop_fraction=0.9).preprocessed(model).preprocessing
+    assert changed.interpolation == "bicubic" and changed.crop_fraction == 0.9
     assert changed.resize_size == (35, 35) and changed.image_size == (32, 32) and changed.resize == "cover"
     assert dataclasses.replace(changed, resize_size=(32, 32)).mean == model.preprocessing.mean
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,27 @@ def test_another_config_is_refused_with_the_field(tmp_path):
     with pytest.raises(InputError, match="synthesis.iterations is 10 there and 11 now"):
         with open_workdir(tmp_path, changed):
             pass
+
+
+def test_further_fields_are_counted(tmp_path):
+    with open_workdir(tmp_path, CONFIG):
+        pass
+    for changes, more in (({"model": "n"}, ";"), ({"model": "n", "seed": 1}, r" \(and 1 more\);")):
+        with pytest.raises(InputError, match=f"belongs to another run: model is 'm' there and 'n' now{more} choose"):
+            with open_workdir(tmp_path, CONFIG | changes):
+                pass
+
+
+def test_settings_are_kept_from_the_first_run_on(tmp_path):
+    """All that differ are named, also those that are new or gone, and the file stays as it was."""
+    file = tmp_path / "settings.json"
+    for _ in range(2):
+        workdir.keep_settings(file, {"a": 1, "b": (1, 2)}, "the job had", "choose another folder")
+        assert json.loads(file.read_text()) == {"a": 1, "b": [1, 2]}
+    changed = "a 1, which is missing now, b [1, 2], which is 3 now, c missing, which is 4 now"
+    with pytest.raises(InputError, match=re.escape(f"settings.json: the job had {changed}; x")):
+        workdir.keep_settings(file, {"b": 3, "c": 4}, "the job had", "x")
+    assert json.loads(file.read_text()) == {"a": 1, "b": [1, 2]}
 
 
 def test_a_field_that_an_earlier_version_did_not_know_is_another_config(tmp_path):

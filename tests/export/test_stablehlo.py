@@ -84,6 +84,10 @@ def test_the_description(tmp_path):
     assert description["input"]["shape"] == ["batch", 16, 20, 3]
     assert description["normalisation"] == {"mean": [0.4] * 3, "std": [0.2] * 3}
     assert description["labels"] == ["a", "b", "c", "d", "e"]
+    quantized = {"weight_bits": 4, "activation_bits": 8, "recipe": "paper", "distillations": []}
+    assert description["quantization"] == quantized
+    assert description["preprocessing"]["image_size"] == [16, 20]
+    assert description["output"] == {"name": "logits", "dtype": "float32", "shape": ["batch", 5]}
     assert description["checked"]["mean_difference"] <= description["checked"]["tolerance"]
     assert set(description["files"]) == {"model.stablehlo", "model.safetensors"}
     assert description["versions"].keys() >= {"psaq_jax", "jax"}
@@ -218,3 +222,13 @@ def test_more_than_the_format_holds_is_named(monkeypatch):
 def test_an_unknown_place():
     with pytest.raises(InputError, match="inside, beside"):
         export_stablehlo(random_model(), "unused", "elsewhere")
+
+
+@pytest.mark.parametrize("platforms, message", [
+    (("tpu",), r"platforms is \('tpu',\), expected '\w+' too, where the exported file is tried"),
+    (("cpu", "metal"), r"platforms is \('cpu', 'metal'\), expected some of"), ("cpu", "expected some of"),
+    ((), "expected some of"),
+])  # fmt: skip
+def test_platforms_are_known_and_this_machine_s_among_them(platforms, message):
+    with pytest.raises(InputError, match=message):
+        export_stablehlo(random_model(), "unused", platforms=platforms)

@@ -8,8 +8,8 @@ from PIL import Image, ImageFont
 
 from psaq_jax.errors import InputError
 from psaq_jax.extras import require
-from psaq_jax.report import similarity
-from psaq_jax.report.figures import accuracy_curves, loss_curves, similarity_figure
+from psaq_jax.report import figures, similarity
+from psaq_jax.report.figures import FIGURES, accuracy_curves, loss_curves, similarity_figure
 from psaq_jax.report.images import image_grid, shortened
 from psaq_jax.synthesis.entropy import kernel_density
 from tests.report.samples import history, image_sets, results
@@ -73,6 +73,39 @@ def test_accuracy_curves():
     assert decoded(accuracy_curves({0.01: {50: results(labelled=False)}})).size == (930, 420)
     with pytest.raises(InputError, match="no run was calibrated on synthesized images"):
         accuracy_curves({0.01: {50: results(calibrations=("noise",))}})
+
+
+def test_accuracy_curves_are_means_and_deviations_of_synthesized_images(monkeypatch):
+    monkeypatch.setattr(figures, "_png", lambda figure: figure)
+    sweeps = {n: results(seeds=(0, 2), bits=("w8a8",), synthesized=80 + n / 50) for n in (50, 100)}
+    lost, agreement = accuracy_curves({0.01: sweeps}).axes
+    # Two seeds a point apart: means 0.5 above the first, deviations of half a point's root of 2.
+    for axes, title, means in ((lost, FIGURES["lost"], [9.8, 8.8]), (agreement, FIGURES["agreement"], [84.5, 85.5])):
+        ((line, _, (bars,)),) = axes.containers
+        np.testing.assert_allclose(line.get_xydata(), np.transpose([[50, 100], means]))
+        np.testing.assert_allclose([np.ptp(bar[:, 1]) for bar in bars.get_segments()], [2 * 0.5**0.5] * 2)
+        assert axes.get_ylabel() == title
+
+
+def test_similarity_maps_share_one_scale_from_the_least_to_one(vit, monkeypatch):
+    monkeypatch.setattr(figures, "_png", lambda figure: figure)
+    first = {kind: images[0] for kind, images in image_sets(vit, 1).items()}
+    drawn = similarity_figure(vit, first, layer="block_0").subfigs[0].axes
+    maps = [image for axes in drawn for image in axes.images if image.get_array().ndim == 2]
+    found = [similarity.similarities(vit, image)["block_0/attention"] for image in first.values()]
+    assert {image.get_clim() for image in maps} == {(float(np.min(found)), 1)} and len(maps) == 3
+    for image, values in zip(maps, found, strict=True):
+        np.testing.assert_array_equal(image.get_array(), similarity.mosaic(values))
+
+
+def test_layers_have_names_and_numbers(vit):
+    names = similarity.layers(vit)
+    for given in (-1, len(names) - 1, names[-1], similarity.short_name(names[-1])):
+        assert similarity.choose_layer(vit, given) == names[-1]
+    for given in (len(names), -len(names) - 1):
+        with pytest.raises(InputError, match=f"layer: found {given}, expected an index or one of block_0/attention"):
+            similarity.choose_layer(vit, given)
+    assert similarity.position(vit, names[0]) == f"block_0 (layer 1 of {len(names)})"
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])

@@ -36,8 +36,18 @@ def test_scalars_images_and_text(tmp_path):
         (3, 89.5), (5, 90.5),
     ]  # fmt: skip
     assert round(found["float/top1"][0][1].simple_value, 3) == 91.3
-    assert [tag for tag in found if tag.startswith("images/")]
+    ((_, tiled),) = found["images/synthesized"]
+    assert (tiled.image.height, tiled.image.width) == (8, 32)  # 16 of 20, 4 by 4 pixels each
     assert any("w8a8" in str(value) for tag in found if tag.startswith("results") for _, value in found[tag])
+
+
+def test_earlier_events_are_replaced_and_nothing_else(tmp_path):
+    """TensorBoard would show every curve twice; names differ by the second that a job starts in."""
+    for name in ("events.out.tfevents.1.host", "notes.txt"):
+        (tmp_path / name).write_text("")
+    write_metrics(tmp_path, results())
+    names = [path.name for path in tmp_path.iterdir()]
+    assert len(names) == 2 and "notes.txt" in names and "events.out.tfevents.1.host" not in names
 
 
 def test_without_data(tmp_path):

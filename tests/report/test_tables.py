@@ -62,6 +62,13 @@ def test_color_only_when_asked():
     assert re.sub(r"\033\[\d+m", "", colored) == results_table(results())
 
 
+@pytest.mark.parametrize("top1, color", [(90.5, 32), (90.0, 33), (86.5, 33), (86.0, 31)])
+def test_colours_tell_what_is_lost(top1, color):
+    """Of 91.3: up to 1 point green, up to 5 yellow, more red."""
+    found = results(calibrations=("synthesized",), bits=("w8a8",), synthesized=top1)
+    assert results_table(found, color=True).splitlines()[-1].startswith(f"\033[{color}m")
+
+
 def test_control_characters_of_names_do_not_reach_the_console():
     named = results() | {"model": "a\033[2Jb\nc"}
     text = results_table(named)
@@ -115,6 +122,12 @@ def test_settings_keep_order_and_gather_seeds():
             ["as in the paper", "win back", "does not collapse", "works without data"],
         ),
         (
+            {"noise": 79.5},
+            ["noise loses up to 10.0 points more than real images do, as in the paper", "win back 8.5"],
+            ["does not collapse"],
+        ),
+        ({"noise": 79.75}, ["at most 9.8 points more than real images do and does not collapse"], ["in the paper;"]),
+        (
             {"noise": 20.0, "calibrations": ("synthesized", "noise")},
             ["noise loses up to 68.0 points more than synthesized images do, as in the paper;"],
             ["win back"],
@@ -138,6 +151,8 @@ def test_settings_keep_order_and_gather_seeds():
         "more-than-recovered",
         "collapse-not-recovered",
         "few-bits-cost-as-much",
+        "just-a-collapse",
+        "just-no-collapse",
         "no-real-images",
         "both-lose-and-none-tells",
         "within-the-spread",
@@ -166,6 +181,28 @@ def test_sentence_names_its_limits():
     without = results(calibrations=("synthesized", "noise")) | {"calibrated_on": real}
     assert "real" not in summary_line(without)
     assert "within the spread of seeds" in summary_line(results(seeds=(0, 4), synthesized=88.9))
+
+
+def test_the_spread_of_seeds_is_two_standard_deviations_of_a_difference():
+    """Two seeds 2 points apart: 1.41 points each, 2 of a difference."""
+    for gain, is_chance in ((3.5, True), (4.5, False), (-3.5, True), (-4.5, False)):
+        sentence = summary_line(results(seeds=(0, 4), synthesized=89.0 + gain))
+        assert ("within the spread of seeds" in sentence) == is_chance, gain
+
+
+def test_what_is_won_back_is_told_from_least_to_most():
+    found = results(noise=20.0)
+    for run in found["runs"]:
+        run["top1"] -= 5 * (run["bits"] == "w4a8" and run["calibration"] == "synthesized")
+    assert "synthesized images win back 63.0 to 68.0;" in summary_line(found)
+
+
+def test_limits_begin_where_they_are_said_to():
+    for images, said in ((999, True), (1000, False)):
+        sentence = summary_line(results() | {"evaluated_on": {"images": images, "kind": "data"}})
+        assert (f"of {images} images one is 0.1 points" in sentence) == said
+    as_many = {name: {"images": 32, "evaluated": False} for name in ("synthesized", "noise", "real")}
+    assert "real images are" not in summary_line(results() | {"calibrated_on": as_many})
 
 
 def test_of_many_settings_the_sentence_tells_the_worst_and_the_best():

@@ -1,5 +1,6 @@
 """A data set that is decoded once: the same batches, whatever the disk does."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -61,10 +62,19 @@ def test_later_passes_decode_nothing_and_are_the_same(tree, monkeypatch):
     assert kept.labelled and kept.class_names == ("a", "b") and kept.identity() == dataset.identity()
 
 
-def test_another_preprocessing_decodes_anew(tree, monkeypatch):
+def test_a_read_may_be_short(tree, monkeypatch):
     dataset, kept = opened(tree)
     list(kept.batches(PREPROCESSING, 3))
-    other = Preprocessing((6, 6), (0.0,) * 3, (1.0,) * 3)
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, into, at: read(file, [into[0][:100]], at))
+    check_same(dataset, kept)
+
+
+@pytest.mark.parametrize("changes", [{"image_size": (6, 6), "resize_size": (6, 6)}, {"interpolation": "nearest"}])
+def test_another_preprocessing_decodes_anew(tree, monkeypatch, changes):
+    dataset, kept = opened(tree)
+    list(kept.batches(PREPROCESSING, 3))
+    other = dataclasses.replace(PREPROCESSING, **changes)
     reads = count_reads(monkeypatch, dataset.source)
     check_same(dataset, kept, preprocessing=other)
     assert len(reads) == 14

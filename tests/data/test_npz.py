@@ -62,6 +62,10 @@ def test_labels_are_optional(tmp_path):
         ),
         "float labels": ({"images": IMAGES, "labels": LABELS / 1}, "labels: found float64"),
         "negative label": ({"images": IMAGES, "labels": LABELS - 2}, "labels: found -2 at index 0"),
+        "label beyond int32": (
+            {"images": IMAGES, "labels": LABELS + 2**31 - 3},
+            "labels: found 2147483648 at index 3",
+        ),
         "one-hot": ({"images": IMAGES, "labels": np.eye(7, dtype=int)}, r"labels: found int64 \[7, 7\]"),
     }.values(),
 )

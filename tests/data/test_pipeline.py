@@ -56,6 +56,23 @@ def test_the_identity_changes_with_the_contents_and_reads_no_image(tmp_path, mon
     assert numbered(3).identity() == numbered(3).identity() != numbered(4).identity()
 
 
+def test_the_identity_changes_with_a_pixel_a_label_and_a_name(tmp_path):
+    images, labels = np.zeros((3, 4, 4, 3), np.uint8), np.arange(3)
+    others, found = images.copy(), set()
+    others[1, 2, 3, 0] = 1
+    for pixels, numbers, names in (
+        (images, labels, None), (others, labels, None), (images, labels[::-1], None), (images, labels, ("a", "b", "c")),
+        (images, labels, ("a", "c", "b")),
+    ):  # fmt: skip
+        source = ArraySource(pixels, numbers)
+        source.class_names = names
+        found.add(Dataset(source).identity()["sha256"])
+    for name, pixels in (("x", images), ("y", others)):
+        np.savez(tmp_path / f"{name}.npz", images=pixels)  # files of one size
+        found.add(load_dataset(f"npz:{tmp_path / name}.npz").identity()["sha256"])
+    assert len(found) == 7
+
+
 def test_workers_change_nothing(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.random.default_rng(0).integers(0, 256, (11, 9, 9, 1), np.uint8))
     dataset = load_dataset(f"npz:{tmp_path / 'x.npz'}")
@@ -176,3 +193,15 @@ def test_images_that_cannot_be_resized_are_named():
     keep = Preprocessing((5, 5), (0.5,) * 3, (0.5,) * 3, resize="none")
     with pytest.raises(InputError, match="arrays, image 0: images: found 4x4 pixels"):
         next(numbered(3).batches(keep, 2))
+
+
+def test_the_place_of_an_image_that_cannot_be_fitted_is_empty():
+    class Odd(ArraySource):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image[:3] if index == 1 else image, label
+
+    keep = Preprocessing((4, 4), (0.5,) * 3, (0.5,) * 3, resize="none")
+    (batch,) = Dataset(Odd(numbered(3).source.images, np.array([4, 5, 6])), errors="skip").batches(keep, 4)
+    assert (batch.labels.tolist(), batch.mask.tolist()) == ([4, 0, 6, 0], [True, False, True, False])
+    assert not batch.pixels[1::2].any() and batch.pixels[::2].any((1, 2, 3)).all()

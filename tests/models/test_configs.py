@@ -2,6 +2,8 @@
 
 import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from psaq_jax.errors import InputError
@@ -66,6 +68,15 @@ def test_timm_takes_a_fixed_input_size_from_pretrained_cfg():
     assert read_architecture(given, "DIR").module.image_size == (256, 256)
 
 
+@pytest.mark.parametrize(
+    "fields, classes",
+    [({}, 1000), ({"pretrained_cfg": {"num_classes": 7}}, 7), (TIMM | {"pretrained_cfg": {"num_classes": 7}}, 5)],
+)
+def test_timm_counts_classes_by_config_then_pretrained_cfg(fields, classes):
+    found = read_architecture({"architecture": TIMM["architecture"]} | fields, "DIR")
+    assert (found.module.classes, len(found.labels)) == (classes, classes)
+
+
 def test_timm_ignores_training_arguments_and_usual_values():
     arguments = {"drop_path_rate": 0.1, "in_chans": 3, "class_token": True, "global_pool": "token"}
     assert read_architecture(TIMM | {"model_args": arguments}, "DIR").module.width == 192
@@ -85,6 +96,29 @@ def test_labels():
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_of_the_config(name):
     assert read_architecture(VIT | {"hidden_act": name}, "DIR").module.activation == name
+
+
+def test_dinov2_alone_takes_the_image_size_of_its_preprocessor():
+    for name, (model_type, _) in configs_huggingface.FAMILIES.items():
+        found = read_architecture({"architectures": [name], "num_labels": 2}, "DIR")
+        assert found.resizable == model_type.startswith("dinov2"), name
+    assert not any(read_architecture(config, "DIR").resizable for config in (TIMM, TIMM_SWIN))
+
+
+def test_activations_are_their_formulas():
+    x = np.linspace(-6, 6, 49)
+    exact = x / 2 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x]))
+    tanh = x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    silu = x / (1 + np.exp(-x))
+    expected = {
+        "gelu": exact, "gelu_python": exact, "gelu_new": tanh, "gelu_fast": tanh, "gelu_accurate": tanh,
+        "gelu_pytorch_tanh": tanh, "quick_gelu": x / (1 + np.exp(-1.702 * x)), "relu": np.maximum(x, 0),
+        "silu": silu, "swish": silu,
+    }  # fmt: skip
+    assert expected.keys() == ACTIVATIONS.keys()
+    for name, values in expected.items():
+        found = ACTIVATIONS[name](jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(found, values, rtol=1e-5, atol=2e-6, err_msg=name)  # atol: 1 − erf near −6
 
 
 def test_swiglu_width_is_rounded_as_transformers_does_it():

@@ -54,6 +54,13 @@ def test_timm_crop_equals_pillow(name, crop_pct):
     np.testing.assert_array_equal(preprocessing.fit(image)[0], expected)
 
 
+def test_timm_rounds_what_covers_an_oblong_crop():
+    preprocessing = Preprocessing.from_timm({"input_size": [3, 24, 16], "crop_pct": 0.8})
+    image = picture(51, 32)  # over 30x20 by 1.7 and 1.6: 31.9 rows
+    resized = np.asarray(Image.fromarray(image).resize((20, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(preprocessing.fit(image)[0], resized[4:28, 2:18])
+
+
 @pytest.mark.parametrize("side", [31, 32, 33, 35])
 def test_a_stack_is_cropped_as_a_list_is(side):
     preprocessing = Preprocessing.from_timm({"input_size": [3, 28, 28], "crop_pct": 28 / side})
@@ -96,6 +103,7 @@ def test_bounds_are_black_and_white():
     mean, std = np.float32(BIT["image_mean"]), np.float32(BIT["image_std"])
     np.testing.assert_allclose(preprocessing.lower, -mean / std, rtol=1e-6)
     np.testing.assert_allclose(preprocessing.upper, (1 - mean) / std, rtol=1e-6)
+    assert preprocessing.pixel_range == (black.min(), white.max()) and len({*black, *white}) == 6
     assert preprocessing.lower.dtype == preprocessing.upper.dtype == np.float32
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax.quantization import clipping, streaming
+from psaq_jax.quantization import clipping, importance, streaming
 from psaq_jax.quantization.hard_copies import hard_copy
-from psaq_jax.quantization.importance import AS_THEY_ARE, LEAST, token_importance
+from psaq_jax.quantization.importance import AS_THEY_ARE, LEAST, by_batches, token_importance
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.segments import chain
 from psaq_jax.sites import apply_with_tap, record
@@ -40,6 +40,34 @@ def test_rows_are_those_of_each_site_and_count_1_on_average(name):
         assert rows.shape == (11, one.size // one.shape[-1] // (one.shape[1] if heads else 1)), name
         assert rows.dtype == np.float32 and rows.min() >= LEAST * 0.999
         np.testing.assert_allclose(rows.mean(1), 1, rtol=1e-4, err_msg=name)
+
+
+def test_every_batch_has_a_key_of_its_own_that_follows_from_the_seed(model):
+    images, keys = np.random.default_rng(0).normal(size=(11, *model.image_shape)).astype(np.float32), []
+
+    def corners(_, part, key):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        return {"corner": part[:, 0, 0]}
+
+    for seed in (0, 1, 0):
+        np.testing.assert_array_equal(by_batches(corners, model, images, seed)["corner"], images[:, 0, 0])
+    assert keys[4:] == keys[:2] and len(set(keys)) == 4  # two batches a seed
+
+
+@pytest.mark.parametrize("site", ["norm1_output", "attention/query", "mlp/activation_output"])
+def test_a_channel_counts_by_its_own_spread_in_its_own_image(site):
+    generator = np.random.default_rng(0)
+    x, gradient = generator.normal(3, 1, (2, 4, 2, 5, 3)).astype(np.float32)  # b, h, n, d
+    x *= np.float32([1, 2, 4, 8]).reshape(4, 1, 1, 1)  # images of several contrasts
+
+    def by_row(y):
+        return y.transpose(0, 2, 1, 3).reshape(4, 5, 6)
+
+    own = by_row(gradient) * (1 if site.endswith("activation_output") else by_row(x).std(1, keepdims=True))
+    square = np.square(own).sum(-1)
+    arrays = (x, gradient) if site.endswith("query") else (by_row(x), by_row(gradient))
+    found = importance._by_rows(f"block_0/{site}", *arrays, 4)
+    np.testing.assert_allclose(found, 0.01 + 0.99 * square / square.mean(1, keepdims=True), rtol=1e-5)
 
 
 def test_one_logit_alone_counts_as_it_is():

@@ -73,6 +73,15 @@ def test_sums_are_the_same_bits_at_the_largest_codes():
     np.testing.assert_array_equal(found[0], (x.astype(np.int64) @ weights.astype(np.int64)).astype(np.float32))
 
 
+def test_sums_of_two_activations_round_once():
+    generator, grid = np.random.default_rng(0), uniform(1, 0)
+    x, y = (generator.integers(200, 256, (1, 1, rows, 1028)).astype(np.float32) for rows in (4, 25))
+    found = [np.asarray(sums("bhnd,bhmd->bhnm", x, y, grid, grid)) for sums in EXECUTIONS.values()]
+    expected = (x.astype(np.int64) @ y.astype(np.int64).swapaxes(2, 3)).astype(np.float32)
+    for sums in found:
+        np.testing.assert_array_equal(sums, expected)
+
+
 @pytest.mark.parametrize("weights", [127, -128, 7])
 def test_sums_beyond_int32(weights):
     """Float sums are there for what does not fit int32, and round once all the same."""

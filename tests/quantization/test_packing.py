@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from psaq_jax import InputError
-from psaq_jax.quantization.packing import pack, packed_size, unpack
+from psaq_jax.quantization.packing import pack, packed_size, to_quantizer, unpack
 
 BITS = range(2, 9)
 
@@ -62,3 +62,18 @@ def test_another_number_of_bytes_is_refused(count):
 def test_bits_after_the_last_code_are_refused():
     with pytest.raises(InputError, match="after the last code"):
         unpack(np.array([0xF1], np.uint8), 4, (1,))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [("zero_point", 16, "0 to 2.bits - 1"), ("zero_point", 1.5, "whole"), ("bits", 1, "2 to 8"), ("bits", 9, "2 to 8")],
+)
+def test_a_grid_of_few_bits_ends_with_them(field, value, expected):
+    def read(**fields):
+        tensors = {f"sites/x/{name}": np.float32(value) for name, value in fields.items()}
+        return to_quantizer(tensors, "x", "UniformQuantizer", InputError)
+
+    fields = {"scale": 0.1, "zero_point": 15, "bits": 4}
+    assert read(**fields).zero_point == 15
+    with pytest.raises(InputError, match=f"'sites/x/{field}' holds .*, expected .*{expected}"):
+        read(**fields | {field: value})

@@ -11,11 +11,16 @@ def test_every_image_comes_once_more_shrunk_on_a_plain_ground():
     assert views.shape == (8, 20, 30, 3) and views.dtype == np.float32
     np.testing.assert_array_equal(views[:4], images)
     assert views.min() >= images.min() and views.max() <= images.max()
+    least, greatest, grounds = images.min((0, 1, 2)), images.max((0, 1, 2)), []
     for view in views[4:]:
         colours, counts = np.unique(np.round(view.reshape(-1, 3), 4), axis=0, return_counts=True)
         covered = 1 - counts.max() / counts.sum()  # all but the ground, the most frequent colour
         assert SHRINKS[0] ** 2 * 0.8 < covered < SHRINKS[1] ** 2 * 1.2
         assert len(colours) > 20
+        ground = (colours[counts.argmax()] - least) / (greatest - least)
+        np.testing.assert_allclose(ground, ground[0], atol=1e-3)  # colours are rounded
+        grounds.append(ground[0])
+    assert np.diff(np.sort(grounds)).min() > 0.01, "each has a brightness of its own"
 
 
 def test_close_ups_are_parts_enlarged():
@@ -34,6 +39,8 @@ def test_close_ups_are_parts_enlarged():
     assert places.min() < 0.3 and places.max() > 0.7
     np.testing.assert_allclose(inside[..., 2], inside[..., 0] + inside[..., 1], atol=1e-3)
     assert np.ptp(grey[grey.min(-1) < 47], axis=-1).max() == 0  # no colour but where a channel ends
+    slopes = [np.median(steps[steps > 0.001]) for steps in np.abs(np.diff(grey[..., 0], axis=1))]
+    assert np.median(slopes) < 0.5  # of most close-ups; shrunk images would have their own, 2/3, or more
     assert all(np.unique(np.round(view, 3), return_counts=True)[1].max() > view.size / 8 for view in grey)  # a ground
 
 

@@ -9,7 +9,7 @@ import psaq_jax
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.folding import changed
 from psaq_jax.quantization.hard_copies import hard_copy
-from psaq_jax.synthesis.balancing import balanced
+from psaq_jax.synthesis.balancing import _factor, balanced
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests.golden_files import GOLDEN
 from tests.scaled_copies import blocks, scaled
@@ -54,6 +54,18 @@ def test_leaves_channels_that_nothing_makes_or_takes():
     dead = model.replace(params=changed(model.params, dict(zip(names, (qkv, projection), strict=True))))
     pixels = np.zeros((1, *model.image_shape), np.float32)
     np.testing.assert_array_equal(balanced(scaled(dead))(pixels), dead(pixels))
+
+
+@pytest.mark.parametrize("usual", [0.0, 0.25, 0.5, 0.75])
+def test_like_channels_have_one_factor_wherever_they_lie(usual):
+    """Also where half of them lie on either side of what is between two powers of two; and one far off moves none."""
+    generator, channels = np.random.default_rng(0), 32
+    powers = usual + generator.uniform(-0.3, 0.3, channels)
+    powers[-1] += 40
+    scale = np.exp2(generator.uniform(-3, 3, channels))
+    qkv = np.concatenate([np.ones((channels, 2 * channels)), np.diag(np.exp2(powers) / scale)], axis=1)
+    factor = _factor(scale, qkv, np.diag(np.exp2(-powers)))
+    np.testing.assert_array_equal(factor, [1] * (channels - 1) + [2**40])
 
 
 @pytest.mark.parametrize("power", [66, -66, 110])

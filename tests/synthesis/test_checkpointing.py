@@ -47,7 +47,7 @@ def finish(model, directory):
 
 
 @pytest.mark.parametrize("at, first", [(2, 4), (8, 8), (10, 12), (14, 16), (22, 24)])  # a wave's end is kept later
-def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, at, first):
+def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, monkeypatch, at, first):
     whole = psaq_jax.synthesize(model, CONFIG, seed=1)
 
     def interrupt(done, total):
@@ -58,8 +58,16 @@ def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, at, first):
     with pytest.raises(Killed):
         psaq_jax.synthesize(model, CONFIG, seed=1, progress=interrupt, checkpoints=checkpoints)
     checkpoints.close()
+    restore = Checkpoints.restore
+
+    def restored(self, *wave):
+        saved = restore(self, *wave)
+        return saved and saved._replace(seconds=saved.seconds + 1000)
+
+    monkeypatch.setattr(Checkpoints, "restore", restored)
     result, steps = finish(model, tmp_path)
     assert steps[0] == first, "went on from the checkpoint, not from the start"
+    assert result.seconds > 1000, "what the wave had taken before counts too"
     np.testing.assert_array_equal(result.images, whole.images)
     np.testing.assert_array_equal(result.labels, whole.labels)
     for name, values in whole.history.items():

@@ -44,6 +44,14 @@ def test_coefficients_are_coordinates_of_one_length():
     assert np.isclose(np.sum(frequencies.COLOURS**2), 3)
 
 
+@pytest.mark.parametrize("height, width", [(24, 32), (32, 24)])
+def test_a_constant_is_as_strong_as_the_longest_wave(height, width):
+    found = frequencies.amplitudes(height, width)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    frequency[0, 0] = 1 / 32
+    np.testing.assert_allclose(found * frequency, found[0, 0] / 32, rtol=1e-6)
+
+
 @pytest.mark.parametrize("height, width", [(24, 32), (9, 8), (8, 9), (7, 7), (2, 3), (1, 2), (1, 1)])
 def test_the_transform_is_hartleys_and_its_own_inverse_and_gradient(height, width):
     x, rows, columns = NOISE[0, :height, :width, 0], *np.mgrid[:height, :width]

@@ -1,6 +1,8 @@
 """The loop against six recorded steps of the release, and its chunks, terms and settings."""
 
 import dataclasses
+import functools
+import time
 
 import jax
 import numpy as np
@@ -81,10 +83,29 @@ def test_chunks_do_not_change_the_images(config, model, monkeypatch):
     np.testing.assert_array_equal(whole.images, parts.images)
 
 
-@pytest.mark.parametrize("iterations, expected", [(1000, 25), (6, 6), (1, 1), (101, 25), (26, 13), (46, 23)])
+@pytest.mark.parametrize(
+    "iterations, expected",
+    [(1000, 25), (6, 6), (1, 1), (101, 25), (26, 13), (46, 23), (203, 7), (155, 5), (124, 25)],
+)
 def test_chunks_add_up(iterations, expected):
     lengths = chunks.chunk_lengths(iterations)
-    assert sum(lengths) == iterations and lengths[0] == expected and len(set(lengths)) <= 2
+    assert sum(lengths) == iterations and lengths[0] == expected and len(set(lengths)) <= 2 and min(lengths) > 0
+    assert chunks.remaining_chunks(iterations, expected) == lengths[1:]
+
+
+def test_the_stopwatch_counts_what_is_compiled_once(monkeypatch):
+    @functools.lru_cache
+    def compile_chunk(*key):
+        time.sleep(0.01)
+        return key
+
+    monkeypatch.setattr(chunks, "compile_chunk", compile_chunk)
+    watch, seconds = chunks.Stopwatch(), []
+    for length, value in ((2, 0.0), (2, 1.0), (3, 0.0)):
+        run = chunks.compiled({"weights": np.full(3, value)}, np.zeros(2), SMALL, length, None, watch)
+        assert run[:2] == (SMALL, length)
+        seconds.append(watch.compile_seconds)
+    assert seconds[1] == seconds[0] >= 0.01 and seconds[2] >= seconds[1] + 0.01
 
 
 @pytest.mark.parametrize("broken, named", [(("entropy", "loss"), "entropy"), (("loss",), "loss")])
@@ -94,6 +115,13 @@ def test_a_term_that_breaks_is_named(broken, named):
         terms[name][0, 3] = np.nan
     with pytest.raises(psaq_jax.InputError, match=f"stopped: {named} is not finite at iteration 24"):
         driver.check_finite(terms, start=20)
+
+
+def test_of_terms_that_break_the_first_is_named():
+    terms = {name: np.zeros((2, 5), np.float32) for name in loop.TERMS}
+    terms["entropy"][0, 3] = terms["cross_entropy"][1, 1] = np.inf
+    with pytest.raises(psaq_jax.InputError, match="stopped: cross_entropy is not finite at iteration 2;"):
+        driver.check_finite(terms, start=0)
 
 
 @pytest.mark.parametrize(

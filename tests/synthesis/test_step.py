@@ -60,7 +60,7 @@ def test_the_rate_starts_anew_in_each_round(steps):
     [
         ("swin", CONFIG, 0.25),  # as the release
         ("vit", SynthesisConfig(2, 2, iterations=20, learning_rate=0.03), 0.03),
-        ("vit", SynthesisConfig(2, 2, iterations=20, recipe="default"), loop.frequencies.LEARNING_RATE),
+        ("vit", SynthesisConfig(2, 2, iterations=20, recipe="default"), 0.1),
     ],
 )
 def test_rates(family, config, expected):

@@ -171,3 +171,34 @@ def test_a_quantizer_has_one_scale(altered, shape):
 def test_sites_in_another_order(altered):
     rewrite(altered / "config.json", lambda config: config["quantization_config"]["sites"].reverse())
     refused(altered, "config.json", "sites")
+
+
+@pytest.mark.parametrize("place", [0, 5, -1])
+def test_a_site_that_is_missing_from_both_files(altered, place):
+    removed = []
+
+    def without(config):
+        removed.append(config["quantization_config"]["sites"].pop(place)["name"])
+
+    def drop(tensors):
+        for name in [name for name in tensors if name.startswith(f"sites/{removed[0]}/")]:
+            del tensors[name]
+
+    rewrite(altered / "config.json", without)
+    retensor(altered, drop)
+    refused(altered, "config.json", "quantization_config.sites has", f"where the model has '{removed[0]}'")
+
+
+@pytest.mark.parametrize("bits", [4, 7])
+def test_a_site_of_other_bits_in_both_files(altered, bits):
+    """Its zero point fits them."""
+    name = SITE.removeprefix("sites/")
+
+    def change(config):
+        (site,) = (site for site in config["quantization_config"]["sites"] if site["name"] == name)
+        site |= {"bits": float(bits), "zero_point": 0.0}
+
+    rewrite(altered / "config.json", change)
+    values = {f"{SITE}/bits": np.float32(bits), f"{SITE}/zero_point": np.float32(0)}
+    retensor(altered, lambda tensors: tensors.update({name: np.asarray(value) for name, value in values.items()}))
+    refused(altered, "model.safetensors", f"'{SITE}/bits' holds {bits}", "expected 8 by activation_bits")

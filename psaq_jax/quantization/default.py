@@ -24,7 +24,7 @@ from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
-from psaq_jax.quantization.segments import chain
+from psaq_jax.quantization.segments import Link, chain
 from psaq_jax.quantization.two_sided import two_sided
 
 
@@ -41,12 +41,10 @@ def default_params_and_sites(
       weight_bits: {full name of a Dense layer: bits}; activation_bits: None leaves activations as they are.
       progress: called as progress(segments done, all); folder: of the reconstruction.
     """
-    model, options, some, near = prepared.rotated, prepared.options, prepared.some, prepared.close_ups
+    model, options, near = prepared.rotated, prepared.options, prepared.close_ups
     params, sites, kernels, pixels = model.params, {}, {}, model.preprocessing.pixel_range
     weighs = options.token_importance and options.search_ranges and activation_bits is not None
     importance = prepared.importance if weighs else {}
-    two_sides = options.two_sided and min(weight_bits.values()) < 8
-    gradients = prepared.gradients if two_sides else {}
     x_float = x = prepared.views
     links = chain(model.module, model.params, model.image_shape)
     for done, link in enumerate(links, 1):
@@ -57,9 +55,7 @@ def default_params_and_sites(
         weights = {name: rows for name in parts.sites if (rows := importance.get(link.full_name(name))) is not None}
         found = choose_quantizers(segment, parts, folded, x, bits, options, pixels, weights)
         target, means = streaming.propagate_float(segment, folded, x_float)
-        given = gradients.get(link.full_name("residual2"))
-        few = any(b < 8 for b in bits.weights.values())
-        costs = output_moments(segment, folded, x_float[some], given) if few and given is not None else {}
+        costs = output_costs(prepared, link, folded, x_float) if min(bits.weights.values(), default=8) < 8 else {}
         rounded, layers = round_weights(segment, parts, folded, found, x, near, means, costs, bits, options)
         if segment.is_block and wants_reconstruction(bits, options):
             rounded, layers, found = reconstruct(
@@ -74,6 +70,17 @@ def default_params_and_sites(
         if progress:
             progress(done, len(links))
     return folding.changed(params, kernels), sites
+
+
+def output_costs(prepared: Preparation, link: Link, params, x_float) -> dict[str, jax.Array]:
+    """{layer: `output_moments` at its outputs} of the segment with these parameters; of blocks alone, and of none where
+    the options go without.
+
+    Args:
+      x_float: the segment's inputs in floating point, of all views.
+    """
+    given = prepared.gradients.get(link.full_name("residual2")) if prepared.options.two_sided else None
+    return {} if given is None else output_moments(link.segment, params, x_float[prepared.some], given)
 
 
 def wants_reconstruction(bits: Bits, options: DefaultRecipe) -> bool:

@@ -24,7 +24,6 @@ from psaq_jax.progress import Progress
 from psaq_jax.quantization import default, streaming
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.channel_folding import inspect
-from psaq_jax.quantization.output_moments import output_moments
 from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
@@ -119,9 +118,7 @@ def _rounded(prepared: Preparation, layers) -> Candidates:
     model, options, x, near = prepared.folded, prepared.options, prepared.views, prepared.close_ups
     for link in chain(model.module, model.params, model.image_shape):
         segment, params = link.segment, link.parameters(model.params)
-        outputs = {}
-        if options.two_sided and (gradients := prepared.gradients.get(link.full_name("residual2"))) is not None:
-            outputs = output_moments(segment, params, x[prepared.some], gradients)
+        outputs = default.output_costs(prepared, link, params, x)
         for layer, shape in inspect(segment, params, x).layers.items():
             if link.full_name(layer) not in layers:
                 continue

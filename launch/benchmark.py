@@ -18,6 +18,7 @@ import dataclasses
 from absl import flags
 
 from launch import config as launch_config
+from launch import console
 from psaq_jax import benchmark, files
 from psaq_jax.cases import check_loadable
 from psaq_jax.workdir import results_folder
@@ -41,7 +42,7 @@ def measure_cases(config, workdir):
     check_loadable(config.cases)
     for i, name in enumerate(config.cases):
         profile = workdir / "profile" if PROFILE.value and i == len(config.cases) - 1 else None
-        bar, settings = launch_config.bar(name), (config.batch_size, config.dtype, config.repeats)
+        bar, settings = console.bar(name), (config.batch_size, config.dtype, config.repeats)
         results.append(benchmark.measure(name, *settings, profile=profile, progress=bar))
         files.write_json(workdir / "benchmark.json", results)
     print(benchmark.table(results))

@@ -15,6 +15,7 @@ import os
 from absl import flags
 
 from launch import config as launch_config
+from launch import console
 from psaq_jax import sweep, sweep_tables
 from psaq_jax.comparison import published
 from psaq_jax.comparison.job import compare_with_release
@@ -49,7 +50,7 @@ def compare(config, workdir, command):
         # JAX would take most of a GPU's memory before the release starts; it reads this when it first sees the GPU.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         text, page = compare_with_release(
-            config, workdir, CLONE.value, PYTHON.value, ITERATIONS.value, DEVICE.value, command, launch_config.bar,
+            config, workdir, CLONE.value, PYTHON.value, ITERATIONS.value, DEVICE.value, command, console.bar,
             launch_config.CHECKPOINT_SECONDS.value,
         )  # fmt: skip
     else:
@@ -60,7 +61,7 @@ def compare(config, workdir, command):
 
 def with_published(config, workdir, command):
     row = published.published_row(config)
-    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, console.bar
     results = sweep.run_sweep(config, workdir, bar, lambda so_far: sweep_tables.write(workdir, so_far), seconds)[0]
     text = published.page(row, results, command, describe_machine())
     return published.plain(row, results), write_text(workdir / "comparison.md", text)

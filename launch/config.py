@@ -1,6 +1,5 @@
-"""What the scripts in `launch/` share: the flags, the config that they read, the log, progress bars."""
+"""What the scripts in `launch/` share: the flags, and the config that they read."""
 
-import contextlib
 import dataclasses
 import io
 import logging
@@ -10,17 +9,15 @@ import pathlib
 import re
 import shlex
 import sys
-import time
 import typing
 from collections.abc import Callable
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_dict, config_flags
-from tqdm import tqdm
 
 from launch import endings
-from psaq_jax import config, distributed, progress
+from psaq_jax import config, distributed
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError, reason_of
 from psaq_jax.quantization.recipes import DefaultRecipe
@@ -35,7 +32,6 @@ DISTRIBUTED = flags.DEFINE_enum(
 ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where no cluster tells it.")
 PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the work.")
 PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is.")
-LOG = logging.getLogger("launch")
 
 
 def synthesis_fields(**changes) -> ConfigDict:
@@ -142,78 +138,3 @@ def _unknown_override(argv, error: Exception) -> str:
         return f"--config cannot be loaded ({' '.join(text.split())}); expected a file as in configs/"
     hint = f"did you mean {near[1]!r}?" if near else "the config file lists what there is"
     return f"{' or '.join(found)} is not a known field; {hint}"
-
-
-@contextlib.contextmanager
-def logged(workdir: pathlib.Path):
-    """While the block runs, WORKDIR/log.txt takes the command, what `LOG` is told, every warning, and how it ended."""
-    try:
-        handler = _LogFile(workdir / "log.txt", encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(f"{workdir / 'log.txt'}: cannot be written ({error.strerror}); remove it") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = (logging.getLogger(), LOG)
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False  # not to the console: it has bars and a table
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        LOG.info("%s", shlex.join(sys.argv))
-        yield
-        LOG.info("finished")
-    except BaseException as error:
-        LOG.error("ended by %s: %s", type(error).__name__, error)
-        raise
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        with contextlib.suppress(OSError):
-            handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """A log on a full disk ends; what the job has to say of it is on the console."""
-
-    def handleError(self, record):
-        pass
-
-
-class Stopwatch:
-    """Wall seconds by phase: call it at the end of each; phases of the same name add up."""
-
-    def __init__(self):
-        self.seconds, self._last = {}, time.monotonic()
-
-    def __call__(self, phase: str) -> None:
-        now = time.monotonic()
-        spent, self._last = now - self._last, now
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
-        LOG.info("%s: %.1f s", phase, spent)
-
-
-def color() -> bool:
-    """Whether the console shows colours: a terminal, and nobody has set NO_COLOR (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def bar(title: str):
-    """A progress bar, or None under --quiet."""
-    return None if QUIET.value or not distributed.is_first() else ProgressBar(title)
-
-
-class ProgressBar:
-    """A bar with an estimate of what is left: call it with (done, in all). What the first call tells was done before
-    the estimate's clock starts: by an earlier run, or while programs were compiled.
-    """
-
-    def __init__(self, title: str):
-        self.title, self.bar = title, None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.bar is None:
-            self.bar = tqdm(total=total, initial=done, desc=self.title, leave=True, dynamic_ncols=True)
-            progress.open_bars.add(self.bar)
-        self.bar.update(done - self.bar.n)
-        if done >= total:
-            self.bar.close()
-            progress.open_bars.discard(self.bar)

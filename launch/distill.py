@@ -11,11 +11,12 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
+from launch import console, logs
 from psaq_jax import files, pipeline, report
 from psaq_jax.distillation import job
 from psaq_jax.report.writing import write_images
 from psaq_jax.results import begin_results, run_name
-from psaq_jax.synthesis_job import synthesize_for_job
+from psaq_jax.synthesis.job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
 CONFIG = launch_config.define_config()
@@ -27,12 +28,12 @@ def main():
     model = pipeline.load_float(config)
     dataset = pipeline.open_data(config, model)
     identity = config.identity(model, dataset)
-    with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
+    with open_workdir(WORKDIR.value, identity) as workdir, logs.logged(workdir):
         distill(config, model, dataset, workdir)
 
 
 def distill(config, model, dataset, workdir):
-    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, console.bar
     result, held_out = synthesize_for_job(config, model, workdir, bar("synthesize"), seconds)
     files.write_npy(workdir / "images" / "synthesized.npy", result.images)
     sets = {"synthesized": result.images}
@@ -47,9 +48,7 @@ def distill(config, model, dataset, workdir):
         results["runs"].append(run | scores)
     results["distillation"] = job.summaries(config, workdir)
     written = files.write_json(workdir / "results.json", results)
-    launch_config.LOG.info("\n%s", report.results_table(results))
-    print(report.results_table(results, launch_config.color()))
-    print(report.summary_line(results))
+    console.show(results)
     print(f"  results: {written}\n  models: {workdir / 'quantized'}")
 
 

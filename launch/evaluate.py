@@ -12,6 +12,7 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
+from launch import console
 from psaq_jax import distributed, files, pipeline
 from psaq_jax.machine import describe_machine
 from psaq_jax.quantization import integer_plan
@@ -40,7 +41,7 @@ def main():
 
 
 def evaluate(config, model, dataset, workdir):
-    metrics = psaq_jax.evaluate(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
+    metrics = psaq_jax.evaluate(model, dataset, config.batch_size, console.bar("images"), config.data_workers)
     kind = "quantized" if isinstance(model, QuantizedModel) else "float"
     results = {"model": config.model, **describe_machine(), kind: metrics._asdict()}
     if kind == "quantized":

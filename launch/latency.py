@@ -11,6 +11,7 @@ import dataclasses
 from absl import flags
 
 from launch import config as launch_config
+from launch import console
 from psaq_jax import files, latency
 from psaq_jax.cases import check_loadable
 from psaq_jax.config import parse_bits
@@ -39,7 +40,7 @@ def measure(config, workdir):
     for name in config.cases:
         models = latency.executions(name, *parse_bits(config.bits))
         products[name] = [dataclasses.asdict(product) for product in models["integer"].products]
-        rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=launch_config.bar(name))
+        rows += latency.measure(name, models, config.batch_sizes, config.repeats, progress=console.bar(name))
         results = machine | {"rows": rows, "products": products}
         path = files.write_json(workdir / "latency.json", results)  # after each, so that none is lost
     print(latency.table(rows))

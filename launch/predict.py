@@ -9,14 +9,15 @@ DIR/logits.npy, float32 [n, classes]. `config.data` takes folder:, npz: (labels 
 
 import json
 
-import numpy as np
 from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
+from launch import console
 from psaq_jax import files, pipeline
 from psaq_jax.data.labels import class_names
 from psaq_jax.evaluation import collect_logits
+from psaq_jax.predictions import likeliest
 from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.workdir import results_folder
@@ -40,13 +41,10 @@ def main():
 
 
 def predict(config, model, dataset, workdir):
-    logits, _ = collect_logits(model, dataset, config.batch_size, launch_config.bar("images"), config.data_workers)
-    lines, names = [], class_names(model.labels, range(logits.shape[1]))
-    for name, row in zip(dataset.names(), logits, strict=True):
-        best = np.argsort(-row, kind="stable")[:5]  # probabilities may be equal, or 0, where logits are not
-        parts = np.exp(row.astype(np.float64) - row.max())
-        top5 = [{"label": names[i], "probability": round(float(parts[i] / parts.sum()), 6)} for i in best]
-        lines.append(json.dumps({"image": name, "top5": top5}, ensure_ascii=False).translate(LINE_ENDS))
+    logits, _ = collect_logits(model, dataset, config.batch_size, console.bar("images"), config.data_workers)
+    likely = likeliest(logits, class_names(model.labels, range(logits.shape[1])))
+    rows = ({"image": name, "top5": labels} for name, labels in zip(dataset.names(), likely, strict=True))
+    lines = [json.dumps(row, ensure_ascii=False).translate(LINE_ENDS) for row in rows]
     arrays = files.write_npy(workdir / "logits.npy", logits)
     labels = files.write_text(workdir / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
     print(f"  logits: {arrays}\n  labels: {labels}")  # after both: nobody may be left to read it

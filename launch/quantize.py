@@ -15,13 +15,14 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from psaq_jax import distributed, files, machine, pipeline, report
+from launch import console, logs
+from psaq_jax import distributed, files, machine, pipeline, report, resumption
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.report.metrics import SHOWN
 from psaq_jax.report.writing import write_pictures
 from psaq_jax.results import begin_results, run_name, stored_sizes
-from psaq_jax.synthesis_job import synthesize_for_job
+from psaq_jax.synthesis.job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
 CONFIG = launch_config.define_config()
@@ -33,35 +34,35 @@ def main():
     model = pipeline.load_float(config)
     dataset = pipeline.open_data(config, model)
     identity = config.identity(model, dataset)
-    with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
+    with open_workdir(WORKDIR.value, identity) as workdir, logs.logged(workdir):
         quantize(config, model, dataset, workdir)
 
 
 def quantize(config, model, dataset, workdir):
-    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar("synthesize")
-    spent = launch_config.Stopwatch()
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, console.bar("synthesize")
+    spent = logs.Stopwatch()
     result, held_out = synthesize_for_job(config, model, workdir, bar, seconds)
     files.write_npy(workdir / "images" / "synthesized.npy", result.images)
     spent("synthesis")
     sets = pipeline.calibration_images(config, model, dataset, result.images)
     examples = pipeline.examples(config, dataset, held_out, workdir)
-    float_logits, labels = examples.logits(model, config.batch_size, launch_config.bar("float"))
+    float_logits, labels = examples.logits(model, config.batch_size, console.bar("float"))
     spent("evaluation of the float model")
     results = begin_results(config, result, held_out, sets, float_logits, labels, dataset)
     done = finished_runs(workdir)
-    for run, q in pipeline.quantized_models(config, model, sets, workdir, launch_config.bar, done):
+    for run, q in pipeline.quantized_models(config, model, sets, workdir, console.bar, done):
         name = run_name(run)
         if q is None:
             results["runs"].append(run | done[name])
             continue
         spent("calibration and quantization")
-        scores = pipeline.score(q, examples, float_logits, config.batch_size, launch_config.bar(name))
+        scores = pipeline.score(q, examples, float_logits, config.batch_size, console.bar(name))
         results["runs"].append(run | scores)
-        launch_config.LOG.info("%s: %s", name, scores)
+        logs.LOG.info("%s: %s", name, scores)
         spent("evaluation of quantized models")
         card = report.card_figures(results, run | scores, config.data)
         psaq_jax.save_quantized(q, workdir / "quantized" / name, card)
-        files.write_figures(workdir / "runs" / f"{name}.json", scores)
+        resumption.write_figures(workdir / "runs" / f"{name}.json", scores)
         spent("saving")
     results |= {"seconds": spent.seconds, "peak_memory_bytes": machine.peak_memory_bytes()}
     files.write_json(workdir / "results.json", results)
@@ -69,9 +70,7 @@ def quantize(config, model, dataset, workdir):
     written["report"] = write_page(workdir, model, config, results, sets, result)
     pictures = {name: model.preprocessing.denormalize(pixels[:SHOWN]) for name, pixels in sets.items()}
     report.write_metrics(workdir / "metrics", results, result.history, pictures)
-    launch_config.LOG.info("\n%s", report.results_table(results))
-    print(report.results_table(results, launch_config.color()))
-    print(report.summary_line(results))
+    console.show(results)
     for title, path in written.items():
         print(f"  {title}: {path}")
 
@@ -81,7 +80,7 @@ def finished_runs(workdir) -> dict[str, dict]:
 
     Those of which a file is damaged are left out, and so made again.
     """
-    saved = {path.stem: files.read_figures(path) for path in sorted((workdir / "runs").glob("*.json"))}
+    saved = {path.stem: resumption.read_figures(path) for path in sorted((workdir / "runs").glob("*.json"))}
     is_whole = {name: pipeline.saved_model(workdir / "quantized" / name) is not None for name in saved}
     whole = {name: figures for name, figures in saved.items() if is_whole[name] and figures is not None}
     return json.loads(distributed.gather_texts([json.dumps(whole)])[0])
@@ -92,7 +91,7 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     first, models = distributed.is_first(), workdir / "quantized"  # the others' lacks what an earlier start saved
     q = pipeline.of_first_process(psaq_jax.load_quantized(models / run_name(last)) if first else None)
     pixels = sets[last["calibration"]][:32]
-    found = report.measure_sensitivity(model, q, pixels, launch_config.bar("sensitivity"))
+    found = report.measure_sensitivity(model, q, pixels, console.bar("sensitivity"))
     recipe, _ = read_recipe(last["recipe"])
     page = report.render_page(
         results, model=model, images=sets, targets=result.labels, history=result.history,

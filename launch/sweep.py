@@ -14,6 +14,7 @@ import pathlib
 from absl import flags
 
 from launch import config as launch_config
+from launch import console
 from psaq_jax import files, pipeline, report, sweep, sweep_tables
 from psaq_jax.machine import describe_machine
 from psaq_jax.workdir import local_folder
@@ -30,7 +31,7 @@ def main():
 
 def run_sweep(config, workdir):
     results = sweep.run_sweep(
-        config, workdir, launch_config.bar, lambda so_far: sweep_tables.write(workdir, so_far),
+        config, workdir, console.bar, lambda so_far: sweep_tables.write(workdir, so_far),
         launch_config.CHECKPOINT_SECONDS.value,
     )  # fmt: skip
     print(sweep_tables.plain(results))

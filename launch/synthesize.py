@@ -15,11 +15,12 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
+from launch import console, logs
 from psaq_jax import buckets, distributed, files, pipeline
 from psaq_jax.data.synthesized import SHARD_IMAGES, SynthesizedWriter
 from psaq_jax.errors import InputError
 from psaq_jax.report.writing import write_images
-from psaq_jax.synthesis_job import parts_for_job, synthesize_for_job
+from psaq_jax.synthesis.job import parts_for_job, synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
 CONFIG = launch_config.define_config()
@@ -36,7 +37,7 @@ def main():
     outputs = choose_outputs(config, model)
     identity = config.identity(model)
     identity |= {"exact_pixels": True} if EXACT.value else {}  # shards of one data set hold the same
-    with open_workdir(WORKDIR.value, identity) as workdir, launch_config.logged(workdir):
+    with open_workdir(WORKDIR.value, identity) as workdir, logs.logged(workdir):
         synthesize(config, model, workdir, *outputs)
 
 
@@ -66,7 +67,7 @@ def synthesize(config, model, workdir, whole, wanted):
 
 
 def all_at_once(config, model, workdir):
-    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar("synthesize")
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, console.bar("synthesize")
     result, _ = synthesize_for_job(config, model, workdir, bar, seconds, hold_out=False)
     written = files.write_npy(workdir / "images" / "synthesized.npy", result.images)
     files.write_npy(workdir / "images" / "labels.npy", result.labels)
@@ -81,7 +82,7 @@ def one_by_one(config, model, workdir, writer):
     def safe():
         return writer.first if writer else 0
 
-    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, launch_config.bar("synthesize")
+    seconds, bar = launch_config.CHECKPOINT_SECONDS.value, console.bar("synthesize")
     return parts_for_job(config, model, workdir, safe, bar, seconds)
 
 

@@ -1,4 +1,4 @@
-"""Trains the embedded demo model on Fashion-MNIST, or a small Swin, and writes it in Hugging Face's layout.
+"""Trains the bundled model on Fashion-MNIST, or a small Swin, and writes it in Hugging Face's layout.
 
     python -m launch.train_demo --data_dir=/usr/share/datasets/fashion-mnist --output=DIR [--family=swin]
 
@@ -12,22 +12,22 @@ import os
 import pathlib
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from launch import config as launch_config
+from launch import console
 from psaq_jax import training
 from psaq_jax.checks import check_seed
 from psaq_jax.checksums import checksum
 from psaq_jax.data.bundled import FASHION_MNIST_LABELS
 from psaq_jax.data.idx import read_split
 from psaq_jax.errors import InputError
-from psaq_jax.files import read_tree, write_bytes, write_tree
+from psaq_jax.files import write_bytes
 from psaq_jax.models.saving import save_huggingface
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
+from psaq_jax.resumption import read_tree, write_tree
 from psaq_jax.workdir import keep_settings, results_folder
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
@@ -81,7 +81,6 @@ def train(images, labels, test, output: pathlib.Path) -> None:
     step = training.make_train_step(
         module, optimizer, seed=SEED.value, margin=2, label_smoothing=0.1, average_decay=0.999
     )
-    predict = jax.jit(lambda params, x: jnp.argmax(module.apply({"params": params}, x), -1))
 
     saved = output / STATE
     settings = {
@@ -92,8 +91,12 @@ def train(images, labels, test, output: pathlib.Path) -> None:
     state = restored(saved, training.initial_state(module, optimizer, images[:1], SEED.value))
     for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
         started = time.time()
-        state, loss = train_epoch(step, state, images, labels, epoch)
-        note(output / "training_log.jsonl", epoch, loss, top1(predict, state.average, *test), time.time() - started)
+        bar = console.bar(f"epoch {epoch + 1}")
+        state, loss = training.train_epoch(step, state, images, labels, BATCH.value, SEED.value, epoch, bar)
+        if not np.isfinite(loss):
+            raise InputError(f"--learning_rate is {RATE.value}: epoch {epoch + 1} has no finite loss; take a lower one")
+        test_top1 = training.top1(module, state.average, *test)
+        note(output / "training_log.jsonl", epoch, loss, test_top1, time.time() - started)
         write_tree(saved, state)
     save_huggingface(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
 
@@ -106,26 +109,6 @@ def restored(saved: pathlib.Path, start):
     if state is None:
         raise InputError(f"{saved}: is damaged, or no state of this training; remove it to start anew")
     return state
-
-
-def train_epoch(step, state, images, labels, epoch: int):
-    """(state, mean loss) after all whole batches, in the epoch's order."""
-    order, losses = np.random.default_rng((SEED.value, epoch)).permutation(len(images)), []
-    steps, bar = len(images) // BATCH.value, launch_config.bar(f"epoch {epoch + 1}")
-    for i in range(steps):
-        picked = order[i * BATCH.value : (i + 1) * BATCH.value]
-        state, loss = step(state, images[picked], labels[picked])
-        losses.append(float(loss))  # waits: Ctrl-C would be heard behind all steps that are queued
-        if bar:
-            bar(i + 1, steps)
-    if not np.isfinite(losses).all():
-        raise InputError(f"--learning_rate is {RATE.value}: epoch {epoch + 1} has no finite loss; take a lower one")
-    return state, float(np.mean(losses))
-
-
-def top1(predict, params, images, labels) -> float:
-    guesses = np.concatenate([predict(params, x) for x in np.array_split(images, 20)])
-    return float(np.mean(guesses == labels) * 100)
 
 
 def note(log: pathlib.Path, epoch: int, loss: float, test_top1: float, seconds: float) -> None:

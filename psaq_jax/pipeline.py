@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax import distributed, files, temporary
+from psaq_jax import distributed, resumption, temporary
 from psaq_jax.config import AverageBits, JobConfig, parse_bits
 from psaq_jax.data import Dataset, KeptDataset, load_dataset
 from psaq_jax.data.labels import check_classes, check_labelled
@@ -181,7 +181,7 @@ def saved_model(folder: pathlib.Path) -> QuantizedModel | None:
     """
     q = load_quantized_if_whole(folder)
     if q is None and folder.exists():
-        files.warn_damaged(folder)
+        resumption.warn_damaged(folder)
         shutil.rmtree(folder, ignore_errors=True)
     return q
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 import jax
 import numpy as np
 
-from psaq_jax import files, pipeline, results
+from psaq_jax import files, pipeline, results, resumption
 from psaq_jax.config import DISTILL
 from psaq_jax.data import Dataset
 from psaq_jax.distillation.job import distill_in_folder
@@ -30,7 +30,7 @@ from psaq_jax.evaluation import Metrics, metrics
 from psaq_jax.progress import Bars
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sweep_config import SweepConfig
-from psaq_jax.synthesis_job import synthesize_for_job
+from psaq_jax.synthesis.job import synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
 # May differ in a later run; the distillations have a folder and settings of their own.
@@ -116,7 +116,7 @@ class _Cells:
         missing = [cell for cell, path in paths.items() if _damaged_or_missing(path)]
         if missing:
             for cell, figures in self.compute(config, missing):
-                files.write_figures(paths[cell], figures)
+                resumption.write_figures(paths[cell], figures)
                 shutil.rmtree(paths[cell].parent / results.run_name(figures), ignore_errors=True)  # checkpoints
         if self.dataset is not None and _damaged_or_missing(self.folder / "float.json"):
             self.float_logits()
@@ -126,7 +126,7 @@ class _Cells:
         words, runs = ("recipe", "calibration", "bits"), []
         for seed in self.config.seeds:
             for cell, path in self.paths(seed).items():
-                if (found := files.read_figures(path)) is not None:
+                if (found := resumption.read_figures(path)) is not None:
                     runs.append(_checked(path, found, dict(zip(words, cell, strict=True), seed=seed), FIGURES))
         base = self.float_figures() if runs else None
         if base is None and self.dataset is not None:
@@ -216,7 +216,7 @@ class _Cells:
         if self._float_logits is None:
             bar = self.bars(f"{self.source} float")
             self._float_logits, labels = self.examples().logits(self.model, self.config.batch_size, bar)
-            files.write_figures(self.folder / "float.json", metrics(self._float_logits, labels)._asdict())
+            resumption.write_figures(self.folder / "float.json", metrics(self._float_logits, labels)._asdict())
         return self._float_logits
 
     def forget_data(self) -> None:
@@ -226,7 +226,7 @@ class _Cells:
     def float_figures(self) -> dict | None:
         """{"top1", "top5", "loss", "examples"}, or None without a data set or a whole file of them."""
         path = self.folder / "float.json"
-        if self.dataset is None or (found := files.read_figures(path)) is None:
+        if self.dataset is None or (found := resumption.read_figures(path)) is None:
             return None
         return _checked(path, found, {}, Metrics._fields)
 
@@ -239,10 +239,10 @@ def slug(source: str) -> str:
 
 def _damaged_or_missing(path: pathlib.Path) -> bool:
     """Whether a file of figures is to be made (again)."""
-    if files.read_figures(path) is not None:
+    if resumption.read_figures(path) is not None:
         return False
     if path.exists():
-        files.warn_damaged(path)
+        resumption.warn_damaged(path)
     return True
 
 

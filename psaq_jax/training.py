@@ -1,4 +1,4 @@
-"""Training of the embedded demo model: a small ViT from scratch on small images. Used by `launch.train_demo` alone.
+"""Training of the bundled model: a small ViT from scratch on small images. Used by `launch.train_demo` alone.
 
 Shapes: b batch, images [b, height, width, 3] in normalised pixels.
 """
@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from psaq_jax.progress import Progress
 
 
 class TrainState(NamedTuple):
@@ -63,3 +66,32 @@ def make_train_step(module, optimizer, *, seed: int, margin: int, label_smoothin
 def initial_state(module, optimizer, pixels, seed: int) -> TrainState:
     params = module.init(jax.random.key(seed), pixels)["params"]
     return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def train_epoch(
+    step, state: TrainState, images, labels, batch_size: int, seed: int, epoch: int, progress: Progress | None = None
+) -> tuple[TrainState, float]:
+    """One pass over all whole batches, in an order of (seed, epoch): (state, mean loss; not finite where one is not).
+
+    Args:
+      step: of `make_train_step`; progress: called with (batches done, in all).
+    """
+    order, losses = np.random.default_rng((seed, epoch)).permutation(len(images)), []
+    batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+    for done, picked in enumerate(batches, 1):
+        state, loss = step(state, images[picked], labels[picked])
+        losses.append(float(loss))  # waits: Ctrl-C would be heard behind all steps that are queued
+        if progress:
+            progress(done, len(batches))
+    return state, float(np.mean(losses))
+
+
+def top1(module, params, images, labels) -> float:
+    """Percent of images [n, h, w, 3] that the module takes for what their labels [n] say."""
+    guesses = np.concatenate([_guess(module, params, part) for part in np.array_split(images, 20)])
+    return float(np.mean(guesses == labels) * 100)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _guess(module, params, images):
+    return jnp.argmax(module.apply({"params": params}, images), -1)

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 
-from psaq_jax import buckets, distributed, files, temporary
+from psaq_jax import buckets, distributed, files, resumption, temporary
 from psaq_jax.errors import InputError
 
 LOCK = ".lock"
@@ -148,7 +148,7 @@ def _is_models(file: pathlib.Path) -> bool:
 def _check_same(workdir, file: pathlib.Path, config: Mapping) -> None:
     if not file.exists():
         return
-    before = files.read_json_if_whole(file)
+    before = resumption.read_json_if_whole(file)
     if before is None:
         raise InputError(f"{workdir}: config.json is no readable JSON; remove it or choose another --workdir")
     changes = list(_differences("", before, config))

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from psaq_jax import InputError, files
+from psaq_jax import InputError, files, resumption
 from psaq_jax.data import load_dataset
 from psaq_jax.workdir import results_folder
 from tests import jobs, quick_recipe
@@ -97,7 +97,7 @@ def test_a_killed_main_job_goes_on_behind_the_models_it_has_saved(finished, mode
 def test_runs_whose_figures_are_damaged_are_made_again(tmp_path):
     """In a process of its own, as each script defines the same flags."""
     (tmp_path / "runs").mkdir()
-    whole = files.write_figures(tmp_path / "runs" / "run0.json", {"top1": 1.0}).read_bytes()
+    whole = resumption.write_figures(tmp_path / "runs" / "run0.json", {"top1": 1.0}).read_bytes()
     for i, content in enumerate((b"", b"\xff", whole[:-3], b"[1]", b"{}", whole.replace(b"1.0", b"9.0")), 1):
         (tmp_path / "runs" / f"run{i}.json").write_bytes(content)
     script = "import pathlib, sys; from launch import quantize; "
@@ -374,7 +374,7 @@ def test_a_training_shows_its_progress_and_goes_on(tmp_path):
 
 
 def test_a_damaged_state_of_a_training_is_refused(tmp_path):
-    files.write_tree(tmp_path / "output" / "training_state.npz", {"params": np.zeros(3)})
+    resumption.write_tree(tmp_path / "output" / "training_state.npz", {"params": np.zeros(3)})
     given = (*fashion_mnist(tmp_path / "data"), f"--output={tmp_path / 'output'}")
     done = launch("train_demo", *given, config=None)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch import config
+from launch import config, console, logs
 from psaq_jax import progress
 from tests import jobs
 
@@ -14,27 +14,27 @@ from tests import jobs
 def test_the_log_has_the_command_what_was_said_and_the_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["launch/quantize.py", "--config.a=(3, 4)"])
     for _ in range(2):
-        with config.logged(tmp_path):
-            config.LOG.info("said")
+        with logs.logged(tmp_path):
+            logs.LOG.info("said")
             logging.getLogger("another").warning("warned")
-    config.LOG.info("afterwards")
+    logs.LOG.info("afterwards")
     text = [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert text == ["INFO launch/quantize.py '--config.a=(3, 4)'", "INFO said", "WARNING warned", "INFO finished"] * 2
     assert "said" not in capsys.readouterr().err
 
 
 def test_the_log_tells_how_a_run_ended(tmp_path):
-    with pytest.raises(SystemExit), config.logged(tmp_path):
+    with pytest.raises(SystemExit), logs.logged(tmp_path):
         sys.exit(143)
     assert (tmp_path / "log.txt").read_text().endswith("ERROR ended by SystemExit: 143\n")
 
 
 TALKS = """
-from launch import config
+from launch import config, console, logs
 def main():
     for done in (1, 2):
-        config.bar("title")(done, 2)
-    print(config.color(), "x" * 10**6)  # more than a pipe holds
+        console.bar("title")(done, 2)
+    print(console.color(), "x" * 10**6)  # more than a pipe holds
 config.run(main)
 """
 
@@ -92,15 +92,15 @@ def test_errors_have_their_code_also_where_their_line_finds_no_place(error, code
 
 
 def test_errors_have_a_line_for_themselves_below_an_open_bar():
-    refuses = "from launch import config\ndef main(bar): bar(1, 2); raise config.InputError('bad')\n"
-    refuses += "config.run(lambda: main(config.bar('title')))"
+    refuses = "from launch import config, console\ndef main(bar): bar(1, 2); raise config.InputError('bad')\n"
+    refuses += "config.run(lambda: main(console.bar('title')))"
     done = subprocess.run([sys.executable, "-c", refuses], timeout=600, **jobs.settings())
     *_, bar, line = done.stderr.splitlines()
     assert done.returncode == 2 and bar.startswith("title: ") and line == "error: bad", done.stderr
 
 
 def test_phases_add_up():
-    spent = config.Stopwatch()
+    spent = logs.Stopwatch()
     for phase in ("a", "b", "a"):
         spent(phase)
     assert list(spent.seconds) == ["a", "b"] and all(0 <= seconds < 60 for seconds in spent.seconds.values())
@@ -108,8 +108,8 @@ def test_phases_add_up():
 
 def test_a_phase_has_the_seconds_since_the_one_before(monkeypatch):
     times = iter([10.0, 13.0, 15.0, 16.0])
-    monkeypatch.setattr(config.time, "monotonic", lambda: next(times))
-    spent = config.Stopwatch()
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(times))
+    spent = logs.Stopwatch()
     for phase in ("a", "b", "a"):
         spent(phase)
     assert spent.seconds == {"a": 4, "b": 2}
@@ -117,7 +117,7 @@ def test_a_phase_has_the_seconds_since_the_one_before(monkeypatch):
 
 def test_a_bar_begins_with_what_was_done(capsys):
     """By an earlier run: what is left is estimated from this one's pace alone."""
-    bar = config.ProgressBar("title")
+    bar = console.ProgressBar("title")
     bar(5, 10)
     assert (bar.bar.initial, bar.bar.n, bar.bar.total) == (5, 5, 10) and bar.bar in progress.open_bars
     bar(7, 10)
@@ -147,7 +147,7 @@ def test_colours(monkeypatch, terminal, environment, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert config.color() is expected
+    assert console.color() is expected
 
 
 def test_recipe_fields_make_the_default_recipe():

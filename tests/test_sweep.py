@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import psaq_jax
-from psaq_jax import files, sweep, sweep_tables
+from psaq_jax import resumption, sweep, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
-from psaq_jax.data import pipeline
+from psaq_jax.data import dataset
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits
 from psaq_jax.models.loading import load_model
@@ -115,8 +115,8 @@ def test_what_is_done_is_not_done_again(done, data, monkeypatch):
 
 
 def test_images_are_decoded_once(data, tmp_path, monkeypatch):
-    reads, load = [], pipeline._load
-    monkeypatch.setattr(pipeline, "_load", lambda source, fit, task: reads.extend(task) or load(source, fit, task))
+    reads, load = [], dataset._load
+    monkeypatch.setattr(dataset, "_load", lambda source, fit, task: reads.extend(task) or load(source, fit, task))
     results = run_sweep(config(data, calibration=("noise",), seeds=(1,)), tmp_path)
     assert len(results[0]["runs"]) > 1 and sorted(reads) == list(range(results[0]["float"]["examples"]))
 
@@ -244,7 +244,7 @@ def test_a_whole_file_that_is_no_cell_is_refused(data, tmp_path, change):
     small = config(data, seeds=(0,), calibration=("noise",))
     run_sweep(small, tmp_path)
     cell = tmp_path / sweep.slug(TINY) / "seed_0" / "w8a8-paper-noise.json"
-    files.write_figures(cell, files.read_figures(cell) | change)
+    resumption.write_figures(cell, resumption.read_figures(cell) | change)
     with pytest.raises(InputError, match=f"{cell.name}: is not a cell of this sweep; delete it"):
         run_sweep(small, tmp_path)
 

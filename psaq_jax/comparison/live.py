@@ -27,7 +27,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.progress import Bars
 from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.transform import quantize
-from psaq_jax.synthesis_job import synthesize_for_job
+from psaq_jax.synthesis.job import synthesize_for_job
 
 BY_RELEASE = "synthesized by the release"
 BY_US = "synthesized by psaq_jax"

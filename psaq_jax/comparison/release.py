@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from psaq_jax import files
+from psaq_jax import files, resumption
 from psaq_jax.errors import InputError, reading
 from psaq_jax.models import names
 from psaq_jax.models.model import Model
@@ -42,7 +42,9 @@ class Release(NamedTuple):
     def job(self, **fields) -> None:
         """Adds fields to the job that every later `run` sees."""
         path = self.folder / "job.json"
-        files.write_json(path, (files.read_json_if_whole(path) or {}) | fields)  # a restart writes every field again
+        files.write_json(
+            path, (resumption.read_json_if_whole(path) or {}) | fields
+        )  # a restart writes every field again
 
     def run(self, command: str, progress: Progress | None = None, timeout: float | None = None) -> dict:
         """Runs a command of the adapter; its own log grows by what it prints. Returns its figures.

@@ -5,10 +5,10 @@ import re
 
 from psaq_jax import buckets
 from psaq_jax.data.bundled import bundled_source
+from psaq_jax.data.dataset import UNLABELLED, Batch, Dataset
 from psaq_jax.data.folder import class_folders, folder_source
 from psaq_jax.data.kept import KeptDataset
 from psaq_jax.data.npz import ArraySource, NpzSource
-from psaq_jax.data.pipeline import UNLABELLED, Batch, Dataset
 from psaq_jax.data.tfds import TfdsSource, has_split, prepared_directory
 from psaq_jax.errors import InputError, reading
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from PIL import Image
 
-from psaq_jax import checksums, files, temporary
+from psaq_jax import checksums, files, resumption, temporary
 from psaq_jax.errors import InputError, reason_of
 from psaq_jax.extras import require
 from psaq_jax.text_tables import one_line
@@ -82,7 +82,7 @@ def count(path: str | pathlib.Path) -> int:
     except FileNotFoundError:
         return 0
     except OSError as error:
-        raise files.unreadable(path, error.strerror) from None
+        raise resumption.unreadable(path, error.strerror) from None
     try:
         reader = module.ArrayRecordReader(str(path))
         try:

@@ -8,8 +8,8 @@ import re
 
 import numpy as np
 
+from psaq_jax.data.dataset import UNLABELLED
 from psaq_jax.data.decoding import decode
-from psaq_jax.data.pipeline import UNLABELLED
 from psaq_jax.errors import InputError, first
 
 LOG = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import BinaryIO
 import numpy as np
 from absl import logging
 
-from psaq_jax import files
-from psaq_jax.data.pipeline import Dataset
+from psaq_jax import resumption
+from psaq_jax.data.dataset import Dataset
 from psaq_jax.models.preprocessing import Preprocessing
 
 
@@ -64,7 +64,7 @@ class KeptDataset(Dataset):
             try:
                 yield from map(self._kept.read, tasks)
             except OSError as error:
-                raise files.unreadable(self._folder, error.strerror or str(error)) from None
+                raise resumption.unreadable(self._folder, error.strerror or str(error)) from None
             return
         self._kept, labels, mask = None, [], []
         with contextlib.ExitStack() as stack:

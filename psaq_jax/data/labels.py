@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from psaq_jax.data.pipeline import UNLABELLED, Dataset
+from psaq_jax.data.dataset import UNLABELLED, Dataset
 from psaq_jax.errors import InputError
 
 

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 
 from psaq_jax import checksums, files
-from psaq_jax.data.pipeline import UNLABELLED
+from psaq_jax.data.dataset import UNLABELLED
 from psaq_jax.errors import InputError, reason_of
 
 

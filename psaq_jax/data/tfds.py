@@ -5,8 +5,8 @@ import os
 import pathlib
 import re
 
+from psaq_jax.data.dataset import UNLABELLED
 from psaq_jax.data.decoding import decode
-from psaq_jax.data.pipeline import UNLABELLED
 from psaq_jax.errors import InputError, reason_of
 from psaq_jax.extras import require
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax import files
+from psaq_jax import resumption
 from psaq_jax.checks import check_seed
 from psaq_jax.checksums import checksum
 from psaq_jax.distillation import turns
@@ -101,7 +101,7 @@ def distill(
         if not learns and i == config.generator_iterations - 1:
             pool.append(turns.made(arena, state))
             if checkpoints:
-                files.write_npz(_turn_file(checkpoints, turn), {"images": pool[-1]})
+                resumption.write_npz(_turn_file(checkpoints, turn), {"images": pool[-1]})
         _look(tick + 1, config.ticks, state, history, checkpoints)
         if progress:
             progress(tick + 1, config.ticks)
@@ -120,9 +120,9 @@ def _resumed(arena: Arena, state: Competition, images: np.ndarray, checkpoints: 
     done, config, pool = int(tree["tick"]), arena.config, []
     made = (done + config.student_steps) // config.turn_length if config.generator_iterations else 0
     for turn in range(made):
-        kept = files.read_npz(_turn_file(checkpoints, turn))
+        kept = resumption.read_npz(_turn_file(checkpoints, turn))
         if kept is None:
-            files.warn_damaged(_turn_file(checkpoints, turn))
+            resumption.warn_damaged(_turn_file(checkpoints, turn))
             checkpoints.forget_tree()
             return start
         pool.append(kept["images"])

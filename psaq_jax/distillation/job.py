@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from psaq_jax import files
+from psaq_jax import resumption
 from psaq_jax.config import DISTILL, JobConfig
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.driver import DistillationResult, distill
@@ -57,7 +57,7 @@ def students(
         yield run, start
         run = run | {"recipe": DISTILL}
         place, folder = models / run_name(run), bits_folder(workdir, run["bits"])
-        student = saved_model(place) if files.read_figures(folder / SUMMARY) else None
+        student = saved_model(place) if resumption.read_figures(folder / SUMMARY) else None
         if student is not None:
             yield run, student
         else:
@@ -78,7 +78,7 @@ def distill_for_job(
     result = distill_in_folder(folder, config, config.distillation, model, start, images, progress, every_seconds)
     if config.distillation.generator_iterations:
         write_images(folder, model, {"generated": result.images[-config.distillation.batch_size :]})
-    files.write_figures(folder / SUMMARY, _summary(result))
+    resumption.write_figures(folder / SUMMARY, _summary(result))
     return result.model
 
 
@@ -99,7 +99,7 @@ def distill_in_folder(
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:
     """{bits: what its distillation left in summary.json}, once `students` has given all."""
-    return {bits: files.read_figures(bits_folder(workdir, bits) / SUMMARY) for bits in config.quantization.bits}
+    return {bits: resumption.read_figures(bits_folder(workdir, bits) / SUMMARY) for bits in config.quantization.bits}
 
 
 def _summary(result: DistillationResult) -> dict:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from psaq_jax import checksums, files
+from psaq_jax import checksums, files, resumption
 from psaq_jax.checks import check_folder_path
 from psaq_jax.errors import InputError
 from psaq_jax.machine import versions
@@ -51,7 +51,7 @@ def check_folder(folder) -> pathlib.Path:
 
 def read_descriptions(folder) -> dict[str, dict]:
     """{format: what a folder's export.json says of it}; empty where there is none, or none of ours."""
-    newest = files.read_json_if_whole(pathlib.Path(folder) / DESCRIPTION) or {}
+    newest = resumption.read_json_if_whole(pathlib.Path(folder) / DESCRIPTION) or {}
     others = newest.pop("others", None)
     found = {str(newest.get("format")): newest} | (others if isinstance(others, dict) else {})
     return {name: x for name, x in found.items() if isinstance(x, dict) and isinstance(x.get("files"), dict)}

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from psaq_jax import files
+from psaq_jax import files, resumption
 from psaq_jax.checks import check_choice, check_folder_path
 from psaq_jax.errors import InputError, Unreadable, reading
 from psaq_jax.models.sources import CONFIG, PREPROCESSOR, WEIGHTS
@@ -144,7 +144,7 @@ def load_quantized_if_whole(directory: str | os.PathLike) -> QuantizedModel | No
     try:
         return load_quantized(directory)
     except Unreadable as error:
-        raise files.unreadable(error.path, error.reason) from None
+        raise resumption.unreadable(error.path, error.reason) from None
     except InputError:
         return None
 

@@ -13,8 +13,8 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax.quantization import clipping, folding, statistics, streaming
-from psaq_jax.quantization.recipes import MERGING, DefaultRecipe, site_filter
-from psaq_jax.quantization.segments import Segment
+from psaq_jax.quantization.recipes import MERGING, DefaultRecipe
+from psaq_jax.quantization.segments import Parts
 
 FEWEST = 16  # values that tell a channel's range; a head sees one or two a view
 FLOAT_BITS = 16  # as good as floating point beside any weights
@@ -29,14 +29,6 @@ class Bits:
     def inputs(self) -> int:
         """What folding takes the activations to have: those in floating point leave all errors to the weights."""
         return self.activations or FLOAT_BITS
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a segment consists of; names relative to it."""
-
-    sites: dict[str, tuple[int, ...]]  # those to quantize: shape for one image
-    layers: dict[str, tuple[int, ...]]  # Dense layers: shape of their input for one image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,22 +47,6 @@ LEAST_REACH = 0.02  # of an activation's channel, as a part of the largest one's
 HEADED = ("attention/query", "attention/key", "attention/value", "attention/attention_output")
 HEADS_NORM = "norm"
 HEADS = {"head_input": "head", "distillation_head_input": "distillation_head"}
-
-
-def inspect(segment: Segment, params, x) -> Parts:
-    """The quantized sites and the Dense layers of a segment; nothing is computed."""
-    wanted, sites, layers = site_filter("default"), {}, {}
-
-    def tap(name, y):
-        if wanted(name):
-            sites[name] = y.shape
-        return y
-
-    def run(params, x):
-        return segment(params, x, tap=tap, watch=lambda name, y: layers.__setitem__(name, y.shape))
-
-    jax.eval_shape(run, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32))
-    return Parts(sites, layers)
 
 
 def norm_folds(parts: Parts) -> list[NormFold]:
@@ -151,7 +127,7 @@ def _folded(flat: dict, ends: dict, moments: dict, bits: dict, folds: Folds, str
     params = traverse_util.unflatten_dict(flat, sep="/")
     if folds.gated:
         kernel = flat["mlp/dense2/kernel"]
-        factor = balance(*ends[HIDDEN], moments[HIDDEN].square, kernel, bits["mlp/dense2"], strength)
+        factor = channel_factor(*ends[HIDDEN], moments[HIDDEN].square, kernel, bits["mlp/dense2"], strength)
         params = folding.fold_gated(params, "mlp/dense1", "mlp/dense2", factor)
     if folds.activation:
         params = folding.fold_activation(params, "mlp", activation_factor(moments[HIDDEN]))
@@ -164,12 +140,12 @@ def _folded(flat: dict, ends: dict, moments: dict, bits: dict, folds: Folds, str
         shift = (low + high) / 2 * may_shift
         kernel = jnp.concatenate([flat[f"{layer}/kernel"] for layer in item.layers], axis=1)
         square = jnp.max(jnp.stack([moments[site].variance_about(shift) for site in item.sites]), 0)
-        factor = balance(low - shift, high - shift, square, kernel, bits[item.layers[0]], strength)
+        factor = channel_factor(low - shift, high - shift, square, kernel, bits[item.layers[0]], strength)
         params = folding.fold_norm(params, item.norm, item.layers, factor, shift)
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def balance(low, high, square, kernel, bits: tuple, strength: float | None) -> jax.Array:
+def channel_factor(low, high, square, kernel, bits: tuple, strength: float | None) -> jax.Array:
     """What to divide the channels by, [c]; see `folding`."""
     if strength is None:
         return folding.searched_balance(low, high, square, kernel, *bits)
@@ -221,7 +197,7 @@ def fold_attention(params, flat, ends, moments, bits: dict, strength: float | No
         jnp.maximum(high - shift, shift - low) * jnp.maximum(jnp.abs(output_low - shift), jnp.abs(output_high - shift))
     )
     square = moments["attention/attention_output"].variance_about(shift)
-    factor = balance(-reach, reach, square, flat[f"{projection}/kernel"], bits[projection], strength)
+    factor = channel_factor(-reach, reach, square, flat[f"{projection}/kernel"], bits[projection], strength)
     params = folding.fold_values(params, qkv, projection, factor, shift)
     low, high = ends["attention/key"]
     shift = (low + high) / 2 * (f"{qkv}/bias" in flat)

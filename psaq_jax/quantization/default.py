@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import clipping, folding, quantizers, statistics, streaming
-from psaq_jax.quantization.channel_folding import HIDDEN, Bits, Parts, fold, inspect
+from psaq_jax.quantization.channel_folding import HIDDEN, Bits, fold
 from psaq_jax.quantization.gptq import codes_of, coordinate_descent, gptq, searched_scale
 from psaq_jax.quantization.grids import factor_sites
 from psaq_jax.quantization.output_moments import output_moments
@@ -24,7 +24,7 @@ from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
-from psaq_jax.quantization.segments import Link, chain
+from psaq_jax.quantization.segments import Link, Parts, chain, inspect
 from psaq_jax.quantization.two_sided import two_sided
 
 

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 
-from psaq_jax import files
+from psaq_jax import resumption
 from psaq_jax.checksums import checksum
 
 
@@ -17,8 +17,8 @@ def finished(folder: pathlib.Path | None, settings: str, inputs, like, compute: 
     if folder is None:
         return compute()
     path = folder / f"{checksum(inputs, settings)}.npz"
-    found = files.read_tree(path, like)
+    found = resumption.read_tree(path, like)
     if found is None:
         found = compute()
-        files.write_tree(path, found)
+        resumption.write_tree(path, found)
     return found

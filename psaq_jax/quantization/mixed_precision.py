@@ -23,11 +23,10 @@ from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.quantization import default, streaming
 from psaq_jax.quantization.calibration import check_pixels
-from psaq_jax.quantization.channel_folding import inspect
 from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain
+from psaq_jax.quantization.segments import chain, inspect
 from psaq_jax.quantization.transform import kernel_sizes
 
 BITS = tuple(range(2, 9))

@@ -12,12 +12,12 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import streaming
 from psaq_jax.quantization.calibration import check_pixels
-from psaq_jax.quantization.channel_folding import Bits, fold, inspect
+from psaq_jax.quantization.channel_folding import Bits, fold
 from psaq_jax.quantization.importance import token_importance
 from psaq_jax.quantization.output_moments import IMAGES, block_gradients
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotated
-from psaq_jax.quantization.segments import chain
+from psaq_jax.quantization.segments import chain, inspect
 from psaq_jax.quantization.views import close_ups, with_plain_grounds
 
 

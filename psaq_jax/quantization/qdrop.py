@@ -7,8 +7,7 @@ import functools
 
 import jax
 
-from psaq_jax.quantization.channel_folding import inspect
-from psaq_jax.quantization.segments import Segment
+from psaq_jax.quantization.segments import Segment, inspect
 
 INPUTS = "inputs"
 

@@ -15,6 +15,7 @@ from flax import traverse_util
 
 from psaq_jax.models.model import exact_products
 from psaq_jax.quantization import folding
+from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.sites import See, Site, Tap, intercepted
 
 Watch = Callable[[str, jax.Array], None]
@@ -79,6 +80,30 @@ class Segment:
             return inner(name, module, args, run) if len(inputs) == self.index else run()
 
         return see, inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a segment consists of; names relative to it."""
+
+    sites: dict[str, tuple[int, ...]]  # those to quantize: shape for one image
+    layers: dict[str, tuple[int, ...]]  # Dense layers: shape of their input for one image
+
+
+def inspect(segment: Segment, params, x) -> Parts:
+    """The sites that recipe "default" quantizes, and the Dense layers, for inputs x; nothing is computed."""
+    wanted, sites, layers = site_filter("default"), {}, {}
+
+    def tap(name, y):
+        if wanted(name):
+            sites[name] = y.shape
+        return y
+
+    def run(params, x):
+        return segment(params, x, tap=tap, watch=lambda name, y: layers.__setitem__(name, y.shape))
+
+    jax.eval_shape(run, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32))
+    return Parts(sites, layers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from psaq_jax.config import DISTILL
 from psaq_jax.data.labels import class_names
 from psaq_jax.extras import require
 from psaq_jax.models.model import Model
+from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
 from psaq_jax.report import pictures, sections
 from psaq_jax.report.charts import HEIGHT, WIDTH
 from psaq_jax.report.figures import TERM_TITLES
@@ -103,9 +104,9 @@ def _answer(results, model, sizes, config) -> dict:
 
 def _keeps_ends(recipe: str, config: Mapping | None) -> bool:
     """Whether its first and last layers have 8 bits."""
-    options = (config or {}).get("quantization", {}).get("options", {})
-    switched_off = "-first_last_8bit" in recipe or not options.get("first_last_8bit", True)
-    return recipe.startswith(("default", DISTILL)) and not switched_off
+    options = DefaultRecipe(**(config or {}).get("quantization", {}).get("options", {}))
+    _, found = read_recipe("default" if recipe == DISTILL else recipe, options)
+    return found is not None and found.first_last_8bit
 
 
 def _measurements(ranges, sensitivity) -> dict:

@@ -1,9 +1,8 @@
-"""Synthesis that survives being killed: the state of the wave under way (Orbax), and the groups that are done (npz).
+"""Synthesis that survives being killed: the state of the wave under way (Orbax); `groups` are those that are done.
 
 A run is restarted by the same command and ends with the same bits, because everything random follows from
-(seed, group, iteration) and a chunk always starts where a chunk would have started. Finished groups are kept by number,
-so that the run may go on with another number of devices or processes. All of it has a checksum; what a disk has damaged
-is dropped and made again.
+(seed, group, iteration) and a chunk always starts where a chunk would have started. All of it has a checksum; what a
+disk has damaged is dropped and made again.
 """
 
 import contextlib
@@ -22,9 +21,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from psaq_jax import checksums, distributed, files
+from psaq_jax import checksums, distributed, files, resumption
 from psaq_jax.errors import InputError
 from psaq_jax.progress import say
+from psaq_jax.synthesis.finished_groups import FinishedGroups
 from psaq_jax.workdir import keep_settings
 
 
@@ -40,8 +40,9 @@ class WaveProgress(NamedTuple):
 class Checkpoints:
     """Checkpoints of one synthesis in a folder of its own; with several processes, in that of process 0."""
 
-    def __init__(self, directory, every_seconds: float = 60.0):
+    def __init__(self, directory: str | os.PathLike, every_seconds: float = 60.0):
         self.directory, self.every_seconds = pathlib.Path(directory).absolute(), every_seconds
+        self.groups = FinishedGroups(self.directory)
         self._last, self._signal = time.monotonic(), 0
         try:
             self._manager = self._open() if distributed.is_first() else None
@@ -98,11 +99,11 @@ class Checkpoints:
                 tree = checksums.remove(self._manager.restore(step, args=ocp.args.StandardRestore()))
             except Exception as error:  # Orbax has dozens of kinds for damaged files, its parsers' and its storage's
                 if _is_of_the_system(error):
-                    raise files.unreadable(path, _reason(error)) from None
+                    raise resumption.unreadable(path, _reason(error)) from None
                 tree = None
             if tree is not None:
                 return tree
-            files.warn_damaged(path)
+            resumption.warn_damaged(path)
             self._manager.delete(step)
         return None
 
@@ -179,43 +180,6 @@ class Checkpoints:
         if distributed.is_first():
             say(f"stopped by {number.name}; the same command goes on from here")
         sys.exit(128 + number)
-
-    def finish(self, part: dict[str, np.ndarray]) -> None:
-        """Keeps finished groups: part["first"] and those after it."""
-        if self._manager is not None:
-            last = int(part["first"]) + len(part["images"])
-            path = self.directory / f"groups_{int(part['first']):08d}_{last:08d}.npz"
-            files.write_npz(path, part)
-
-    def finished(self, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """What `finish` kept, in order, without a gap and each group once, from the part that holds group number
-        `first` on.
-
-        At a damaged part it ends, and what would come after is removed: it is made again, maybe in other parts.
-        """
-        parts, start = self._finished_files(), first
-        for i, (begin, end, path) in enumerate(parts):
-            if begin == first or begin < first == start < end:
-                part = files.read_npz(path)
-                if part is None:
-                    files.warn_damaged(path)
-                    for *_, later in parts[i:]:
-                        later.unlink()
-                    return
-                yield part
-                first = end
-
-    def drop(self, before: int) -> None:
-        """Removes the parts whose groups all have a smaller number than `before`: they are safe elsewhere."""
-        for _, end, path in self._finished_files():
-            if end <= before:
-                path.unlink()
-
-    def _finished_files(self) -> list[tuple[int, int, pathlib.Path]]:
-        """(first group, group after the last, file), in order."""
-        number = "[0-9]" * 8
-        paths = sorted(self.directory.glob(f"groups_{number}_{number}.npz"))
-        return [(*map(int, path.stem.split("_")[1:]), path) for path in paths]
 
     def close(self) -> None:
         """Waits for saves under way."""

@@ -19,12 +19,10 @@ from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.chunks import Stopwatch, compiled, remaining_chunks
 from psaq_jax.synthesis.config import SynthesisConfig
+from psaq_jax.synthesis.finished_groups import Part
 from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, shown
 
 CHANGING = ("variables", "count", "mu", "nu")  # what a group's steps change
-# Groups from number "first" on: {"images": [groups, b, h, w, 3], "labels": [groups, b], term: [groups, iterations],
-# "seconds": wall time of their loop, over all processes that had a part in it}.
-Part = dict[str, np.ndarray]
 
 
 class SynthesisError(InputError):
@@ -114,7 +112,7 @@ def synthesize_parts(
         model = balanced(model)
     model = jax.device_put(model, placement.everywhere)
     first = int(distributed.from_first({"first": np.int64(first)})["first"])
-    for part in distributed.each_from_first(checkpoints.finished(first) if checkpoints else ()):
+    for part in distributed.each_from_first(checkpoints.groups.read(first) if checkpoints else ()):
         if first >= config.groups:  # of a job of this folder that needed more of them
             return
         yield _first_groups(part, config.groups - int(part["first"]))
@@ -127,7 +125,7 @@ def synthesize_parts(
         part = _run_wave(model, config, seed, wave, watch or Stopwatch(), tell, checkpoints)
         part = _first_groups(part, config.groups - first)
         if checkpoints:
-            checkpoints.finish(part)
+            checkpoints.groups.keep(part)
         yield part
         first += width
 

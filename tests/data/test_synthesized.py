@@ -15,7 +15,7 @@ from psaq_jax.config import JobConfig
 from psaq_jax.data import load_dataset, synthesized
 from psaq_jax.data.array_records import features, png, write_shard
 from psaq_jax.errors import InputError, TryAgain
-from psaq_jax.synthesis_job import parts_for_job
+from psaq_jax.synthesis.job import parts_for_job
 from tests import jobs
 from tests.jobs import TINY
 

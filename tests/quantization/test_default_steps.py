@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from psaq_jax.quantization import default, streaming
-from psaq_jax.quantization.channel_folding import inspect
 from psaq_jax.quantization.preparation import prepare
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain
+from psaq_jax.quantization.segments import chain, inspect
 from tests.quantization.artefacts import random_model, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

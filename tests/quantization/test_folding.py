@@ -10,10 +10,10 @@ from flax import traverse_util
 
 import psaq_jax
 from psaq_jax.quantization import folding, gptq, streaming
-from psaq_jax.quantization.channel_folding import Bits, fold, inspect
+from psaq_jax.quantization.channel_folding import Bits, fold
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain
+from psaq_jax.quantization.segments import chain, inspect
 from psaq_jax.sites import observe, record
 from tests.golden_files import GOLDEN
 

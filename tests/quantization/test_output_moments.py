@@ -9,10 +9,10 @@ import pytest
 import psaq_jax
 from psaq_jax.models.model import exact_products
 from psaq_jax.quantization import streaming
-from psaq_jax.quantization.channel_folding import Bits, fold, inspect
+from psaq_jax.quantization.channel_folding import Bits, fold
 from psaq_jax.quantization.output_moments import COMBINATIONS, block_gradients, output_moments
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain
+from psaq_jax.quantization.segments import chain, inspect
 from tests.golden_files import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -163,16 +163,6 @@ def test_of_two_checkpoints_the_older_one_stands_in_for_a_damaged_newer_one(tmp_
     checkpoints.close()
 
 
-def test_only_files_of_its_own_are_groups(tmp_path):
-    checkpoints, others = Checkpoints(tmp_path, every_seconds=0), tmp_path / "groups_00000000_00000002 (copy).npz"
-    checkpoints.finish({"first": np.int64(0), "images": np.ones((2, 4, 8, 8, 3), np.float32)})
-    others.write_bytes(b"somebody's")
-    assert [len(part["images"]) for part in checkpoints.finished()] == [2]
-    checkpoints.drop(2)
-    assert list(tmp_path.glob("groups*")) == [others]
-    checkpoints.close()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_at_the_very_end_is_not_lost(tmp_path, monkeypatch, capsys, number):
     """As while the last save is waited for."""
@@ -193,20 +183,6 @@ def test_a_signal_at_the_very_end_is_not_lost(tmp_path, monkeypatch, capsys, num
     finally:
         signal.signal(number, before)
     assert ended.value.code == 128 + number and f"stopped by {number.name}" in capsys.readouterr().err
-
-
-def test_groups_of_overlapping_parts_come_once(tmp_path):
-    """As when another number of devices made anew what the first of them had lost."""
-    checkpoints = Checkpoints(tmp_path, every_seconds=0)
-    for first, last in ((0, 3), (3, 6), (4, 8), (6, 8)):
-        checkpoints.finish({"first": np.int64(first), "images": np.ones((last - first, 1, 2, 2, 3), np.float32)})
-
-    def found(first):
-        return [(int(part["first"]), len(part["images"])) for part in checkpoints.finished(first)]
-
-    assert found(0) == [(0, 3), (3, 3), (6, 2)]
-    assert found(5) == [(3, 3), (6, 2)]  # whose first groups the caller has
-    checkpoints.close()
 
 
 def test_checkpoints_of_other_settings_are_refused(model, tmp_path):
@@ -233,9 +209,9 @@ def test_groups_that_only_another_job_needed_are_left_out(model, tmp_path):
             model, dataclasses.replace(CONFIG, num_images=count), seed=1, checkpoints=checkpoints
         )
         np.testing.assert_array_equal(found.images, whole.images[:count])
-    parts = list(checkpoints.finished())
+    parts = list(checkpoints.groups.read())
     in_one = Checkpoints(tmp_path / "in_one")  # as of four devices
-    in_one.finish({name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
+    in_one.groups.keep({name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
                   | {"first": np.int64(0), "seconds": np.float64(1)})  # fmt: skip
     found = psaq_jax.synthesize(model, CONFIG, seed=1, checkpoints=in_one)
     np.testing.assert_array_equal(found.images, whole.images[:6])

@@ -10,7 +10,8 @@ from psaq_jax.config import JobConfig
 from psaq_jax.models.model import Model
 from psaq_jax.progress import Progress
 from psaq_jax.synthesis.checkpointing import open_checkpoints
-from psaq_jax.synthesis.driver import Part, SynthesisResult, synthesize, synthesize_parts
+from psaq_jax.synthesis.driver import SynthesisResult, synthesize, synthesize_parts
+from psaq_jax.synthesis.finished_groups import Part
 
 
 def synthesize_for_job(
@@ -60,4 +61,4 @@ def parts_for_job(
             passes, config.synthesis, config.seed, progress, checkpoints=checkpoints, first=safe()
         ):
             yield part
-            checkpoints.drop(safe())
+            checkpoints.groups.drop(safe())

@@ -73,6 +73,42 @@ def test_a_run_is_the_same_with_other_processes_and_another_with_another_seed():
     assert job.identity(model.replace(preprocessing=darker)) != job.identity(model)
 
 
+class Named:
+    """Stands for a model or a data set of another content."""
+
+    def __init__(self, name):
+        self.fingerprint = self.identity = lambda: name
+
+
+OTHERS = {
+    "model": "other", "image_size": 32, "revision": "main", "data": "npz:x", "seed": 1, "batch_size": 4,
+    "dtype": "bfloat16", "data_errors": "skip", "data_workers": 3, "class_index": "c", "labels_file": "l",
+    "calibration": ("noise",), "synthesis": SynthesisConfig(iterations=3),
+    "quantization": config.QuantizationConfig(recipe="default"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(config.JobConfig)])
+def test_a_run_is_another_with_any_other_setting_but_two(name):
+    """Of those two nothing depends that a finished run has."""
+    job = config.JobConfig(model="a")
+    changed = dataclasses.replace(job, **{name: OTHERS[name]})
+    same = changed.identity(Named("a")) == job.identity(Named("a"))
+    assert same == (name in ("data_errors", "data_workers"))
+
+
+def test_a_run_is_another_with_another_model_or_other_data():
+    job, model = config.JobConfig(model="a", data="npz:x"), Named("a")
+    found = [job.identity(m, data) for m, data in ((model, Named("x")), (model, Named("y")), (Named("b"), Named("x")))]
+    assert found[0] != found[1] and found[0] != found[2] and found[0] == job.identity(model, Named("x"))
+    assert found[0] != job.identity(model)
+
+
+@pytest.mark.parametrize("bits, whole", [("w4a8", True), ("w4a32", False), ("auto:4a8", False), ("auto:4.5a32", False)])
+def test_whole_bits_are_of_weights_and_activations(bits, whole):
+    assert config.has_whole_bits(bits) == whole
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -82,6 +118,7 @@ def test_a_run_is_the_same_with_other_processes_and_another_with_another_seed():
         ({"seed": "x"}, "config.seed is 'x', expected int"),
         ({"seed": -1}, "seed is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"data_errors": "continue"}, "data_errors is 'continue', known are stop, skip"),
         ({"dtype": "float16"}, "dtype is 'float16', known are float32, bfloat16"),
         ({"calibration": ("sythesized",)}, "calibration is 'sythesized', known are"),
         ({"calibration": ()}, "calibration is empty"),

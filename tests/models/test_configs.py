@@ -35,6 +35,7 @@ def test_defaults_are_those_of_transformers(model_type):
         ("vit_tiny_patch16_224", 224, 16, 192, 12, 3),
         ("vit_small_patch32_384.augreg_in21k_ft_in1k", 384, 32, 384, 12, 6),
         ("vit_large_patch16_224.augreg_in21k", 224, 16, 1024, 24, 16),
+        ("vit_huge_patch14_224.orig_in21k", 224, 14, 1280, 32, 16),
         ("deit_base_patch16_384.fb_in1k", 384, 16, 768, 12, 12),
     ],
 )
@@ -51,6 +52,7 @@ def test_published_timm_vits_need_no_model_args(name, image, patch, width, depth
         ("swin_tiny_patch4_window7_224.ms_in1k", 224, 7, 96, (2, 2, 6, 2), (3, 6, 12, 24)),
         ("swin_small_patch4_window7_224", 224, 7, 96, (2, 2, 18, 2), (3, 6, 12, 24)),
         ("swin_base_patch4_window12_384", 384, 12, 128, (2, 2, 18, 2), (4, 8, 16, 32)),
+        ("swin_base_patch4_window7_224_in22k", 224, 7, 128, (2, 2, 18, 2), (4, 8, 16, 32)),
         ("swin_large_patch4_window12_384.ms_in22k", 384, 12, 192, (2, 2, 18, 2), (6, 12, 24, 48)),
     ],
 )
@@ -121,9 +123,11 @@ def test_activations_are_their_formulas():
         np.testing.assert_allclose(found, values, rtol=1e-5, atol=2e-6, err_msg=name)  # atol: 1 − erf near −6
 
 
-def test_swiglu_width_is_rounded_as_transformers_does_it():
-    found = read_architecture(DINOV2 | {"hidden_size": 1536, "num_attention_heads": 24, "use_swiglu_ffn": True}, "D")
-    assert found.module.hidden == 4096
+@pytest.mark.parametrize("width, heads, expected", [(1536, 24, 4096), (40, 4, 112), (36, 4, 96)])
+def test_swiglu_width_is_rounded_as_transformers_does_it(width, heads, expected):
+    """Two thirds of four times the width, up to a multiple of 8: of 160 a whole 106, and 112."""
+    changes = {"hidden_size": width, "num_attention_heads": heads, "use_swiglu_ffn": True}
+    assert read_architecture(DINOV2 | changes, "D").module.hidden == expected
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,13 @@ def test_costs_are_divergences_of_the_probabilities():
     assert costs[0] > 10 * costs[-1] > 0
 
 
+def test_the_first_images_alone_are_measured(monkeypatch):
+    monkeypatch.setattr(mixed_precision, "IMAGES", 3)
+    model, pixels = random_model(), random_pixels(count=7)
+    found, first = (kernel_costs(model, images, ["head"])["head"] for images in (pixels, pixels[:3]))
+    np.testing.assert_array_equal(found, first)
+
+
 def log_softmax(logits):
     logits = np.asarray(logits, np.float64)
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)

@@ -1,5 +1,6 @@
 """Rotating the residual stream leaves the function as it was, whatever the family, and spreads what channels hold."""
 
+import jax
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -7,7 +8,7 @@ from flax import traverse_util
 import psaq_jax
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.rotation import rotated, rotation
+from psaq_jax.quantization.rotation import _rotated, rotated, rotation, streams
 from psaq_jax.sites import record
 from tests.golden_files import GOLDEN
 from tests.quantization.artefacts import random_model, random_pixels
@@ -106,3 +107,12 @@ def test_what_lets_no_rotation_through_stays_as_it_is(name):
 def test_so_do_recipes_that_do_not_rotate(options):
     model = psaq_jax.load_model(GOLDEN / "checkpoints" / "timm_vit")
     assert rotated(model, options) is model
+
+
+def test_products_keep_their_precision_on_accelerators():
+    """Where the default is less: TF32 on GPUs, bfloat16 on TPUs."""
+    model = psaq_jax.load_model(GOLDEN / "checkpoints" / "hf_dinov2")
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    (stream,) = streams(model.module, flat)
+    text = str(jax.make_jaxpr(lambda flat, turn: _rotated(flat, turn, stream))(flat, rotation(stream.width, 0)))
+    assert text.count("dot_general[") == text.count("HIGHEST, Precision.HIGHEST") > 0

@@ -49,3 +49,12 @@ def test_views_follow_from_the_seed():
     for views in (with_plain_grounds, close_ups):
         np.testing.assert_array_equal(views(images, 3), views(images, 3))
         assert (views(images, 3) != views(images, 4)).any()
+
+
+def test_grey_is_the_mean_of_the_colours():
+    """Of plain images, black and (1, 2, 6), and of their grounds, which are between them."""
+    images = np.zeros((8, 16, 16, 3), np.float32)
+    images[1:] = 1, 2, 6
+    _, grey = np.split(close_ups(images), 2)
+    np.testing.assert_allclose(grey[1:].max((1, 2)), [[1, 2, 3]] * 7, rtol=1e-5)  # clipped at each colour's greatest
+    np.testing.assert_allclose(grey[..., 0], np.minimum(grey[..., 2], 1), rtol=1e-5)

@@ -29,6 +29,9 @@ def logged(workdir: pathlib.Path):
         LOG.info("%s", shlex.join(sys.argv))
         yield
         LOG.info("finished")
+    except SystemExit as ended:  # of a signal, behind the last checkpoint
+        LOG.info("stopped with exit code %s; the same command goes on from here", ended.code)
+        raise
     except BaseException as error:
         LOG.error("ended by %s: %s", type(error).__name__, error)
         raise

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from psaq_jax.cases import LARGEST_BATCH, case_model, check_cases
-from psaq_jax.checks import check_choice, check_least, check_whole
+from psaq_jax.checks import check_choice, check_whole
 from psaq_jax.comparison.release_adapter.process_memory import peak_process_memory
 from psaq_jax.config import DTYPES
 from psaq_jax.machine import device_name
@@ -56,7 +56,7 @@ class BenchmarkConfig:
     def __post_init__(self):
         check_cases(self.cases)
         check_whole("batch_size", self.batch_size, 1, LARGEST_BATCH)
-        check_least("repeats", self.repeats, 1)
+        check_whole("repeats", self.repeats, 1)
         check_choice("dtype", self.dtype, DTYPES)
 
 

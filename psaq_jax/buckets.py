@@ -148,7 +148,7 @@ class Mirror:
         before = self._index()
         self.lock.check()
         self.fs.pipe_file(f"{self.root}/{INDEX}", json.dumps(sorted(listing)).encode())
-        for name in set(before) - set(listing):
+        for name in (set(before) | self._sent.keys()) - set(listing):  # sent, but gone before any index had it, too
             self._sent.pop(name, None)
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm_file(f"{self.root}/{name}")

@@ -20,11 +20,6 @@ def check_choice(field: str, value, known) -> None:
         raise InputError(f"{field} is {value!r}, known are {', '.join(known)}")
 
 
-def check_least(field: str, value, least) -> None:
-    if value < least:
-        raise InputError(f"{field} is {value!r}, expected at least {least}")
-
-
 def check_whole(field: str, value, least: int, most: int | None = None) -> int:
     """The number as Python's own, which does not wrap around as NumPy's may."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
@@ -46,7 +41,7 @@ def check_seed(seed, field: str = "seed") -> None:
 def check_folder_path(field: str, directory) -> pathlib.Path:
     """The path of a folder of this machine, its ~ expanded; scripts alone take buckets."""
     text = os.path.expanduser(str(directory)) if isinstance(directory, str | os.PathLike) else ""
-    if not text or "://" in text:
+    if not text or "://" in text or "\0" in text:
         raise InputError(f"{field} is {directory!r}, expected the path of a folder here")
     return pathlib.Path(text)
 

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from psaq_jax.checks import check_choice, check_least, check_seed, check_type, fits
+from psaq_jax.checks import check_choice, check_seed, check_type, check_whole, fits
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.quantizers import check_bits
 from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
@@ -107,7 +107,7 @@ class JobConfig:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("data_errors", self.data_errors, ("stop", "skip"))
         for name, least in (("batch_size", 1), ("image_size", 0), ("data_workers", 0)):
-            check_least(name, getattr(self, name), least)
+            check_whole(name, getattr(self, name), least)
         check_seed(self.seed)
 
     def identity(self, model, dataset=None) -> dict[str, Any]:

@@ -122,7 +122,8 @@ class _Shared:
         """The rows of all processes, in the order of the images; what was skipped is known to all too."""
         if self.own is self.dataset:
             return rows
-        self.dataset.skipped += [m for m in distributed.gather_texts(self.own.skipped) if m not in self.dataset.skipped]
+        found = distributed.gather_texts(self.own.skipped)
+        self.dataset.skipped[:] = dict.fromkeys(found)  # in order: a part's are the data set's so far
         return distributed.gather(rows)
 
 

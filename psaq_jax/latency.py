@@ -12,7 +12,7 @@ import numpy as np
 
 from psaq_jax.benchmark import peak_memory, spread
 from psaq_jax.cases import LARGEST_BATCH, case_model, check_cases
-from psaq_jax.checks import check_least
+from psaq_jax.checks import check_whole
 from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError
 from psaq_jax.machine import device_name
@@ -45,7 +45,7 @@ class LatencyConfig:
         check_cases(self.cases)
         if not self.batch_sizes or not 1 <= min(self.batch_sizes) <= max(self.batch_sizes) <= LARGEST_BATCH:
             raise InputError(f"batch_sizes is {self.batch_sizes!r}, expected whole numbers from 1 to {LARGEST_BATCH}")
-        check_least("repeats", self.repeats, 1)
+        check_whole("repeats", self.repeats, 1)
         if not has_whole_bits(self.bits, "bits"):
             raise InputError(f"bits is {self.bits!r}, expected whole bits of weights and activations, such as 'w8a8'")
 

@@ -41,6 +41,8 @@ class Listener:
             words = _line(connection).split()
             if len(words) == 2 and words[0] == self.secret and words[1].isdecimal():
                 found[int(words[1])] = connection
+            else:
+                connection.close()
 
     def __enter__(self):
         return self
@@ -112,6 +114,8 @@ def connect(where: str, index: int, processes: int, listener: Listener | None) -
             sockets[0].sendall(f"{secret} {index}\n".encode())
         return Connection(index, sockets)
     except OSError as error:
+        for connection in sockets.values():
+            connection.close()
         other = index or min(set(range(1, processes)) - sockets.keys(), default=1)
         raise InputError(
             f"process {other} and process 0 at {host}:{port} cannot connect ({error}); "

@@ -136,11 +136,11 @@ JOBS = {benchmark.BenchmarkConfig: configs.benchmark, LatencyConfig: configs.lat
 
 
 @pytest.mark.parametrize("kind, changes, message", [
-    (benchmark.BenchmarkConfig, {"repeats": 0}, "repeats is 0, expected at least 1"),
+    (benchmark.BenchmarkConfig, {"repeats": 0}, "repeats is 0, expected a whole number of at least 1"),
     (benchmark.BenchmarkConfig, {"batch_size": 2.5}, "config.batch_size is 2.5, expected int"),
     (benchmark.BenchmarkConfig, {"dtype": "x"}, "dtype is 'x', known are float32, bfloat16"),
     (benchmark.BenchmarkConfig, {"cases": ()}, "cases is empty, expected some of deit_tiny"),
-    (LatencyConfig, {"repeats": -1}, "repeats is -1, expected at least 1"),
+    (LatencyConfig, {"repeats": -1}, "repeats is -1, expected a whole number of at least 1"),
     (LatencyConfig, {"batch_sizes": (1, 0)}, "batch_sizes is (1, 0), expected whole numbers from 1"),
     (LatencyConfig, {"batch_sizes": (1, 10**9)}, "expected whole numbers from 1 to 1000000"),
     (benchmark.BenchmarkConfig, {"batch_size": 10**9}, "batch_size is 1000000000, expected a whole number from 1 to"),

@@ -12,6 +12,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.sweep import run_sweep
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests.golden_files import GOLDEN
+from tests.report.samples import results
 
 TINY = str(GOLDEN / "paper" / "vit")
 WHO = ("release", "psaq_jax (paper)", "psaq_jax (default)")
@@ -59,19 +60,20 @@ def test_every_published_row_has_its_config(key):
 def test_ours_stands_beside_the_published(data, tmp_path):
     settings = config(data=data, published="deit_tiny", seeds=(0, 1))
     row = published.published_row(settings)
-    (results,) = run_sweep(settings, tmp_path)
-    lines = {(line[2], line[3]): line for line in published.rows(row, results)}
+    (ran,) = run_sweep(settings, tmp_path)
+    lines = {(line[2], line[3]): line for line in published.rows(row, ran)}
     assert list(lines) == [
         ("float", ""), *((bits, name) for name in ("synthesized", "noise") for bits in ("w8a8", "w4a4"))
     ]  # fmt: skip
-    ours = [r["top1"] for r in results["runs"] if r["bits"] == "w8a8" and r["calibration"] == "synthesized"]
+    ours = [r["top1"] for r in ran["runs"] if r["bits"] == "w8a8" and r["calibration"] == "synthesized"]
     assert lines["w8a8", "synthesized"][4:] == [
         "2", "71.56", f"{np.mean(ours):.2f} ± {np.std(ours, ddof=1):.2f}", f"{np.mean(ours) - 71.56:+.2f}"
     ]  # fmt: skip
     assert lines["w8a8", "noise"][5] == lines["w4a4", "synthesized"][5] == "-"
     machine = {"device": "a device", "versions": {"jax": "0"}}
-    text = published.page(row, results, "the command", machine)
+    text = published.page(row, ran, "the command", machine)
     assert "DeiT-T" in text and "71.56" in text and "the command" in text and published.SOURCE in text
+    assert f"\nModel {TINY}, 20 images, a device, jax 0.\n" in text
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,31 @@ def test_every_figure_stands_below_whose_it_is():
     assert told["ranges, largest difference"] == "1.0e-06" and told["largest difference, logits"] == "0.25"
 
 
+def test_every_table_says_of_how_many_images_it_is():
+    base = found()["float"] | {"examples": 20_000}
+    text = page.markdown(found(float=base), {"a fact": "told"}, {"ours": "images/a.png"})
+    accuracy, rest = text.split("## Speed and memory")
+    assert "On 20,000 images, the same for both." in accuracy and "differ by 1.0e-05 at most." in accuracy
+    assert "On 8 images. Ranges: " in rest.partition("## Parity")[2]
+    assert "| a fact | told |" in text and "![ours](images/a.png)" in text
+
+
+def test_without_labels_agreement_stands_alone():
+    row = found()["rows"][0]
+    (_, head, rows, _), *_ = page.tables(found(float=found()["float"] | {"top1": None}, rows=[row]))
+    assert head == ("bits", "calibration images", *(f"{who}, agreement %" for who in WHO))
+    assert rows == [["float", "", "9.50", "10.50", "10.50"], ["w4a8", "noise", "20.50", "30.50", "40.50"]]
+
+
+def test_differences_are_ours_minus_the_published():
+    """Published: float 72.21, w8a8 71.56. Ours: 91.3 and 88."""
+    lines = list(published.rows(PUBLISHED["deit_tiny"], results(bits=("w8a8",), calibrations=("synthesized",))))
+    assert lines == [
+        ["DeiT-T", "", "float", "", "", "72.21", "91.30", "+19.09"],
+        ["DeiT-T", "paper", "w8a8", "synthesized", "1", "71.56", "88.00", "+16.44"],
+    ]
+
+
 def test_the_pace_is_the_fastest_between_two_calls(monkeypatch):
     """What was done before the first call, as by an earlier run, took no time that is known."""
     times, told = iter([0.0, 10.0, 12.0, 20.0]), []
@@ -171,7 +198,9 @@ def test_another_name_of_a_file_is_another_release(tmp_path):
     (tmp_path / "notes.txt").write_text("no source")
     assert release.source_hash(tmp_path) == before
     (tmp_path / "a.py").rename(tmp_path / "b.py")
-    assert release.source_hash(tmp_path) != before
+    renamed = release.source_hash(tmp_path)
+    (tmp_path / "b.py").write_text("x = 2")
+    assert len({before, renamed, release.source_hash(tmp_path)}) == 3
 
 
 def test_ranges_are_compared_in_parts_of_the_release_s():

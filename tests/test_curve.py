@@ -87,7 +87,24 @@ def test_refuses_what_is_no_sweep(tmp_path):
     assert done.returncode == 2 and "20/runs.json: found no sweep's" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("settings", [(0, 0.01), (-20, 0.01), (20.0, 0.01), (20, float("inf")), (20, float("nan"))])
+def test_settings_that_no_synthesis_has(tmp_path, settings):
+    """Their axis is logarithmic, and no picture has a place for them."""
+    write_sweep(tmp_path / "20", *settings)
+    with pytest.raises(InputError, match="20/runs.json: found no sweep's"):
+        read_sweeps(tmp_path)
+
+
 def test_what_is_no_folder_is_named_with_the_reason(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"/file: cannot be read \(Not a directory\); correct the path"):
         read_sweeps(tmp_path / "file")
+
+
+def test_curves_are_by_model_bandwidth_and_iterations(tmp_path):
+    for iterations, bandwidth in ((20, 0.01), (100, 0.01), (20, 0.05)):
+        write_sweep(tmp_path / f"{iterations}-{bandwidth}", iterations, bandwidth)
+    ((model, curves),) = read_sweeps(tmp_path).items()
+    assert model == "bundled:fashion_mnist_vit"
+    assert {bandwidth: set(found) for bandwidth, found in curves.items()} == {0.01: {20, 100}, 0.05: {20}}
+    assert curves[0.05][20] == results(seeds=(0, 1))

@@ -68,6 +68,18 @@ def test_files_that_belong_together_need_room_for_all(tmp_path, monkeypatch):
     assert asked == [5] and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number, action", [
+    (errno.ENOSPC, "free some space or"), (errno.EDQUOT, "free some space or"), (errno.EFBIG, "free some space or"),
+    (None, "free some space or"), (errno.EACCES, ""), (errno.EROFS, ""),
+])  # fmt: skip
+def test_space_is_asked_for_where_it_helps(tmp_path, number, action):
+    def fails(path):
+        raise OSError("of another library") if number is None else OSError(number, os.strerror(number))
+
+    with pytest.raises(InputError, match=rf"a: cannot be written \(.*\); {action} ?choose another folder$"):
+        files.write(tmp_path / "a", fails)
+
+
 def test_a_writer_sees_the_suffix(tmp_path):
     """By which NumPy, among others, decides; a file without any is written too."""
     seen = []

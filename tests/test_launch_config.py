@@ -26,7 +26,11 @@ def test_the_log_has_the_command_what_was_said_and_the_end(tmp_path, monkeypatch
 def test_the_log_tells_how_a_run_ended(tmp_path):
     with pytest.raises(SystemExit), logs.logged(tmp_path):
         sys.exit(143)
-    assert (tmp_path / "log.txt").read_text().endswith("ERROR ended by SystemExit: 143\n")
+    assert (
+        (tmp_path / "log.txt")
+        .read_text()
+        .endswith("INFO stopped with exit code 143; the same command goes on from here\n")
+    )
 
 
 TALKS = """

@@ -111,6 +111,10 @@ MISUSES = {
     "none for ONNX": (lambda *_: export_onnx("DIR", "no"), "export_onnx takes a float or quantized model, found str"),
     "no folder to export to": (lambda model, ranges, q: export_onnx(model, ""), "export's directory is '', expected"),
     "a bucket to export to": (lambda model, ranges, q: export_onnx(q, "gs://b/x"), "directory is 'gs://b/x', expected"),
+    "a name with a zero byte": (
+        lambda model, ranges, q: psaq_jax.save_quantized(q, "a\0b"),
+        r"is 'a\x00b', expected the path of a folder",
+    ),
     "a bucket to save in": (lambda model, ranges, q: psaq_jax.save_quantized(q, "gs://b"), "is 'gs://b', expected the"),
     "a float model as an artefact": (
         lambda model, ranges, q: psaq_jax.load_quantized(model.source),

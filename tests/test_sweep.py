@@ -112,6 +112,10 @@ def test_what_is_done_is_not_done_again(done, data, monkeypatch):
     forbid(monkeypatch, "psaq_jax.sweep.synthesize_for_job", "psaq_jax.pipeline.quantized_models",
            "psaq_jax.pipeline.Examples.logits")  # fmt: skip
     assert run_sweep(config(data), workdir) == results
+    assert run_sweep(config(data, data_workers=2, data_errors="skip"), workdir) == results
+    for changes, found in (({"crop_fraction": 0.9}, "crop_fraction is 0.0"), ({"batch_size": 10}, "batch_size is 20")):
+        with pytest.raises(InputError, match=f"belongs to another run: {found} there and"):
+            run_sweep(config(data, **changes), workdir)
 
 
 def test_images_are_decoded_once(data, tmp_path, monkeypatch):
@@ -192,7 +196,8 @@ def test_tables_hold_mean_and_deviation_over_seeds(done, tmp_path):
         ({"seeds": 0.5}, r"config.seeds is 0.5, expected tuple\[int, ...\]"),
         ({"seeds": (0, -1)}, "one of seeds is -1, expected a whole number"),
         ({"seeds": ("0",)}, r"config.seeds is \('0',\), expected tuple\[int, ...\]"),
-        ({"crop_fraction": 8.75}, "crop_fraction is 8.75, expected 0.1 to 1"),
+        ({"crop_fraction": 1.01}, "crop_fraction is 1.01, expected 0.1 to 1"),
+        ({"crop_fraction": 0.09}, "crop_fraction is 0.09, expected 0.1 to 1"),
         ({"distillation": {"cycles": 0}}, "distillation.cycles is 0"),
         ({"quantization": {"recipe": "default,distil"}}, "quantization.recipe is 'distil', known are"),
     ],
@@ -308,6 +313,7 @@ def test_crop_fraction_is_timms_crop_pct():
 def test_slugs_are_fit_for_folders_and_of_their_own():
     names = [sweep.slug(source) for source in ("a/b", "a_b", "../../etc", "bundled:x", "x" * 300)]
     assert len(set(names)) == 5 and all("/" not in n and not n.startswith(".") and len(n) < 100 for n in names)
+    assert sweep.slug("x" * 100 + "/model").startswith("x" * 74 + "_model-")  # its end tells people which
 
 
 def launch(*arguments):

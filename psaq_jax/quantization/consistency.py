@@ -42,7 +42,7 @@ def check_bits(sites: Mapping, record: Record, refuse: Refuse) -> None:
 def preprocessing_of(path: pathlib.Path, fields: Mapping, image_size: tuple[int, int]) -> Preprocessing:
     refuse, found = refuse_for(path), decoded_file(Preprocessing, path, fields, "preprocessing")
     sides = (*found.image_size, *found.resize_size)
-    if found.image_size != image_size or min(sides) < 1 or max(sides) > LARGEST_SIDE:
+    if found.image_size != image_size or min(sides) < 1:
         sizes = shown((found.image_size, found.resize_size))
         raise refuse(f"image_size and resize_size are {sizes}, expected {image_size} and 1 to {LARGEST_SIDE}")
     if found.resize == "exact" and (found.resize_size[0] < image_size[0] or found.resize_size[1] < image_size[1]):

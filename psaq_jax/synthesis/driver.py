@@ -119,7 +119,7 @@ def synthesize_parts(
         first = int(part["first"]) + len(part["images"])
     total = -(-config.groups // width) * config.iterations
     while first < config.groups:
-        done = first // width * config.iterations
+        done = total - -(-(config.groups - first) // width) * config.iterations
         tell = progress and (lambda iteration, done=done: progress(done + iteration, total))
         wave = Wave(first, width, placement)
         part = _run_wave(model, config, seed, wave, watch or Stopwatch(), tell, checkpoints)

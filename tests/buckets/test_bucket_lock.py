@@ -29,6 +29,25 @@ def test_a_living_runs_lock_is_respected(url, monkeypatch):
     assert objects(url)[".lock"] == b"host 1 beat 2"
 
 
+def test_a_run_that_ended_while_another_waited_is_in_nobodys_way(url, monkeypatch):
+    fs, root = buckets.open_bucket(url)
+    fs.pipe_file(f"{root}/.lock", b"host 1 beat 1")
+    pauses = []
+    monkeypatch.setattr(bucket_lock.time, "sleep", lambda _: pauses or pauses.append(fs.rm_file(f"{root}/.lock")))
+    with buckets.local_copy(url) as folder:
+        files.write_bytes(folder / "a", b"1")
+    assert pauses and set(objects(url)) == {"a", ".index.json"}
+
+
+def test_of_two_that_start_at_once_one_is_refused(url, monkeypatch):
+    """Neither found a lock; the other's stands there when this one looks again, and stays."""
+    fs, root = buckets.open_bucket(url)
+    monkeypatch.setattr(bucket_lock.time, "sleep", lambda _: fs.pipe_file(f"{root}/.lock", b"host 2 beat 1"))
+    with pytest.raises(InputError, match=r"another run is at work there \(host 2\)"), buckets.local_copy(url):
+        pytest.fail("the work began")
+    assert objects(url) == {".lock": b"host 2 beat 1"}
+
+
 def test_a_lock_that_is_being_rewritten_is_not_lost(url, monkeypatch):
     """As file:// does it: emptied first."""
     monkeypatch.setattr(buckets, "EVERY", 0.01)

@@ -92,6 +92,14 @@ class HttpError(Exception):
         self.code, self.response = code, response
 
 
+class StatusError(Exception):
+    """As aiohttp's, which calls it otherwise."""
+
+    def __init__(self, status):
+        super().__init__(f"status {status}")
+        self.status = status
+
+
 class TransportError(Exception):
     """google.auth's, where it gets no token."""
 
@@ -99,7 +107,8 @@ class TransportError(Exception):
 @pytest.mark.parametrize("error, code", [
     (ConnectionError("gone"), 75), (socket.gaierror("no name"), 75), (TransportError("no token"), 75),
     (HttpError(503), 75), (HttpError(429), 75), (HttpError(None, types.SimpleNamespace(status_code=502)), 75),
-    (HttpError(403), 2), (HttpError(None), 2), (PermissionError("no"), 2), (OSError("?"), 2),
+    (StatusError(500), 75), (StatusError(404), 2), (HttpError(403), 2), (HttpError(None), 2),
+    (PermissionError("no"), 2), (OSError("?"), 2),
 ])  # fmt: skip
 def test_a_bucket_that_stays_away_ends_the_job_with_the_code_for_it(url, error, code, monkeypatch):
     monkeypatch.setattr(buckets, "PAUSES", (0.0,))
@@ -243,13 +252,13 @@ def test_unusable_schemes_are_named(bad, message, monkeypatch):
 
 JOB = """
 import runpy, sys
-from launch import config
+from launch import console
 
 def progress(done, total):
     print("done", done, flush=True)
     sys.stdin.read()  # goes on when the test has closed it
 
-config.bar = lambda title: progress
+console.bar = lambda title: progress
 runpy.run_module("launch.synthesize", run_name="__main__", alter_sys=True)
 """
 

@@ -66,3 +66,16 @@ def test_a_split_of_plain_or_gzipped_files(tmp_path, end):
     assert images.shape == (2, 3, 3) and labels.tolist() == [0, 1]
     with pytest.raises(InputError, match="none/train-images.*No such file or directory.*; give the folder"):
         read_split(tmp_path / "none", "train", 3, 2)
+
+
+@pytest.mark.parametrize("labels, found", [
+    (b"\0\2", r"labels of shape \[2\] up to 2 for 2 images, expected one below 2 for each"),
+    (b"\0\1\0", r"labels of shape \[3\] up to 1 for 2 images"), (b"\0", r"labels of shape \[1\] up to 0 for 2 images"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_the_images(tmp_path, labels, found):
+    (tmp_path / "t-images-idx3-ubyte").write_bytes(HEADER[:4] + b"\0\0\0\2" + b"\0\0\0\3" * 2 + bytes(18))
+    (tmp_path / "t-labels-idx1-ubyte").write_bytes(b"\0\0\x08\1\0\0\0" + bytes([len(labels)]) + labels)
+    with pytest.raises(InputError, match=f"t has {found}"):
+        read_split(tmp_path, "t", 3, 2)
+    with pytest.raises(InputError, match=r"t has images of shape \[2, 3, 3\], expected \[n, 4, 4\]"):
+        read_split(tmp_path, "t", 4, 2)

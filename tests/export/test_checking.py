@@ -3,12 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from psaq_jax import InputError
 from psaq_jax.export import checking
-from tests.export.small_models import VIT, random_model, random_quantized
+from tests.export.small_models import VIT, random_model, random_pixels, random_quantized
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -72,3 +73,33 @@ def test_where_logits_are_no_site_a_step_is_of_their_range(q, bits, codes):
     without = dataclasses.replace(q, sites=sites, activation_bits=bits)
     assert checking.step(without, np.array([[-1.0, 2.0]])) == pytest.approx(3 / codes)
     assert checking.step(random_model(), np.array([[-1.0, 2.0]])) == pytest.approx(3e-3)
+
+
+def nudged(q, pixels, change):
+    """The logits of a model whose float parameters are that part larger."""
+    larger = jax.tree.map(lambda x: x * (1 + change) if jnp.issubdtype(x.dtype, jnp.floating) else x, q.params)
+    return np.asarray(dataclasses.replace(q, params=larger)(pixels))
+
+
+def test_turned_roundings_are_a_mean_of_three_nudges(q, monkeypatch):
+    monkeypatch.setattr(checking, "NUDGE", 2**-8)
+    pixels = random_pixels()
+    logits = np.asarray(q(pixels))
+    each = [np.abs(nudged(q, pixels, change) - logits).mean() for change in (2**-8, -(2**-8), 2**-9)]
+    assert np.mean(each) < 0.9 * max(each)
+    np.testing.assert_allclose(checking.turned_roundings(q, pixels, logits), np.mean(each), rtol=1e-5)
+
+
+def test_nudges_are_no_less_than_half_precision_tells_apart(monkeypatch):
+    """bfloat16 has 8 significant bits, float16 has 11."""
+    q, pixels = random_quantized(VIT.clone(dtype=jnp.bfloat16)), random_pixels()
+    found = []
+    for nudge in (2**-20, 2**-7, 2**-5):
+        monkeypatch.setattr(checking, "NUDGE", nudge)
+        found.append(checking.turned_roundings(q, pixels, np.asarray(q(pixels), np.float32)))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("dtype, part", [(jnp.float32, 1e-3), (jnp.bfloat16, 4 * 2**-7), (jnp.float16, 4 * 2**-10)])
+def test_float_logits_may_differ_by_a_part_of_their_range(dtype, part):
+    assert checking.step(random_model(VIT.clone(dtype=dtype)), np.array([[-1.0, 2.0]])) == pytest.approx(3 * part)

@@ -89,6 +89,24 @@ def test_a_full_disk_leaves_the_earlier_artefact_and_no_litter(calibrated, tmp_p
     assert_equal(load_quantized(tmp_path / "q"), earlier)
 
 
+def test_an_earlier_artefact_comes_back_where_the_new_one_cannot_take_its_place(calibrated, tmp_path, monkeypatch):
+    """The first rename, out of the way, succeeds; the second fails."""
+    earlier, rename, times = quantize(*calibrated, 8, 8), pathlib.Path.rename, []
+    save_quantized(earlier, tmp_path / "q")
+
+    def fails(path, target):
+        times.append(target)
+        if len(times) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"cannot be written \(Input/output error\)"):
+        patch.setattr(pathlib.Path, "rename", fails)
+        save_quantized(quantize(*calibrated, 4, 4), tmp_path / "q")
+    assert len(times) == 3 and [path.name for path in tmp_path.iterdir()] == ["q"]
+    assert_equal(load_quantized(tmp_path / "q"), earlier)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
 def test_what_nobody_may_read_is_not_taken_for_damaged(calibrated, tmp_path, monkeypatch, name):
     save_quantized(quantize(*calibrated), tmp_path / "q")

@@ -51,6 +51,7 @@ CONFIGS = {
     "site's scale is NaN": ("sites.3.scale", float("nan"), "sites", "scale"),
     "sites of text": ("sites", "input", "sites"),
     "no sites": ("sites", [], "sites"),
+    "labels too few": ("labels", ["a", "b"], "labels are 2, expected 3"),
     "labels too many": ("labels", ["a"] * 4, "labels"),
     "labels of numbers": ("labels", [1, 2, 3], "labels is 1, expected text"),
     "labels of text": ("labels", "abc", "labels is 'abc', expected a list"),
@@ -129,8 +130,10 @@ def test_json_too_large_is_not_read(altered):
 PREPROCESSORS = {
     "size": ("image_size", [9, 9], "image_size"),
     "huge resize": ("resize_size", [2**20, 2**20], "resize_size"),
+    "resized to lower": ("resize_size", [7, 8], "resize_size is (7, 8), expected no less than image_size (8, 8)"),
     "resized to less": ("resize_size", [8, 7], "resize_size is (8, 7), expected no less than image_size (8, 8)"),
     "std zero": ("std", [0, 1, 1], "std is (0.0, 1.0, 1.0), expected at least 1e-06;"),
+    "a second std below the bound": ("std", [1, 1e-7, 1], "std is (1.0, 1e-07, 1.0), expected at least 1e-06;"),
     "one std": ("std", [0.5], "std is [0.5], expected 3 entries"),
     "rescale zero": ("rescale_factor", 0, "rescale_factor is 0.0, expected a positive number"),
     "std zero in float32": ("std", [1e-300, 1, 1], "std"),
@@ -138,6 +141,7 @@ PREPROCESSORS = {
     "filter": ("interpolation", "x\ny" * 500, "interpolation"),
     "resize": ("resize", "stretch", "resize"),
     "fraction": ("crop_fraction", 0.0001, "crop_fraction is 0.0001, expected a fraction from 0.01 to 1"),
+    "fraction above one": ("crop_fraction", 1.01, "crop_fraction is 1.01, expected a fraction from 0.01 to 1"),
     "unknown": ("other", 1, "other"),
 }
 
@@ -147,6 +151,13 @@ def test_altered_preprocessor(altered, case):
     key, value, field = PREPROCESSORS[case]
     rewrite(altered / "preprocessor_config.json", lambda config: config | {key: value})
     refused(altered, "preprocessor_config.json", field)
+
+
+def test_a_side_of_nothing(altered):
+    """Which "exact" refuses as less than the image; "cover" would divide by it."""
+    change = {"resize": "cover", "resize_size": [0, 8]}
+    rewrite(altered / "preprocessor_config.json", lambda config: config | change)
+    refused(altered, "preprocessor_config.json", "resize_size are ((8, 8), (0, 8)), expected (8, 8) and 1 to")
 
 
 def test_another_preprocessor_that_fits(altered):

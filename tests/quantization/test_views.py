@@ -58,3 +58,27 @@ def test_grey_is_the_mean_of_the_colours():
     _, grey = np.split(close_ups(images), 2)
     np.testing.assert_allclose(grey[1:].max((1, 2)), [[1, 2, 3]] * 7, rtol=1e-5)  # clipped at each colour's greatest
     np.testing.assert_allclose(grey[..., 0], np.minimum(grey[..., 2], 1), rtol=1e-5)
+
+
+def brightnesses(views, least, greatest):
+    """Of each view's ground, its most frequent value, as a part of the way from the least to the greatest."""
+    found = []
+    for view in views:
+        values, counts = np.unique(np.round(view, 3), return_counts=True)
+        found.append((values[counts.argmax()] - least) / (greatest - least))
+    return np.array(found)
+
+
+def test_grounds_and_enlargements_are_drawn_each_for_itself():
+    """Of equal seeds: the brightest grounds are not those of the largest close-ups, and none comes twice."""
+    rows, columns = np.mgrid[0:48, 0:64].astype(np.float32)
+    images = np.stack([rows, columns, rows + columns], axis=-1)[None].repeat(40, axis=0)
+    plain, (views, grey) = with_plain_grounds(images, 3)[40:], np.split(close_ups(images, 3), 2)
+    slopes = np.diff(views[:, 12:-12, 12:-12, 0], axis=1).mean((1, 2))
+    drawn = [
+        np.log(1 / slopes),
+        brightnesses(plain[..., 0], images[..., 0].min(), images[..., 0].max()),
+        brightnesses(grey[..., 0], views.min((0, 1, 2)).mean(), views.max((0, 1, 2)).mean()),
+    ]
+    related = np.abs(np.corrcoef(drawn) - np.eye(3))
+    assert related.max() < 0.5  # of 40 pairs of independent numbers one in a thousand is further away from 0

@@ -59,6 +59,24 @@ def test_grid_refuses_another_number_of_labels():
         image_grid(np.zeros((2, 4, 4, 3), np.uint8), ["a", "b", "c"])
 
 
+def tile(grid, row, column, height, below):
+    """The pixels of a tile, 112 wide, and what is written below it."""
+    top, left = 8 + row * (height + below + 8), 8 + column * 120
+    return grid[top : top + height, left : left + 112], grid[top + height : top + height + below, left : left + 112]
+
+
+def test_every_image_has_its_label_below_it():
+    images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None].repeat(28, 1).repeat(28, 2).repeat(3, 3)
+    grid = np.asarray(decoded(image_grid(images, ["", "ii", "", "MMMM", ""], columns=2)))
+    assert grid.shape == (8 + 3 * 142, 8 + 2 * 120, 3)
+    inks = []
+    for i, image in enumerate(images):
+        found, text = tile(grid, *divmod(i, 2), 112, 22)
+        assert (found == image[0, 0]).all()
+        inks.append(int((text < 255).sum()))
+    assert inks[0] == inks[2] == inks[4] == 0 < inks[1] < inks[3]
+
+
 def test_loss_curves():
     assert decoded(loss_curves(history())).size == (1350, 870)
     assert decoded(loss_curves({"loss": [1.0]})).width == 1350

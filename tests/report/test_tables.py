@@ -178,6 +178,9 @@ def test_sentence_names_its_limits():
     assert "real images are 9, the others 32" in summary_line(results() | {"calibrated_on": real})
     assert "of those measured on" in summary_line(results() | {"calibrated_on": real})
     assert "; 2 broken images were skipped" in summary_line(results() | {"skipped": ["a: broken", "b: broken"]})
+    assert "; 1 broken image was skipped" in summary_line(results() | {"skipped": ["a: broken"]})
+    evaluated = {"images": 10000, "kind": "data", "skipped": 3}  # of a sweep, which knows how many they are
+    assert "; 3 broken images were skipped" in summary_line(results() | {"evaluated_on": evaluated})
     without = results(calibrations=("synthesized", "noise")) | {"calibrated_on": real}
     assert "real" not in summary_line(without)
     assert "within the spread of seeds" in summary_line(results(seeds=(0, 4), synthesized=88.9))

@@ -73,6 +73,12 @@ def test_from_a_later_group_on_the_rest_alone(run):
     assert run(first=5)[0] == []
 
 
+def test_progress_ends_at_the_end_behind_groups_of_another_number_of_devices(run):
+    """Three of them were made by one device, the last two are a wave of two."""
+    _, waves, told, _ = run(first=3)
+    assert waves == [(3, 2, 0)] and told == [(16, 18), (18, 18)]
+
+
 @pytest.mark.parametrize("recipe", ["paper", "default"])
 def test_recipe_default_balances_values_and_projections(run, recipe):
     given = scaled(random_model())

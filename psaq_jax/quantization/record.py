@@ -18,7 +18,7 @@ from psaq_jax import checksums, files
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.architecture import check_geometry
-from psaq_jax.models.fields import DEEPEST, LARGEST_WINDOW, MOST_STAGES
+from psaq_jax.models.fields import DEEPEST, MOST_STAGES
 from psaq_jax.models.layers import ACTIVATIONS
 from psaq_jax.models.loading import abstract_params
 from psaq_jax.models.preprocessing_configs import BEYOND, LARGEST_SIDE, is_number
@@ -207,7 +207,6 @@ def read_module(record: Record, refuse: Refuse):
         "patches": (grid[0] * grid[1], 2**20),
         "blocks": (sum(depths), min(len(record.kernels) // 4, DEEPEST)),
         "stages": (len(depths), MOST_STAGES),
-        "window": (max(window), LARGEST_WINDOW),
         "windows": (grid[0] * grid[1] * window[0] * window[1], 2**26),
     }
     for name, value in encoded(module).items():

@@ -39,8 +39,7 @@ def folded_model(model, images, activation_bits, options):
         parts = inspect(link.segment, own, x)
         folded = fold(link.segment, parts, own, x, Bits(dict.fromkeys(parts.layers, 8), activation_bits), options)
         x = streaming.propagate(link.segment, folded, {}, x)
-        flat = traverse_util.flatten_dict(folded, sep="/")
-        params = folding.changed(params, {link.full_name(name): value for name, value in flat.items()})
+        params = link.replaced(params, folded)
     return model.replace(params=params)
 
 

@@ -5,9 +5,8 @@ import pytest
 
 import psaq_jax
 from psaq_jax.quantization import streaming
-from psaq_jax.quantization.default import inspect
 from psaq_jax.quantization.recipes import site_filter
-from psaq_jax.quantization.segments import chain
+from psaq_jax.quantization.segments import chain, inspect
 from tests.golden_files import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -26,8 +26,8 @@ Time:     on 2 CPU cores about 6 hours, 2, half an hour and, for a ViT-S with 1,
           "default" of the first table, 25 minutes for each count of iterations.
 Expected: docs/accuracy.md.
 Each goes on after being killed. The first and the last layer keep 8 bits in recipe "default" and what is made of it, as
-in the papers that it follows; in "paper" they don't. "distill" trains what "default" makes, for a quarter of the steps
-of configs/distill.py; synthesized images alone give it a generator.
+in the papers that it follows; in "paper" they don't. "distill" trains what "default" makes, for a quarter of the
+student's steps in configs/distill.py and half of the generator's; synthesized images alone give it a generator.
 """
 
 import ml_collections

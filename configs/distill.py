@@ -2,7 +2,7 @@
 
 python -m launch.distill --config=configs/distill.py --workdir=DIR
 
-docs/accuracy.md has what a quarter of it brings, on this model and on DINOv2 ViT-S/14
+docs/accuracy.md has what a third of it brings, on this model and on DINOv2 ViT-S/14
 (--config.distillation.batch_size=8). Half of its cycles took 104 s a pair of bit-widths on one core of an Intel Xeon.
 """
 

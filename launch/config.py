@@ -1,4 +1,6 @@
-"""What the scripts in `launch/` share: the flags, and the config that they read."""
+"""What the scripts in `launch/` share: the flags, the config that they read, and `run`, in which each starts; and what
+fills the fields of `configs/`.
+"""
 
 import dataclasses
 import io
@@ -78,7 +80,8 @@ def command() -> str:
 
 
 def run(main: Callable[[], None], several: bool = False) -> None:
-    """Parses the flags and runs `main`. Bad input ends with one line on the console and exit code 2.
+    """Parses the flags and runs `main`. Bad input ends with one line on the console and exit code 2; see
+    `endings`.
 
     `several`: whether several processes can share the job's work.
     """

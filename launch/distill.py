@@ -3,7 +3,8 @@
     python -m launch.distill --config=configs/distill.py --workdir=DIR [--config.FIELD=VALUE ...]
 
 At each pair of bit-widths recipe "default" makes the student's start, and the float model teaches it on generated
-images alone. Writes DIR/results.json, images/ and quantized/NAME/, and prints one table: float, start, distilled.
+images alone. Writes DIR/results.json, config.json, log.txt, images/, quantized/NAME/ and distillation/BITS/, and prints
+one table: float, start, distilled.
 Killed at any moment, the same command goes on from its last checkpoint.
 """
 

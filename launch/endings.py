@@ -17,7 +17,9 @@ OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|exceeds .*memory", 
 
 
 def in_one_line(main: Callable[[], None]) -> None:
-    """Runs `main`; what a user can mend is one line and exit code 2, all else a traceback."""
+    """Runs `main`. What a user can mend is one line and the error's exit code (2; 75: try again), and so are Ctrl-C
+    (130) and an output that nobody reads (141); all else is a traceback.
+    """
     try:
         with _memory():
             main()

@@ -17,6 +17,7 @@ from launch import config as launch_config
 from launch import console
 from psaq_jax import files, pipeline, report, sweep, sweep_tables
 from psaq_jax.machine import describe_machine
+from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.workdir import local_folder
 
 CONFIG = launch_config.define_config()
@@ -24,7 +25,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the cells and the tab
 
 
 def main():
-    config = launch_config.read_job(CONFIG, sweep.SweepConfig, "configs/sweeps/NAME.py")
+    config = launch_config.read_job(CONFIG, SweepConfig, "configs/sweeps/NAME.py")
     with local_folder(WORKDIR.value) as workdir:
         run_sweep(config, workdir)
 

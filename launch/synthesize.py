@@ -1,4 +1,4 @@
-"""Synthesis alone: writes images/ of the main job, with no data set and no quantization.
+"""Synthesis alone, with no data set and no quantization: DIR/images/synthesized.png shows the first images.
 
     python -m launch.synthesize --config=configs/demo.py --workdir=DIR [--config.synthesis.num_images=N ...]
 

@@ -1,4 +1,6 @@
-"""What `launch.benchmark` and `launch.latency` time: models of any source, and published shapes with random weights."""
+"""What `launch.benchmark` and `launch.latency` time, and `launch.compare` takes beside sources: models of any source,
+and published shapes with random weights.
+"""
 
 from collections.abc import Iterable
 

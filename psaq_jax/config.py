@@ -113,7 +113,7 @@ class JobConfig:
     def identity(self, model, dataset=None) -> dict[str, Any]:
         """What a run's folder belongs to: every setting that its results depend on, the model and the data.
 
-        Not `data_errors`: of data with a broken image "stop" has no results.
+        Not `data_errors`: of data with a broken image "stop" has no results. Nor `data_workers`, which change nothing.
         """
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data_workers", "data_errors")}
         contents = {"data_contents": dataset.identity()} if dataset is not None else {}

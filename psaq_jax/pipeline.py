@@ -1,4 +1,4 @@
-"""The main job's steps between the public functions: calibration sets, and one quantized model evaluated."""
+"""What jobs do between the public functions: open model and data, gather calibration images, quantize, score."""
 
 import pathlib
 import shutil

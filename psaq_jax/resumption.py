@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
 import jax
@@ -104,9 +104,30 @@ def write_tree(path, tree) -> pathlib.Path:
 def read_tree(path: pathlib.Path, like):
     """What `write_tree` wrote; None where `read_npz` has none, or where it is no tree such as `like`: of its
     structure, shapes and dtypes.
+
+    Raises:
+      TryAgain: as `read_npz`.
     """
     leaves = list((read_npz(path) or {}).values())
     expected, structure = jax.tree.flatten(like)
     if [(x.shape, x.dtype) for x in leaves] == [(x.shape, x.dtype) for x in expected]:
         return jax.tree.unflatten(structure, leaves)
     return None
+
+
+def finished(folder: pathlib.Path | None, settings: str, inputs, like, compute: Callable):
+    """`compute()`, or what it gave for the same settings and bits of the inputs before, if the folder has it whole: it
+    is named by their checksum.
+
+    Args:
+      inputs: any tree of arrays; like: a tree of the result's structure, shapes and dtypes.
+      folder: None: nothing is kept.
+    """
+    if folder is None:
+        return compute()
+    path = folder / f"{checksums.checksum(inputs, settings)}.npz"
+    found = read_tree(path, like)
+    if found is None:
+        found = compute()
+        write_tree(path, found)
+    return found

@@ -6,7 +6,8 @@
     WORKDIR/MODEL/distillation/                              the same for recipe "distill", and its settings
 
 Cells appear whole or not at all. The same command goes on after being killed, and a sweep that has grown (more models,
-seeds, recipes, calibrations or bits) computes what is new; any other change is refused.
+seeds, recipes, calibrations or bits) computes what is new; any other change but of `data_workers` and `data_errors` is
+refused.
 """
 
 import contextlib

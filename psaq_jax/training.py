@@ -1,4 +1,4 @@
-"""Training of the bundled model: a small ViT from scratch on small images. Used by `launch.train_demo` alone.
+"""Training from scratch on small images: the bundled ViT, and a small Swin. Used by `launch.train_demo` alone.
 
 Shapes: b batch, images [b, height, width, 3] in normalised pixels.
 """

@@ -127,7 +127,7 @@ def keep_settings(file: pathlib.Path, settings: Mapping, whose: str, action: str
     """Notes in a JSON file of a folder what its results depend on.
 
     Raises:
-      InputError: "FILE: WHOSE name before, which is now now; ACTION" where it holds others, or it is unreadable.
+      InputError: "FILE: WHOSE NAME OLD, which is NEW now; ACTION" where it holds others, or it is unreadable.
     """
     settings = json.loads(json.dumps(settings))  # tuples are lists there
     before = files.read_json(file, "remove its folder and start again") if file.exists() else settings

@@ -21,6 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.crop_fraction = 0.0  # evaluation: short side to size / crop_fraction, centre crop; 0: the checkpoint's own
     c.quantization.bits = ("w8a8", "w6a6", "w4a8", "w4a4")
     c.quantization.recipe = "paper,default"  # also "distill"
-    # Of recipe "distill": a quarter of configs/distill.py.
+    # Of recipe "distill": a quarter of the student's steps in configs/distill.py, half of the generator's.
     c.distillation = distillation_fields(cycles=4, generator_iterations=25, student_steps=25)
     return c

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from psaq_jax import text_tables
 from psaq_jax.errors import InputError
 from psaq_jax.report.settings import settings
-from psaq_jax.sweep import SweepConfig
+from psaq_jax.sweep_config import SweepConfig
 
 SOURCE = "Li et al., PSAQ-ViT, ECCV 2022, and the README of github zkkli/PSAQ-ViT: ImageNet, top-1 in percent, one run"
 

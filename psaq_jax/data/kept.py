@@ -29,7 +29,7 @@ class _Pass:
         weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, task: range):
-        """As `pipeline._load`; read, not mapped, for mapped pages would count as the process's own memory."""
+        """As `dataset._load`; read, not mapped, for mapped pages would count as the process's own memory."""
         images = np.empty((len(task), *self.preprocess.image_size, 3), np.uint8)
         content, at = memoryview(images).cast("B"), task.start * images[0].size
         while content:

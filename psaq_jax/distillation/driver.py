@@ -71,10 +71,13 @@ def distill(
       synthesis: what the generator's images share with calibration images: priors, jitter, rate.
       seed: of everything random; equal seeds give equal models on one kind and number of devices.
       progress: called as progress(ticks done, ticks in all).
-      devices: default: the most local devices that divide the batch. The images of a batch are shared out.
+      devices: default: the most local devices that divide the batch. The images of a batch are shared out; the last
+        bits depend on the number of devices.
       checkpoints: where to keep the state, and to go on from; of these models, images, settings and seed alone.
     Raises:
-      InputError: images of another shape, a student of another architecture, or a loss that stopped being finite.
+      InputError: images of another shape, a student of another architecture, checkpoints of other models, images,
+        settings or seed, or a loss that stopped being finite.
+      TryAgain: checkpoints that the system cannot read now. With checkpoints a signal ends the process (143, 130).
     """
     config = DistillationConfig() if config is None else config
     if not isinstance(config, DistillationConfig):

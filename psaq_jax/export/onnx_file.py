@@ -27,10 +27,12 @@ LAYERS = {VisionTransformer: VitLayers, SwinTransformer: SwinLayers}
 def export_onnx(model: Model | QuantizedModel, directory) -> list[pathlib.Path]:
     """Writes model.onnx and export.json (preprocessing, labels, hash, how it was checked).
 
-    The graph takes float32 pixels [batch, height, width, 3], any batch, gives float32 logits, and computes in float32
-    what the model has in bfloat16. A quantized model's kernels are uint8 or, where their codes fit 4 bits, int4; see
-    `onnx_layers` for how sites are written.
+    The graph takes float32 pixels [batch, height, width, 3], any batch, gives float32 logits [batch, classes], and
+    computes in float32 what the model has in bfloat16. A quantized model's kernels are uint8 or, where their codes fit
+    4 bits, int4; see `onnx_layers` for how sites are written.
 
+    Returns:
+      The files written, export.json last.
     Raises:
       InputError: a family that is not covered, a file beyond protobuf's 2 GB, onnx or onnxruntime not installed, a
         graph that the checker refuses or whose logits are off, an artefact's folder, or no right to write.

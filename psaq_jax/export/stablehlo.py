@@ -45,6 +45,11 @@ def export_stablehlo(
     model's kernels are int8 codes with their scales, two a byte where they fit 4 bits (the function unpacks them);
     an `IntegerModel`'s products are int8 times int8 into int32.
 
+    Args:
+      weights: "inside" the file, or "beside" it as safetensors: then the function takes them first.
+      platforms: what it is lowered for, this machine's among them.
+    Returns:
+      The files written, export.json last.
     Raises:
       InputError: an unknown place, platforms without this machine's, a model that jax cannot lower for them, logits
         that are off, an artefact's folder, or no right to write.

@@ -18,7 +18,8 @@ STRANGE = 10  # times the greatest normalised value of a pixel; noise reaches si
 
 
 def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32) -> Ranges:
-    """Minimum and maximum of every quantized site over calibration images, through the float model.
+    """Minimum and maximum of every quantized site over calibration images, through the float model: the release's
+    observer ("minmax"), over all images.
 
     Batches spread over all devices. With several processes, all call it with the same images and take their share.
 
@@ -29,7 +30,8 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
     Returns:
       {site name: (minimum, maximum)}, float32 scalars, in the order in which the sites run.
     Raises:
-      InputError: no float model, no images, images of another shape, or pixels that are not finite.
+      InputError: no float model, an unknown recipe, a batch_size below 1, no images, images of another shape, or pixels
+        that are not finite.
     """
     check_sound_model(model, "calibrate")
     site_filter(recipe)  # which tells a wrong one before it is an argument of a compiled function

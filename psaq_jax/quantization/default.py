@@ -1,8 +1,8 @@
 """Recipe "default": rotate, fold, choose ranges, round weights, reconstruct; one segment of the model at a time.
 
-Nothing here needs labels or real images. Every ingredient is a function of its own in the modules named after it
-(rotation, folding, importance, clipping, gptq, two_sided, reconstruction); this one only says in which order they meet
-a segment.
+Nothing here needs labels or real images. Ingredients are functions of their own in the modules named after them
+(channel_folding, clipping, gptq, output_moments, two_sided, reconstruction; `preparation` has rotation, views and
+importance); this one says in which order they meet a segment, and corrects biases.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.reconstruction import Rounded, reconstruct
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer
-from psaq_jax.quantization.segments import Link, Parts, chain, inspect
+from psaq_jax.quantization.segments import Link, Parts, chain, parts_of
 from psaq_jax.quantization.two_sided import two_sided
 
 
@@ -49,7 +49,7 @@ def default_params_and_sites(
     links = chain(model.module, model.params, model.image_shape)
     for done, link in enumerate(links, 1):
         segment = link.segment
-        parts = inspect(segment, link.parameters(params), x)
+        parts = parts_of(segment, link.parameters(params), x)
         bits = Bits({layer: weight_bits[link.full_name(layer)] for layer in parts.layers}, activation_bits)
         folded = fold(segment, parts, link.parameters(params), x_float, bits, options)
         weights = {name: rows for name in parts.sites if (rows := importance.get(link.full_name(name))) is not None}

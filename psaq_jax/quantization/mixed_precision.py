@@ -26,7 +26,7 @@ from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.preparation import Preparation
 from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain, inspect
+from psaq_jax.quantization.segments import chain, parts_of
 from psaq_jax.quantization.transform import kernel_sizes
 
 BITS = tuple(range(2, 9))
@@ -118,7 +118,7 @@ def _rounded(prepared: Preparation, layers) -> Candidates:
     for link in chain(model.module, model.params, model.image_shape):
         segment, params = link.segment, link.parameters(model.params)
         outputs = default.output_costs(prepared, link, params, x)
-        for layer, shape in inspect(segment, params, x).layers.items():
+        for layer, shape in parts_of(segment, params, x).layers.items():
             if link.full_name(layer) not in layers:
                 continue
             moments = default.input_moments(segment, layer, shape[-1], params, {}, x, near)
@@ -131,7 +131,7 @@ def _rounded(prepared: Preparation, layers) -> Candidates:
 
 def allocate(costs: Mapping[str, np.ndarray], sizes: Mapping[str, int], budget: float) -> dict[str, int]:
     """{layer: bits} of the least total cost whose average, weighted by size, is at most `budget`; of equal costs the
-    same bits for all. Sizes count in units of at least their sum's 40,000th part, rounded up.
+    same bits for all. Sizes count in units of at least their sum's 43,691st part, rounded up.
 
     Args:
       costs: {layer: [7], at 2 to 8 bits}; sizes: {layer: weights}; budget: at least 2.

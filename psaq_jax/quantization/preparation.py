@@ -17,7 +17,7 @@ from psaq_jax.quantization.importance import token_importance
 from psaq_jax.quantization.output_moments import IMAGES, block_gradients
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotated
-from psaq_jax.quantization.segments import chain, inspect
+from psaq_jax.quantization.segments import chain, parts_of
 from psaq_jax.quantization.views import close_ups, with_plain_grounds
 
 
@@ -39,7 +39,7 @@ class Preparation:
         model, params, x = self.rotated, self.rotated.params, self.views
         for link in chain(model.module, params, model.image_shape):
             segment, part = link.segment, link.parameters(params)
-            parts = inspect(segment, part, x)
+            parts = parts_of(segment, part, x)
             part = fold(segment, parts, part, x, Bits(dict.fromkeys(parts.layers, 4), None), self.options)
             params = link.replaced(params, part)
             x = streaming.propagate_float(segment, part, x)[0]

@@ -7,14 +7,14 @@ import functools
 
 import jax
 
-from psaq_jax.quantization.segments import Segment, inspect
+from psaq_jax.quantization.segments import Segment, parts_of
 
 INPUTS = "inputs"
 
 
 def shapes(segment: Segment, params: dict, sites, x: jax.Array) -> dict[str, tuple[int, ...]]:
     """{one of the sites, in running order: its shape for the inputs x; `INPUTS`: that of x}."""
-    of_one = inspect(segment, params, x).sites
+    of_one = parts_of(segment, params, x).sites
     return {name: (len(x) * n, *rest) for name, (n, *rest) in of_one.items() if name in sites} | {INPUTS: x.shape}
 
 

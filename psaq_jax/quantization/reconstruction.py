@@ -20,10 +20,10 @@ from flax import traverse_util
 
 from psaq_jax import meshes
 from psaq_jax.quantization import qdrop, quantizers
-from psaq_jax.quantization.finished import finished
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import QuantizedKernel, SiteQuantizer, UniformQuantizer
 from psaq_jax.quantization.segments import Segment
+from psaq_jax.resumption import finished
 
 STRETCH = 0.1  # of AdaRound's sigmoid beyond 0 and 1
 TIE = 1e-6  # of its argument: enough to be below 0

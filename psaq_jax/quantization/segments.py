@@ -90,7 +90,7 @@ class Parts:
     layers: dict[str, tuple[int, ...]]  # Dense layers: shape of their input for one image
 
 
-def inspect(segment: Segment, params, x) -> Parts:
+def parts_of(segment: Segment, params, x) -> Parts:
     """The sites that recipe "default" quantizes, and the Dense layers, for inputs x; nothing is computed."""
     wanted, sites, layers = site_filter("default"), {}, {}
 

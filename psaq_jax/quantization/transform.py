@@ -1,4 +1,6 @@
-"""`quantize`: a pure function of parameters, ranges and bits. What runs afterwards is *simulated* quantization."""
+"""`quantize`: by ranges and bits (recipe "paper"), or on calibration images ("default"). What runs afterwards is
+*simulated* quantization.
+"""
 
 import collections
 import dataclasses
@@ -116,9 +118,12 @@ def quantize(
       options: switches of recipe "default"; None: its defaults. Without images those that need some are off.
       progress: of recipe "default", called as progress(parts of the model done, all).
       folder: where a reconstruction keeps finished blocks: the same call after being killed goes on behind them.
+    Returns:
+      The quantized model, with the model's own module, labels and preprocessing.
     Raises:
-      InputError: impossible bits, images of another shape, ranges that don't fit the model's sites, or options for
-        recipe "paper", which has none.
+      InputError: impossible bits, images of another shape or not finite, a preparation of another model or other
+        options, ranges that don't fit the model's sites, options for recipe "paper", which has none, or a `folder` that
+        is a file.
     """
     check_sound_model(model, "quantize")
     is_wanted = site_filter(recipe)

@@ -33,12 +33,14 @@ class WaveProgress(NamedTuple):
 
     first: int  # number of its first group
     iteration: int  # iterations done
-    seconds: float  # wall time of these iterations, over all processes that ran some
+    seconds: float  # wall time of these iterations, in this run and those before it
     arrays: dict[str, np.ndarray]  # [groups, ...] "variables", Adam's "count", "mu", "nu"; [groups, iteration] a term
 
 
 class Checkpoints:
-    """Checkpoints of one synthesis in a folder of its own; with several processes, in that of process 0."""
+    """Checkpoints of one synthesis, or of a distillation, which has no `groups`, in a folder of its own; with several
+    processes, in that of process 0.
+    """
 
     def __init__(self, directory: str | os.PathLike, every_seconds: float = 60.0):
         self.directory, self.every_seconds = pathlib.Path(directory).absolute(), every_seconds

@@ -13,11 +13,11 @@ from psaq_jax.synthesis.loop import scan_chunk
 LONGEST_CHUNK = 25
 
 
-class Stopwatch:
+class CompileTime:
     """Wall time of compilation in this process."""
 
     def __init__(self):
-        self.compile_seconds = 0.0
+        self.seconds = 0.0
 
 
 def chunk_lengths(iterations: int) -> list[int]:
@@ -36,15 +36,15 @@ def remaining_chunks(iterations: int, start: int) -> list[int]:
     return lengths
 
 
-def compiled(model, state, config, length, placement, watch: Stopwatch):
-    """The compiled chunk; what was spent on compiling it now goes on the stopwatch."""
+def compiled(model, state, config, length, placement, compiling: CompileTime):
+    """The compiled chunk; what compiling it took just now is added to `compiling`."""
     leaves, structure = jax.tree.flatten((model, state))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     misses = compile_chunk.cache_info().misses
     began = time.perf_counter()
     run = compile_chunk(config, length, placement, structure, shapes)
     if compile_chunk.cache_info().misses > misses:
-        watch.compile_seconds += time.perf_counter() - began
+        compiling.seconds += time.perf_counter() - began
     return run
 
 

@@ -17,9 +17,9 @@ from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
 from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
-from psaq_jax.synthesis.chunks import Stopwatch, compiled, remaining_chunks
+from psaq_jax.synthesis.chunks import CompileTime, compiled, remaining_chunks
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.finished_groups import Part
+from psaq_jax.synthesis.finished_groups import Part, first_groups
 from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, shown
 
 CHANGING = ("variables", "count", "mu", "nu")  # what a group's steps change
@@ -36,7 +36,7 @@ class SynthesisResult(NamedTuple):
       images: [n, height, width, 3] float32, normalised, un-jittered, in the order of their groups.
       labels: [n] int32, the classes that they were made to show.
       history: {"loss", "entropy", "cross_entropy", "total_variation": [iterations] float32}, means over groups.
-      seconds: wall time of the loop, over all processes that had a part in it, without compilation.
+      seconds: wall time of the loop, in this run and those before it that were killed, without compilation.
       compile_seconds: of this process.
       seconds_per_iteration: wall time of one iteration of one group on each device.
     """
@@ -66,13 +66,15 @@ def synthesize(
       devices: default: all local devices; each takes one group at a time.
       checkpoints: where to keep the state, and to go on from; of this model, config and seed alone.
     Raises:
-      InputError: checkpoints of another model, config or seed.
+      InputError: no float model, an impossible seed, no space for checkpoints, or these of another model, config or
+        seed.
+      TryAgain: checkpoints that the system cannot read now. With checkpoints a signal ends the process (143, 130).
       SynthesisError: naming the iteration and the term that turned NaN or infinite.
     """
-    config, watch = SynthesisConfig() if config is None else config, Stopwatch()
+    config, compiling = SynthesisConfig() if config is None else config, CompileTime()
     if not isinstance(config, SynthesisConfig):
         raise InputError(f"config is {type(config).__name__}, expected a SynthesisConfig")
-    parts = list(synthesize_parts(model, config, seed, progress, devices, checkpoints, watch=watch))
+    parts = list(synthesize_parts(model, config, seed, progress, devices, checkpoints, compiling=compiling))
     seconds = float(sum(part["seconds"] for part in parts))
     merged = {name: np.concatenate([part[name] for part in parts]) for name in ("images", "labels", *TERMS)}
     return SynthesisResult(
@@ -80,7 +82,7 @@ def synthesize(
         labels=merged["labels"].reshape(-1),
         history={name: merged[name].mean(axis=0) for name in TERMS},
         seconds=seconds,
-        compile_seconds=watch.compile_seconds,
+        compile_seconds=compiling.seconds,
         seconds_per_iteration=seconds / (len(parts) * config.iterations),
     )
 
@@ -93,9 +95,10 @@ def synthesize_parts(
     devices: tuple[jax.Device, ...] | None = None,
     checkpoints: Checkpoints | None = None,
     first: int = 0,
-    watch: Stopwatch | None = None,
+    compiling: CompileTime | None = None,
 ) -> Iterator[Part]:
-    """Yields all groups from number `first` on, in order and in parts: those that `checkpoints` hold, then new waves.
+    """Yields all groups from number `first` on, in order and in parts: those that `checkpoints` hold, then new waves. A
+    part that holds number `first` comes whole, with its groups before that.
 
     Memory holds one wave: a group on each device of each process. Arguments as `synthesize`; with several processes,
     all of them get all parts, and the checkpoints and `first` of process 0 count.
@@ -115,24 +118,19 @@ def synthesize_parts(
     for part in distributed.each_from_first(checkpoints.groups.read(first) if checkpoints else ()):
         if first >= config.groups:  # of a job of this folder that needed more of them
             return
-        yield _first_groups(part, config.groups - int(part["first"]))
+        yield first_groups(part, config.groups - int(part["first"]))
         first = int(part["first"]) + len(part["images"])
     total = -(-config.groups // width) * config.iterations
     while first < config.groups:
         done = total - -(-(config.groups - first) // width) * config.iterations
         tell = progress and (lambda iteration, done=done: progress(done + iteration, total))
         wave = Wave(first, width, placement)
-        part = _run_wave(model, config, seed, wave, watch or Stopwatch(), tell, checkpoints)
-        part = _first_groups(part, config.groups - first)
+        part = _run_wave(model, config, seed, wave, compiling or CompileTime(), tell, checkpoints)
+        part = first_groups(part, config.groups - first)
         if checkpoints:
             checkpoints.groups.keep(part)
         yield part
         first += width
-
-
-def _first_groups(part: Part, count: int) -> Part:
-    """The part without the groups behind the first `count`."""
-    return {name: value if name in ("first", "seconds") else value[:count] for name, value in part.items()}
 
 
 class Wave(NamedTuple):
@@ -150,7 +148,7 @@ class Wave(NamedTuple):
 
 
 @in_float32
-def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part:
+def _run_wave(model, config, seed, wave: Wave, compiling, tell, checkpoints) -> Part:
     """The groups of all processes, from noise or their last checkpoint to the end."""
     groups = np.arange(wave.first, wave.first + wave.width)[wave.own]
     state = _initial_wave(model, config, jnp.uint32(seed), jnp.asarray(groups), wave.placement)
@@ -162,7 +160,7 @@ def _run_wave(model, config, seed, wave: Wave, watch, tell, checkpoints) -> Part
         history = {name: own[name] for name in TERMS}
         state = _with_changed(state, {name: jax.device_put(own[name], wave.placement.shares) for name in CHANGING})
     for length in remaining_chunks(config.iterations, start):
-        run = compiled(model, state, config, length, wave.placement, watch)
+        run = compiled(model, state, config, length, wave.placement, compiling)
         began = time.perf_counter()
         state, terms = run(model, state, jnp.int32(start))
         terms = jax.device_get(terms)

@@ -11,8 +11,13 @@ import numpy as np
 from psaq_jax import distributed, resumption
 
 # Groups from number "first" on: {"images": [groups, b, h, w, 3], "labels": [groups, b], term: [groups, iterations],
-# "seconds": wall time of their loop, over all processes that had a part in it}.
+# "seconds": wall time of their loop, in this run and those before it that were killed}.
 Part = dict[str, np.ndarray]
+
+
+def first_groups(part: Part, count: int) -> Part:
+    """The part without the groups behind the first `count`."""
+    return {name: value if name in ("first", "seconds") else value[:count] for name, value in part.items()}
 
 
 class FinishedGroups:

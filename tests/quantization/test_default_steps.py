@@ -8,7 +8,7 @@ import pytest
 from psaq_jax.quantization import default, streaming
 from psaq_jax.quantization.preparation import prepare
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain, inspect
+from psaq_jax.quantization.segments import chain, parts_of
 from tests.quantization.artefacts import random_model, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -94,7 +94,7 @@ def test_kernels_are_rounded_by_close_ups_too_and_biases_corrected_without_them(
     first = chain(model.module, model.params, model.image_shape)[0]
     x, params = random_pixels(), first.parameters(model.params)
     near = 2 * random_pixels(count=6) + 1
-    ((layer, shape),) = inspect(first.segment, params, x).layers.items()
+    ((layer, shape),) = parts_of(first.segment, params, x).layers.items()
 
     def of(x, near=None):
         return default.input_moments(first.segment, layer, shape[-1], params, {}, x, near)

@@ -13,7 +13,7 @@ from psaq_jax.quantization import folding, gptq, streaming
 from psaq_jax.quantization.channel_folding import Bits, fold
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain, inspect
+from psaq_jax.quantization.segments import chain, parts_of
 from psaq_jax.sites import observe, record
 from tests.golden_files import GOLDEN
 
@@ -36,7 +36,7 @@ def folded_model(model, images, activation_bits, options):
     params, x = model.params, images
     for link in chain(model.module, model.params, model.image_shape):
         own = link.parameters(params)
-        parts = inspect(link.segment, own, x)
+        parts = parts_of(link.segment, own, x)
         folded = fold(link.segment, parts, own, x, Bits(dict.fromkeys(parts.layers, 8), activation_bits), options)
         x = streaming.propagate(link.segment, folded, {}, x)
         params = link.replaced(params, folded)
@@ -137,7 +137,7 @@ def test_a_head_of_8_bits_is_folded_for_8_bits(model):
     """Whatever the bits of the other layers and sites."""
     *_, link = chain(model.module, model.params, model.image_shape)
     params, x = link.parameters(model.params), np.random.default_rng(0).normal(size=(16, 5, model.module.width)) ** 3
-    parts = inspect(link.segment, params, x)
+    parts = parts_of(link.segment, params, x)
     few, many = (fold(link.segment, parts, params, x, Bits({"head": 8}, bits), DefaultRecipe()) for bits in (3, 8))
     jax.tree.map(np.testing.assert_array_equal, few, many)
     assert not np.array_equal(few["head"]["kernel"], params["head"]["kernel"])
@@ -149,7 +149,7 @@ def test_a_head_that_few_images_reach_is_folded_by_its_norm(model, images, by_im
     *_, link = chain(model.module, model.params, model.image_shape)
     params, generator = link.parameters(model.params), np.random.default_rng(0)
     seen = [generator.normal(size=(images, 5, model.module.width)).astype(np.float32) for _ in range(2)]
-    parts = inspect(link.segment, params, seen[0])
+    parts = parts_of(link.segment, params, seen[0])
     bits = Bits({"head": 8}, 8)
     one, other = (fold(link.segment, parts, params, x, bits, DefaultRecipe())["head"]["kernel"] for x in seen)
     assert np.array_equal(one, other) != by_images

@@ -12,7 +12,7 @@ from psaq_jax.quantization import streaming
 from psaq_jax.quantization.channel_folding import Bits, fold
 from psaq_jax.quantization.output_moments import COMBINATIONS, block_gradients, output_moments
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain, inspect
+from psaq_jax.quantization.segments import chain, parts_of
 from tests.golden_files import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -62,7 +62,7 @@ def test_are_those_of_the_logits_by_the_layers_outputs(name, block):
     link, x = inputs_of(model, images, block)
     gradients = block_gradients(model, images)[link.full_name("residual2")]
     found = output_moments(link.segment, link.parameters(model.params), x, gradients)
-    assert set(found) == set(inspect(link.segment, link.parameters(model.params), x).layers)
+    assert set(found) == set(parts_of(link.segment, link.parameters(model.params), x).layers)
     key = jax.random.fold_in(jax.random.key(0), 0)
     for layer, moments in found.items():
         derivatives = np.concatenate([jacobian(model, images, link.full_name(layer))] * COMBINATIONS)
@@ -104,8 +104,8 @@ def test_folding_leaves_the_gradients_at_the_blocks_outputs_and_scales_those_ins
     model, images = load("paper/vit")
     link, x = inputs_of(model, images, "block_1")
     params = link.parameters(model.params)
-    bits = Bits(dict.fromkeys(inspect(link.segment, params, x).layers, 4), 4)
-    folded = fold(link.segment, inspect(link.segment, params, x), params, x, bits, DefaultRecipe())
+    bits = Bits(dict.fromkeys(parts_of(link.segment, params, x).layers, 4), 4)
+    folded = fold(link.segment, parts_of(link.segment, params, x), params, x, bits, DefaultRecipe())
     gradients = block_gradients(model, images)[link.full_name("residual2")]
     before, after = (output_moments(link.segment, p, x, gradients) for p in (params, folded))
     for layer in ("attention/projection", "mlp/dense1", "mlp/dense2"):  # their outputs are as they were

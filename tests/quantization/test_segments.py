@@ -6,7 +6,7 @@ import pytest
 import psaq_jax
 from psaq_jax.quantization import streaming
 from psaq_jax.quantization.recipes import site_filter
-from psaq_jax.quantization.segments import chain, inspect
+from psaq_jax.quantization.segments import chain, parts_of
 from tests.golden_files import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -47,7 +47,7 @@ def test_segments_share_out_the_default_sites_in_running_order(model):
     x, names = pixels(model, 1), []
     for link in chain(model.module, model.params, model.image_shape):
         parameters = link.parameters(model.params)
-        names += [link.full_name(name) for name in inspect(link.segment, parameters, x).sites]
+        names += [link.full_name(name) for name in parts_of(link.segment, parameters, x).sites]
         x = streaming.propagate(link.segment, parameters, {}, x)
     assert names == list(filter(site_filter("default"), model.sites))
 

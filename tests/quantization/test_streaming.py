@@ -6,14 +6,14 @@ import pytest
 
 import psaq_jax
 from psaq_jax.quantization import streaming
-from psaq_jax.quantization.segments import chain, inspect
+from psaq_jax.quantization.segments import chain, parts_of
 from tests.golden_files import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def statistics_of(segment, params, x):
-    sites = inspect(segment, params, x).sites
+    sites = parts_of(segment, params, x).sites
     widths = {name: sites[name][-1] for name in ("norm1_output", "mlp/activation_output")}
     moments = streaming.channel_moments(segment, params, x, widths)
     ground = {"norm1_output": (np.float32(-9), np.float32(9), np.ones((), np.float32))}

@@ -93,18 +93,18 @@ def test_chunks_add_up(iterations, expected):
     assert chunks.remaining_chunks(iterations, expected) == lengths[1:]
 
 
-def test_the_stopwatch_counts_what_is_compiled_once(monkeypatch):
+def test_what_is_compiled_counts_once(monkeypatch):
     @functools.lru_cache
     def compile_chunk(*key):
         time.sleep(0.01)
         return key
 
     monkeypatch.setattr(chunks, "compile_chunk", compile_chunk)
-    watch, seconds = chunks.Stopwatch(), []
+    compiling, seconds = chunks.CompileTime(), []
     for length, value in ((2, 0.0), (2, 1.0), (3, 0.0)):
-        run = chunks.compiled({"weights": np.full(3, value)}, np.zeros(2), SMALL, length, None, watch)
+        run = chunks.compiled({"weights": np.full(3, value)}, np.zeros(2), SMALL, length, None, compiling)
         assert run[:2] == (SMALL, length)
-        seconds.append(watch.compile_seconds)
+        seconds.append(compiling.seconds)
     assert seconds[1] == seconds[0] >= 0.01 and seconds[2] >= seconds[1] + 0.01
 
 

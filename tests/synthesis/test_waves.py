@@ -23,7 +23,7 @@ def run(monkeypatch):
     what progress was told, and the model that each wave took.
     """
 
-    def run_wave(model, config, seed, wave, watch, tell, checkpoints):
+    def run_wave(model, config, seed, wave, compiling, tell, checkpoints):
         waves.append((wave.first, wave.width, seed))
         models.append(model)
         for iteration in (4, ITERATIONS):

@@ -37,7 +37,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITH, WITHOUT
 
 TABLES = ("recipes", "ablation", "hard", "backbone", "iterations")
-INGREDIENTS = tuple(name for name in WITHOUT if name not in ("first_last_8bit", *WITH))
+INGREDIENTS = tuple(name for name in WITHOUT if name == "bases" or name not in ("first_last_8bit", *WITH))
 
 REST = "default-reconstruct"  # reconstruction makes up for much of what another ingredient would have done
 

@@ -32,6 +32,9 @@ def logged(workdir: pathlib.Path):
     except SystemExit as ended:  # of a signal, behind the last checkpoint
         LOG.info("stopped with exit code %s; the same command goes on from here", ended.code)
         raise
+    except KeyboardInterrupt:
+        LOG.info("stopped by Ctrl-C; the same command goes on from here")
+        raise
     except BaseException as error:
         LOG.error("ended by %s: %s", type(error).__name__, error)
         raise

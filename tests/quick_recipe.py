@@ -3,7 +3,7 @@
 from psaq_jax.quantization.recipes import read_recipe
 
 OFF = (
-    "close_ups", "token_importance", "rotate", "fold_norms", "fold_attention", "fold_activations",
+    "close_ups", "token_importance", "rotate", "bases", "fold_norms", "fold_attention", "fold_activations",
     "search_weight_scales", "gptq", "coordinate_descent", "two_sided", "reconstruct",
 )  # fmt: skip
 NAME = "-".join(("default", *OFF))

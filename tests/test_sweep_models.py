@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,8 +81,15 @@ def test_distillations_are_kept_and_their_settings_with_them(distilled, data, mo
         run_sweep(distillation(data, distillation=changed), workdir)
 
 
-def test_a_killed_sweep_goes_on_within_a_distillation(distilled, data, tmp_path):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_killed_sweep_goes_on_within_a_distillation(distilled, data, tmp_path, monkeypatch, elsewhere):
+    """Also on other devices, where the start would come out with other last bits."""
     workdir, results, _ = distilled
+    made = sweep.pipeline.quantized_models
+
+    def with_other_bits(*given):
+        for run, q in made(*given):
+            yield run, dataclasses.replace(q, params=jax.tree.map(lambda x: x + (x * 1e-6).astype(x.dtype), q.params))
 
     class Killed(BaseException):
         pass
@@ -97,6 +105,8 @@ def test_a_killed_sweep_goes_on_within_a_distillation(distilled, data, tmp_path)
         run_sweep(distillation(data), tmp_path, bars, every_seconds=0)
     (place,) = tmp_path.glob("*/distillation/seed_0/w6a8-distill-noise")
     done = []
+    if elsewhere:
+        monkeypatch.setattr(sweep.pipeline, "quantized_models", with_other_bits)
     resumed = run_sweep(distillation(data), tmp_path, lambda title: lambda tick, total: done.append((title, tick)))
     assert timeless(resumed) == timeless(results) and not place.exists()
     ticks = [tick for title, tick in done if title.endswith("train")]

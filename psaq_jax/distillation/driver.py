@@ -67,7 +67,8 @@ def distill(
     Args:
       model: the teacher; its dtype is that of both models' passes.
       q: the student's start: the same architecture, quantized.
-      images: [n, height, width, 3] normalised, synthesized: what the student learns on before the first turn's images.
+      images: [n, height, width, 3] normalised, synthesized: those that `q` was made of, and what the student learns on
+        before the first turn's images.
       synthesis: what the generator's images share with calibration images: priors, jitter, rate.
       seed: of everything random; equal seeds give equal models on one kind and number of devices.
       progress: called as progress(ticks done, ticks in all).
@@ -75,8 +76,9 @@ def distill(
         bits depend on the number of devices.
       checkpoints: where to keep the state, and to go on from; of these models, images, settings and seed alone.
     Raises:
-      InputError: images of another shape, a student of another architecture, checkpoints of other models, images,
-        settings or seed, or a loss that stopped being finite.
+      InputError: images of another shape, or others than `q` was made of where its bases are theirs, a student of
+        another architecture, checkpoints of other models, images, settings or seed, or a loss that stopped being
+        finite.
       TryAgain: checkpoints that the system cannot read now. With checkpoints a signal ends the process (143, 130).
     """
     config = DistillationConfig() if config is None else config
@@ -91,7 +93,7 @@ def distill(
         given = {"model": model.fingerprint(), "student": q.fingerprint(), "images": checksum(images)}
         settings = {"distillation": dataclasses.asdict(config), "synthesis": dataclasses.asdict(synthesis)}
         checkpoints.belong_to(given | settings | {"seed": int(seed)})
-    arena, state = turns.enter(model, q, config, synthesis, seed, devices)
+    arena, state = turns.enter(model, q, images, config, synthesis, seed, devices)
     first, state, pool, history = _resumed(arena, state, images, checkpoints)
     began = time.perf_counter()
     for tick in range(first, config.ticks):

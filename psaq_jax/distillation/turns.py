@@ -14,9 +14,9 @@ import optax
 from psaq_jax import meshes
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.loop import adam, generator_config, generator_step, rates, student_step, weights
-from psaq_jax.distillation.student import Grids, Learned, start, units
+from psaq_jax.distillation.student import Grids, Learned, check_bases, start, units
 from psaq_jax.models.model import Model
-from psaq_jax.quantization.rotation import rotated
+from psaq_jax.quantization.preparation import as_rounded
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -37,7 +37,8 @@ class Competition(NamedTuple):
 class Arena(NamedTuple):
     """What stays."""
 
-    teacher: Model
+    teacher: Model  # in the student's bases, as its kernels and blocks' outputs are compared
+    original: Model  # the same function as the synthesis takes it: the generator goes by its attention outputs
     grids: Grids
     rates: Learned  # of Adam, in each parameter's own measure
     config: DistillationConfig
@@ -47,17 +48,23 @@ class Arena(NamedTuple):
 
 
 def enter(
-    model: Model, q: QuantizedModel, config: DistillationConfig, synthesis: SynthesisConfig, seed: int, devices
-) -> tuple[Arena, Competition]:
-    """The state before tick 0, on the most of the devices that divide the batch."""
+    model: Model, q: QuantizedModel, images: np.ndarray, config: DistillationConfig, synthesis: SynthesisConfig,
+    seed: int, devices,
+) -> tuple[Arena, Competition]:  # fmt: skip
+    """The state before tick 0, on the most of the devices that divide the batch.
+
+    Raises:
+      InputError: images that `q` was not made of, where its bases follow from them.
+    """
     placement = meshes.over_divisors(devices, config.batch_size)
-    model = rotated(model, q.options)  # as the student is, whose kernels and blocks' outputs are compared with its own
-    grids, learned = start(model, q)
+    teacher = as_rounded(model, images, q.options, q.activation_bits)
+    check_bases(teacher, q)
+    grids, learned = start(teacher, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
-    teacher = balanced(model) if synthesis.recipe == "default" else model
-    teacher, (grids, steps, learned, moments) = jax.device_put((teacher, student), placement.everywhere)
+    original = balanced(model) if synthesis.recipe == "default" else model
+    models, (grids, steps, learned, moments) = jax.device_put(((teacher, original), student), placement.everywhere)
     turn = generator_config(config, synthesis)
-    arena = Arena(teacher, grids, steps, config, turn, seed, placement)
+    arena = Arena(*models, grids, steps, config, turn, seed, placement)
     return arena, Competition(learned, moments, noise(arena, 0))
 
 
@@ -72,8 +79,8 @@ def generate(arena: Arena, state: Competition, turn: int, i: int) -> tuple[Compe
     """Iteration `i` of a turn's images."""
     group = noise(arena, turn) if i == 0 else state.group
     group, terms = generator_step(
-        arena.teacher, arena.grids, state.learned, arena.synthesis, jnp.float32(arena.config.discrepancy_weight), group,
-        jnp.int32(i),
+        arena.original, arena.grids, state.learned, arena.synthesis, jnp.float32(arena.config.discrepancy_weight),
+        group, jnp.int32(i),
     )  # fmt: skip
     return state._replace(group=_shared_out(arena, group)), terms
 
@@ -91,7 +98,7 @@ def learn(arena: Arena, state: Competition, pool: list[np.ndarray], turn: int, i
 
 def made(arena: Arena, state: Competition) -> np.ndarray:
     """The generator's images as they are now."""
-    return np.asarray(jax.jit(shown, static_argnums=1)(arena.teacher, arena.synthesis, state.group.variables))
+    return np.asarray(jax.jit(shown, static_argnums=1)(arena.original, arena.synthesis, state.group.variables))
 
 
 def draw(pool: list[np.ndarray], config: DistillationConfig, seeds) -> np.ndarray:
@@ -106,7 +113,7 @@ def draw(pool: list[np.ndarray], config: DistillationConfig, seeds) -> np.ndarra
 
 def noise(arena: Arena, turn: int) -> GroupState:
     """The generator's start of a turn."""
-    return _shared_out(arena, initial_group(arena.teacher, arena.synthesis, arena.seed, FIRST_GROUP + turn))
+    return _shared_out(arena, initial_group(arena.original, arena.synthesis, arena.seed, FIRST_GROUP + turn))
 
 
 def _shared_out(arena: Arena, group: GroupState) -> GroupState:

@@ -6,6 +6,7 @@ how a model is made hard to quantize without being changed. Shapes: o outputs, c
 """
 
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 EPSILON = 1e-12
@@ -80,6 +81,25 @@ def fold_queries(params: dict, qkv: str, factor, shift) -> dict:
         offset = jnp.concatenate([jnp.zeros(c), shift, jnp.zeros(c)])
         changes[f"{qkv}/bias"] = (flat[f"{qkv}/bias"] - offset) * scale
     return changed(params, changes)
+
+
+def change_bases(params: dict, qkv: str, projection: str, queries: np.ndarray, values: np.ndarray) -> dict:
+    """Every head's queries become T·q, its keys T⁻ᵀ·k, its values and so what attention makes of them T·v.
+
+    Args:
+      queries, values: T of each head, [h, d, d] float64, invertible.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    heads, width, _ = queries.shape
+    undone = np.linalg.inv(values).transpose(0, 2, 1)
+    bases, changes = np.stack([queries, np.linalg.inv(queries).transpose(0, 2, 1), values]), {}
+    for leaf in (f"{qkv}/kernel", f"{qkv}/bias"):
+        if leaf in flat:
+            columns = np.asarray(flat[leaf], np.float64).reshape(-1, 3, heads, width)
+            changes[leaf] = np.einsum("ijhd,jhed->ijhe", columns, bases).reshape(flat[leaf].shape)
+    rows = np.asarray(flat[f"{projection}/kernel"], np.float64).reshape(heads, width, -1)
+    changes[f"{projection}/kernel"] = (undone @ rows).reshape(flat[f"{projection}/kernel"].shape)
+    return changed(params, {leaf: jnp.asarray(value, jnp.float32) for leaf, value in changes.items()})
 
 
 def fold_gated(params: dict, dense1: str, dense2: str, factor) -> dict:

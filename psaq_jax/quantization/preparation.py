@@ -6,11 +6,13 @@ Each part is made when it is first asked for, and kept.
 import dataclasses
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import streaming
+from psaq_jax.quantization.bases import in_bases
 from psaq_jax.quantization.calibration import check_pixels
 from psaq_jax.quantization.channel_folding import Bits, fold
 from psaq_jax.quantization.importance import token_importance
@@ -28,10 +30,20 @@ class Preparation:
     model: Model
     images: np.ndarray
     options: DefaultRecipe
+    of_few_bits: bool = False  # whether `rotated` is in the bases of few bits of activations
+
+    def at(self, activation_bits: int | None) -> "Preparation":
+        """The preparation for these bits of activations."""
+        return self._of_few_bits if self.options.wants_bases(activation_bits) else self
+
+    @functools.cached_property
+    def _of_few_bits(self) -> "Preparation":
+        return dataclasses.replace(self, of_few_bits=True)
 
     @functools.cached_property
     def rotated(self) -> Model:
-        return rotated(self.model, self.options)
+        model = rotated(self.model, self.options)
+        return in_bases(model, self.views[self.some], self.options) if self.of_few_bits else model
 
     @functools.cached_property
     def folded(self) -> Model:
@@ -68,6 +80,16 @@ class Preparation:
     def gradients(self) -> dict[str, np.ndarray]:
         """`block_gradients` of some of the views."""
         return block_gradients(self.rotated, self.views[self.some], self.options.seed)
+
+
+def as_rounded(model: Model, images, options: DefaultRecipe | None, activation_bits: int | None) -> Model:
+    """The float model in the bases that a quantized model of these images has its kernels in, not folded; the model
+    itself of recipe "paper", whose options are None.
+    """
+    if options is None:
+        return model
+    found = prepare(model.with_dtype(jnp.float32), images, options).at(activation_bits).rotated
+    return found.replace(module=model.module)
 
 
 def prepare(model: Model, images, options: DefaultRecipe) -> Preparation:

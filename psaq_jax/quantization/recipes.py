@@ -27,13 +27,13 @@ WITHOUT = {
     "fold_attention": False, "fold_activations": False, "folding_strength": 1.0, "search_ranges": False,
     "token_importance": False, "coverage": ((1.0, 1.0),), "softmax": "uniform", "gelu": "uniform", "gptq": False,
     "coordinate_descent": False, "two_sided": False, "search_weight_scales": False, "bias_correction": False,
-    "reconstruct": False, "learn_scales": False, "learn_rounding": False,
+    "bases": False, "reconstruct": False, "learn_scales": False, "learn_rounding": False,
 }  # fmt: skip
-WITH = {"reconstruct": True, "learn_scales": True, "learn_rounding": True}
+WITH = {"bases": True, "reconstruct": True, "learn_scales": True, "learn_rounding": True}
 # What records that are older than a switch mean; every new one stands here.
 ADDED = {
     "token_importance": False, "close_ups": False, "coordinate_descent": False, "two_sided": False,
-    "learn_scales": True, "rotate": False,
+    "learn_scales": True, "rotate": False, "bases": False,
 }  # fmt: skip
 
 SOFTMAX = ("searched", "log_sqrt2", "log2", "uniform")
@@ -62,6 +62,8 @@ class DefaultRecipe:
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
       rotate: the residual stream (a Swin transformer's from its second stage on) is rotated, so that no channel is
         larger than the others (`rotation`).
+      bases: that stream turned on, and each head's queries, keys and values in bases of their own, by what errors in
+        their channels cost (`bases`); None: where activations have at most 4 bits; True; False.
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.
       fold_activations: at 8 bits, scales for the channels of GELU outputs, kept as a product by channel.
@@ -96,6 +98,7 @@ class DefaultRecipe:
     close_ups: bool = True
     first_last_8bit: bool = True
     rotate: bool = True
+    bases: bool | None = None
     fold_norms: bool = True
     fold_attention: bool = True
     fold_activations: bool = True
@@ -139,6 +142,10 @@ class DefaultRecipe:
     def without_images(self) -> "DefaultRecipe":
         """What is left of the ingredients where there are no images to choose anything on."""
         return dataclasses.replace(self, **(WITHOUT | {"first_last_8bit": self.first_last_8bit}))
+
+    def wants_bases(self, activation_bits: int | None) -> bool:
+        """Where the options leave it open: at most 4 bits of activations (docs/experiments.md)."""
+        return (activation_bits or 32) <= 4 if self.bases is None else self.bases
 
     def bits(self, name: str, bits: int) -> int:
         """The bits of a site or layer of that name where the others have `bits`."""

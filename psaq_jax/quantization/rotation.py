@@ -42,12 +42,16 @@ def rotated(model: Model, options: DefaultRecipe | None) -> Model:
     Returns:
       the model itself where the recipe does not rotate, or where qkv has no bias that could take the LayerNorm's.
     """
-    if options is None or not options.rotate or not model.module.qkv_bias:
+    if not rotates(model, options):
         return model
     flat = traverse_util.flatten_dict(model.params, sep="/")
     for stream in streams(model.module, flat):
-        flat = _rotated(flat, rotation(stream.width, options.seed), stream)
+        flat = turn_stream(flat, rotation(stream.width, options.seed), stream)
     return model.replace(params=traverse_util.unflatten_dict(flat, sep="/"))
+
+
+def rotates(model: Model, options: DefaultRecipe | None) -> bool:
+    return options is not None and options.rotate and model.module.qkv_bias
 
 
 def streams(module: VisionTransformer | SwinTransformer, flat: dict) -> list[Stream]:
@@ -77,7 +81,8 @@ def rotation(width: int, seed: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="stream")
-def _rotated(flat: dict, turn, stream: Stream) -> dict:
+def turn_stream(flat: dict, turn, stream: Stream) -> dict:
+    """{path: value} of the same function whose stream is the given one's times `turn` [c, c]."""
     product = functools.partial(jnp.matmul, precision="highest")
     changed = dict(flat) | {name: product(flat[name], turn) for name in TOKENS if name in flat}
 

@@ -80,10 +80,19 @@ def test_blocks_are_compared_in_the_same_basis(model):
     """Eight bits are near: what a rotated residual stream has in common with the model's as it is would be far."""
     config = dataclasses.replace(SHORT, cycles=1, generator_iterations=0)
     first = {
-        rotate: distill(model, quantized(model, 8, 8, rotate=rotate), IMAGES, config).history["student/features"][0]
-        for rotate in (False, True)
+        ingredient: distill(
+            model, quantized(model, 8, 8, **dict.fromkeys(filter(None, [ingredient]), True)), IMAGES, config
+        ).history["student/features"][0]
+        for ingredient in ("", "rotate", "bases")
     }
-    assert first[True] < 1.5 * first[False] < 0.1, first
+    assert max(first["rotate"], first["bases"]) < 1.5 * first[""] < 0.1, first
+
+
+def test_bases_are_of_the_images_that_the_start_was_made_of(model):
+    config = dataclasses.replace(SHORT, cycles=1, generator_iterations=0)
+    with pytest.raises(InputError, match="images: found others than the quantized model was made of"):
+        distill(model, quantized(model, 8, 8, rotate=True, bases=True), IMAGES[::-1] ** 2, config)
+    distill(model, quantized(model, 8, 8, rotate=True), IMAGES[::-1] ** 2, config)  # these are not
 
 
 def test_the_generators_images_enlarge_the_discrepancy(model, start):

@@ -8,7 +8,7 @@ from flax import traverse_util
 import psaq_jax
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.rotation import _rotated, rotated, rotation, streams
+from psaq_jax.quantization.rotation import rotated, rotation, streams, turn_stream
 from psaq_jax.sites import record
 from tests.golden_files import GOLDEN
 from tests.quantization.artefacts import random_model, random_pixels
@@ -114,5 +114,5 @@ def test_products_keep_their_precision_on_accelerators():
     model = psaq_jax.load_model(GOLDEN / "checkpoints" / "hf_dinov2")
     flat = traverse_util.flatten_dict(model.params, sep="/")
     (stream,) = streams(model.module, flat)
-    text = str(jax.make_jaxpr(lambda flat, turn: _rotated(flat, turn, stream))(flat, rotation(stream.width, 0)))
+    text = str(jax.make_jaxpr(lambda flat, turn: turn_stream(flat, turn, stream))(flat, rotation(stream.width, 0)))
     assert text.count("dot_general[") == text.count("HIGHEST, Precision.HIGHEST") > 0

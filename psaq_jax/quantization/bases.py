@@ -1,0 +1,173 @@
+"""The bases in which few bits lose least: the residual stream turned once more, and each head's queries and values.
+
+Rounding adds noise to every channel in proportion to the channel's spread (its step follows its range) and at the cost
+of the squared gradient there. To first order the logits' squared error is a constant times
+
+    Σ over sites Σ over channels  S_ii · G_ii,    S: the site's second moments, G: those of the logits' gradients there,
+
+which another basis changes, while the model computes what it did. The residual stream may be turned by any rotation R
+that keeps the vector of ones (`rotation`): RᵀSR and RᵀGR. It is found by descent, as SpinQuant's (Liu et al., ICLR
+2025) are, on these matrices alone. What a head's queries are multiplied by, T, its keys' inverse takes back, and the
+same goes for values and projection: T S Tᵀ and T⁻ᵀ G T⁻¹. There the least sum is known: both matrices equal and
+diagonal (as in balanced truncation of linear systems, Moore, 1981), then turned so that all channels are alike.
+Shapes: c channels, h heads, d their width, s sites.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+from psaq_jax.models.model import Model
+from psaq_jax.quantization import folding, streaming
+from psaq_jax.quantization.importance import backward_batch, site_gradients
+from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.rotation import rotates, streams, turn_stream
+from psaq_jax.quantization.statistics import has_heads
+
+COMBINATIONS = 2  # of the logits, an image
+STEPS = 100  # of Adam, for the residual stream
+RATE = 0.04  # of Adam, divided by the root of the width
+DAMPING = 0.1  # part of the moments that no basis changes: what other images excite is not known that well
+NORMS = ("norm1_output", "norm2_output")
+
+
+class Moments(NamedTuple):
+    """Of one site: [1, c, c], or [h, d, d] of queries, keys, values and attention outputs."""
+
+    spread: np.ndarray  # second moments of its tensor, about the mean but for queries, which folding does not shift
+    cost: np.ndarray  # second moments of the logits' gradients
+
+
+def in_bases(model: Model, images: np.ndarray, options: DefaultRecipe) -> Model:
+    """The same function in other bases, for a model as `rotation.rotated` leaves it with these options.
+
+    Args:
+      images: [n, height, width, 3] float32, normalised.
+    """
+    moments = site_moments(model, images, options.seed)
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    for stream in streams(model.module, flat) if rotates(model, options) else ():
+        sites = [moments[f"{block}/{norm}"] for block in stream.blocks for norm in NORMS]
+        flat = turn_stream(flat, best_turn(*(np.concatenate(each) for each in zip(*sites, strict=True))), stream)
+    params, generator = traverse_util.unflatten_dict(flat, sep="/"), np.random.default_rng(options.seed)
+    for block in folding.blocks(params):
+        params = _with_heads(params, f"{block}/attention", moments, generator)
+    return model.replace(params=params)
+
+
+def site_moments(model: Model, images: np.ndarray, seed: int) -> dict[str, Moments]:
+    """{site: `Moments`} of every LayerNorm in a block and what is made of it for the attention."""
+    totals, size = {}, backward_batch(model)
+    for number, (part, mask) in enumerate(streaming.batches(np.concatenate([images] * COMBINATIONS), size=size)):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        for name, sums in _sums(model, part, key, mask).items():
+            totals[name] = jax.tree.map(jnp.add, totals[name], sums) if name in totals else sums
+    return {name: _moments(name, jax.device_get(sums)) for name, sums in totals.items()}
+
+
+@jax.jit
+def _sums(model: Model, images, key, mask) -> dict[str, tuple]:
+    """{site: (x xᵀ, x, g gᵀ, rows)} of a batch, summed up over rows."""
+    gradients, seen = site_gradients(
+        model, images, key, lambda name: has_heads(name) or name.rpartition("/")[2] in NORMS
+    )
+    product, found = functools.partial(jnp.einsum, "bhnd,bhne->hde", precision="highest"), {}
+    for name, gradient in gradients.items():
+        x, g = (y.astype(jnp.float32) for y in (seen[name], gradient))
+        if not has_heads(name):
+            x, g = (y.reshape(len(y), 1, -1, y.shape[-1]) for y in (x, g))
+        weight = jnp.repeat(mask, len(x) // len(mask), total_repeat_length=len(x))[:, None, None, None]
+        rows = weight.sum() * x.shape[2]
+        found[name] = product(weight * x, x), (weight * x).sum((0, 2)), product(weight * g, g), rows
+    return found
+
+
+def _moments(name: str, sums) -> Moments:
+    square, total, cost, rows = (np.asarray(y, np.float64) for y in sums)
+    spread, mean = square / rows, total / rows
+    if name.rpartition("/")[2] != "query":
+        spread = spread - mean[:, :, None] * mean[:, None, :]
+    return Moments(spread, cost)
+
+
+def best_turn(spread: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """The rotation [c, c] float32 that keeps the vector of ones and makes the noise of all sites [s, c, c] least."""
+    even = np.eye(spread.shape[-1]) / spread.shape[-1]
+    spread, cost = (
+        (1 - DAMPING) * y + DAMPING * np.trace(y, axis1=1, axis2=2)[:, None, None] * even for y in (spread, cost)
+    )
+    whole = max(np.einsum("sii,sii->", spread, cost), 1e-30)
+    return np.asarray(_descend(jnp.asarray(spread, jnp.float32), jnp.asarray(cost / whole, jnp.float32)))
+
+
+@jax.jit
+def _descend(spread, cost) -> jax.Array:
+    """By Adam on Cayley's parameters, from no turn at all."""
+    width = spread.shape[-1]
+    product, unit = functools.partial(jnp.matmul, precision="highest"), jnp.eye(width)
+    across = jnp.linalg.qr(jnp.eye(width).at[:, 0].set(1.0))[0][:, 1:]  # everything but the vector of ones
+
+    def turn(free):
+        skew = product(product(across, free - free.T), across.T)
+        return jnp.linalg.solve(unit + skew, unit - skew)
+
+    def noise(free):
+        r = turn(free)
+        diagonals = [jnp.sum(product(y, r) * r, axis=1) for y in (spread, cost)]
+        return jnp.sum(diagonals[0] * diagonals[1])
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE / jnp.sqrt(width), STEPS))
+
+    def step(state, _):
+        free, moments = state
+        updates, moments = optimizer.update(jax.grad(noise)(free), moments)
+        return (optax.apply_updates(free, updates), moments), None
+
+    start = jnp.zeros((width - 1, width - 1))
+    (free, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=STEPS)
+    return turn(free)
+
+
+def _with_heads(params: dict, attention: str, moments: dict[str, Moments], generator) -> dict:
+    """The parameters with queries, keys and values of every head in their best bases."""
+    query, key, value, output = (moments[f"{attention}/{n}"] for n in ("query", "key", "value", "attention_output"))
+    of_queries = head_bases(_sum(query.spread, key.cost), _sum(key.spread, query.cost), query.spread, generator)
+    sizes = (np.trace(y, axis1=1, axis2=2)[:, None, None] for y in (value.spread, output.spread))
+    costs = sum(size * y.cost for size, y in zip(sizes, (value, output), strict=True))
+    of_values = head_bases(_sum(value.spread, output.spread), costs, value.spread, generator)
+    return folding.change_bases(params, f"{attention}/qkv", f"{attention}/projection", of_queries, of_values)
+
+
+def _sum(*matrices: np.ndarray) -> np.ndarray:
+    """Of [h, d, d] each, every head's with a trace of one."""
+    return sum(y / np.maximum(np.trace(y, axis1=1, axis2=2), 1e-30)[:, None, None] for y in matrices)
+
+
+def head_bases(spread: np.ndarray, cost: np.ndarray, kept: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """T [h, d, d] float64 with T spread Tᵀ = T⁻ᵀ cost T⁻¹ up to a factor, all of whose diagonals are nearly even.
+
+    Damped by the matrices' own diagonals, so that T follows channels that are scaled. kept: [h, d, d], whose trace T
+    leaves as it is.
+    """
+    found = []
+    for spread_h, cost_h, kept_h in zip(*map(_damped, (spread, cost)), kept, strict=True):
+        lower = np.linalg.cholesky(spread_h)
+        values, vectors = np.linalg.eigh(lower.T @ cost_h @ lower)
+        base = np.maximum(values, values[-1] * 1e-12)[:, None] ** 0.25 * np.linalg.solve(lower.T, vectors).T
+        base *= np.where(base @ np.sqrt(np.diag(spread_h)) < 0, -1, 1)[:, None]  # eigenvectors have either sign
+        base = np.linalg.qr(generator.normal(size=base.shape))[0] @ base
+        size, size_there = np.trace(kept_h), np.trace(base @ kept_h @ base.T)
+        found.append(base * np.sqrt(size / size_there) if size > 0 else base)
+    return np.stack(found)
+
+
+def _damped(matrices: np.ndarray) -> np.ndarray:
+    diagonals = np.einsum("hii->hi", matrices)
+    usual = np.maximum(diagonals.mean(-1, keepdims=True), 1e-30)
+    diagonals = np.where(diagonals > 0, diagonals, usual)  # zero: a channel that nothing excites, or that takes nothing
+    return (1 - DAMPING) * matrices + DAMPING * diagonals[:, :, None] * np.eye(matrices.shape[-1])

@@ -165,7 +165,7 @@ def test_whole_bits_are_of_weights_and_activations(bits, whole):
         ({"quantization": {"recipe": "default,distill"}}, "recipe 'distill' is for launch.sweep alone"),
         ({"quantization": {"recipe": "papper"}}, "quantization.recipe is 'papper', known are"),
         ({"quantization": {"recipe": "default-gtpq"}}, "'-gtpq' is none of plain_grounds, close_ups,"),
-        ({"quantization": {"recipe": "default+gptq"}}, "'+gptq' is none of reconstruct"),
+        ({"quantization": {"recipe": "default+gptq"}}, "'+gptq' is none of bases, reconstruct"),
         ({"quantization": {"recipe": "paper-gptq"}}, "recipe 'paper' has no ingredients to change"),
         ({"synthesis": {"num_images": 40}}, "which groups of synthesis.group_size = 32 don't divide"),
     ],

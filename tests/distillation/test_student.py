@@ -139,7 +139,7 @@ def test_kernels_start_where_the_rotated_original_lies():
     options, images = dataclasses.replace(QUICK, rotate=True), np.zeros((2, *model.image_shape), np.float32)
     q = psaq_jax.quantize(model, None, 8, 8, recipe="default", images=images, options=options)
     synthesis = psaq_jax.SynthesisConfig(recipe="default")
-    _, state = turns.enter(model, q, DistillationConfig(), synthesis, 0, tuple(jax.local_devices()))
+    _, state = turns.enter(model, q, images, DistillationConfig(), synthesis, 0, tuple(jax.local_devices()))
     kernel, path = q.params["block_1"]["attention"]["qkv"]["kernel"], "block_1/attention/qkv/kernel"
     lean = np.abs(state.learned.kernels[path] / kernel.scale - kernel.codes)
     assert np.mean(lean > 0.99 * student.LEAN) < 0.6

@@ -25,7 +25,9 @@ def entered(tmp_path_factory):
     """(arena, state before the first tick) of a model of one block."""
     model = psaq_jax.load_model(jobs.shallow(tmp_path_factory.mktemp("model")))
     q = psaq_jax.quantize(model, psaq_jax.calibrate(model, IMAGES, recipe="default"), 4, 4, "default")
-    return turns.enter(model, q, CONFIG, psaq_jax.SynthesisConfig(recipe="default"), 1, tuple(jax.devices()[:1]))
+    return turns.enter(
+        model, q, IMAGES, CONFIG, psaq_jax.SynthesisConfig(recipe="default"), 1, tuple(jax.devices()[:1])
+    )
 
 
 def test_the_discrepancy_is_the_mean_absolute_error():

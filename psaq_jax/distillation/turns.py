@@ -57,8 +57,9 @@ def enter(
       InputError: images that `q` was not made of, where its bases follow from them.
     """
     placement = meshes.over_divisors(devices, config.batch_size)
-    teacher = as_rounded(model, images, q.options, q.activation_bits)
+    teacher = as_rounded(model.with_dtype(q.module.dtype), images, q.options, q.activation_bits)
     check_bases(teacher, q)
+    teacher = teacher.with_dtype(model.module.dtype)
     grids, learned = start(teacher, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
     original = balanced(model) if synthesis.recipe == "default" else model

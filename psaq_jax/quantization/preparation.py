@@ -6,7 +6,6 @@ Each part is made when it is first asked for, and kept.
 import dataclasses
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 
 from psaq_jax.errors import InputError
@@ -86,10 +85,7 @@ def as_rounded(model: Model, images, options: DefaultRecipe | None, activation_b
     """The float model in the bases that a quantized model of these images has its kernels in, not folded; the model
     itself of recipe "paper", whose options are None.
     """
-    if options is None:
-        return model
-    found = prepare(model.with_dtype(jnp.float32), images, options).at(activation_bits).rotated
-    return found.replace(module=model.module)
+    return model if options is None else prepare(model, images, options).at(activation_bits).rotated
 
 
 def prepare(model: Model, images, options: DefaultRecipe) -> Preparation:

@@ -29,7 +29,6 @@ from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import Metrics, metrics
 from psaq_jax.progress import Bars
-from psaq_jax.quantization.artefact import save_quantized
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis.job import synthesize_for_job
@@ -198,20 +197,14 @@ class _Cells:
     def distilled(
         self, config: SweepConfig, title: str, run: dict, start: QuantizedModel, pixels: np.ndarray
     ) -> QuantizedModel:
-        """The start, trained on its calibration set and, where that was synthesized, on the generator's images.
-
-        The start is kept beside the checkpoints: made anew on other devices it would have other last bits.
-        """
+        """The start, trained on its calibration set and, where that was synthesized, on the generator's images."""
         settings = config.distillation
         if run["calibration"] != "synthesized":
             settings = dataclasses.replace(settings, generator_iterations=0)
-        name = results.run_name(run)
-        folder, bar = self.seed_folder(config.seed, DISTILL) / name, self.bars(f"{title} {name} train")
-        kept = pipeline.saved_model(folder / "start")
-        if kept is None:
-            save_quantized(start, folder / "start")
-        args = config, settings, self.model, kept or start, pixels, bar, self.every_seconds
-        return distill_in_folder(folder, *args).model
+        name, folder = results.run_name(run), self.seed_folder(config.seed, DISTILL)
+        bar = self.bars(f"{title} {name} train")
+        args = config, settings, self.model, start, pixels, bar, self.every_seconds
+        return distill_in_folder(folder / name, *args).model
 
     def examples(self) -> pipeline.Examples:
         """Of the data set: its images, once they are decoded."""

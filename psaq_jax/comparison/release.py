@@ -42,9 +42,8 @@ class Release(NamedTuple):
     def job(self, **fields) -> None:
         """Adds fields to the job that every later `run` sees."""
         path = self.folder / "job.json"
-        files.write_json(
-            path, (resumption.read_json_if_whole(path) or {}) | fields
-        )  # a restart writes every field again
+        before = resumption.read_json_if_whole(path) or {}  # a restart writes every field again
+        files.write_json(path, before | fields)
 
     def run(self, command: str, progress: Progress | None = None, timeout: float | None = None) -> dict:
         """Runs a command of the adapter; its own log grows by what it prints. Returns its figures.

@@ -15,12 +15,13 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
 from psaq_jax.pipeline import quantized_models, saved_model
 from psaq_jax.progress import Bars, Progress
+from psaq_jax.quantization.artefact import save_quantized
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.writing import write_images
 from psaq_jax.results import run_name
 from psaq_jax.synthesis.checkpointing import open_checkpoints
 
-SUMMARY = "summary.json"
+SUMMARY, START = "summary.json", "start"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +89,19 @@ def distill_in_folder(
 ) -> DistillationResult:  # fmt: skip
     """Distils with the job's dtype, synthesis and seed, or goes on from FOLDER.
 
-    SIGTERM and Ctrl-C end the process with its state on the disk.
+    FOLDER/start keeps the start until the end: made anew on other devices it would have other last bits. SIGTERM and
+    Ctrl-C end the process with its state on the disk.
     """
+    kept = saved_model(folder / START)
+    if kept is None:
+        save_quantized(start, folder / START)
     with open_checkpoints(folder, every_seconds) as checkpoints:
-        passes = model.with_dtype(config.dtype)
-        return distill(
-            passes, start, images, distillation, config.synthesis, config.seed, progress, checkpoints=checkpoints
+        passes, student = model.with_dtype(config.dtype), kept or start
+        result = distill(
+            passes, student, images, distillation, config.synthesis, config.seed, progress, checkpoints=checkpoints
         )
+    shutil.rmtree(folder / START, ignore_errors=True)
+    return result
 
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:

@@ -23,13 +23,13 @@ import optax
 from flax import traverse_util
 
 from psaq_jax.models.model import Model
-from psaq_jax.quantization import folding, streaming
-from psaq_jax.quantization.importance import backward_batch, site_gradients
+from psaq_jax.quantization import folding
+from psaq_jax.quantization.importance import backward_batches, site_gradients
+from psaq_jax.quantization.output_moments import COMBINATIONS
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotates, streams, turn_stream
 from psaq_jax.quantization.statistics import has_heads
 
-COMBINATIONS = 2  # of the logits, an image
 STEPS = 100  # of Adam, for the residual stream
 RATE = 0.04  # of Adam, divided by the root of the width
 DAMPING = 0.1  # part of the moments that no basis changes: what other images excite is not known that well
@@ -62,9 +62,8 @@ def in_bases(model: Model, images: np.ndarray, options: DefaultRecipe) -> Model:
 
 def site_moments(model: Model, images: np.ndarray, seed: int) -> dict[str, Moments]:
     """{site: `Moments`} of every LayerNorm in a block and what is made of it for the attention."""
-    totals, size = {}, backward_batch(model)
-    for number, (part, mask) in enumerate(streaming.batches(np.concatenate([images] * COMBINATIONS), size=size)):
-        key = jax.random.fold_in(jax.random.key(seed), number)
+    totals = {}
+    for part, mask, key in backward_batches(model, np.concatenate([images] * COMBINATIONS), seed):
         for name, sums in _sums(model, part, key, mask).items():
             totals[name] = jax.tree.map(jnp.add, totals[name], sums) if name in totals else sums
     return {name: _moments(name, jax.device_get(sums)) for name, sums in totals.items()}

@@ -7,7 +7,7 @@ element it is what BRECQ (Li et al., ICLR 2021) weighs its errors with.
 Shapes: n images, b of a batch, r rows of one image (tokens, for softmax outputs heads and tokens).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -36,18 +36,19 @@ def token_importance(model: Model, images: np.ndarray, seed: int = 0) -> dict[st
 def by_batches(function, model: Model, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """What `function(model, batch, key) -> {name: [b, ...]}` gives for all images, {name: [n, ...]}; a key a batch."""
     found = {}
-    for number, (part, mask) in enumerate(streaming.batches(images, size=backward_batch(model))):
-        key = jax.random.fold_in(jax.random.key(seed), number)
+    for part, mask, key in backward_batches(model, images, seed):
         for name, rows in function(model, part, key).items():
             found.setdefault(name, []).append(np.asarray(rows)[mask > 0])
     return {name: np.concatenate(rows) for name, rows in found.items()}
 
 
-def backward_batch(model: Model) -> int:
-    """How many images a backward pass through the whole model takes."""
+def backward_batches(model: Model, images: np.ndarray, seed: int) -> Iterator[tuple]:
+    """(batch, its mask [b], a key of its own), each as large as a backward pass through the whole model takes."""
     one = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     sites = jax.eval_shape(lambda x: record(model.module, model.params, x, "*")[1], one)
-    return streaming.images_at_once(sites, 1, BATCH)
+    size = streaming.images_at_once(sites, 1, BATCH)
+    for number, (part, mask) in enumerate(streaming.batches(images, size=size)):
+        yield part, mask, jax.random.fold_in(jax.random.key(seed), number)
 
 
 @jax.jit

@@ -29,7 +29,7 @@ class Preparation:
     model: Model
     images: np.ndarray
     options: DefaultRecipe
-    of_few_bits: bool = False  # whether `rotated` is in the bases of few bits of activations
+    of_more_bits: "Preparation | None" = None  # of one in the bases of few bits of activations, whose views are its own
 
     def at(self, activation_bits: int | None) -> "Preparation":
         """The preparation for these bits of activations."""
@@ -37,12 +37,13 @@ class Preparation:
 
     @functools.cached_property
     def _of_few_bits(self) -> "Preparation":
-        return dataclasses.replace(self, of_few_bits=True)
+        return dataclasses.replace(self, of_more_bits=self)
 
     @functools.cached_property
     def rotated(self) -> Model:
-        model = rotated(self.model, self.options)
-        return in_bases(model, self.views[self.some], self.options) if self.of_few_bits else model
+        if self.of_more_bits:
+            return in_bases(self.of_more_bits.rotated, self.views[self.some], self.options)
+        return rotated(self.model, self.options)
 
     @functools.cached_property
     def folded(self) -> Model:
@@ -59,10 +60,14 @@ class Preparation:
     @functools.cached_property
     def views(self) -> np.ndarray:
         """The images and, unless that is switched off, each once more on a plain ground."""
+        if self.of_more_bits:
+            return self.of_more_bits.views
         return with_plain_grounds(self.images, self.options.seed) if self.options.plain_grounds else self.images
 
     @functools.cached_property
     def close_ups(self) -> np.ndarray | None:
+        if self.of_more_bits:
+            return self.of_more_bits.close_ups
         return close_ups(self.images, self.options.seed) if self.options.close_ups else None
 
     @functools.cached_property

@@ -32,13 +32,11 @@ class Stream(NamedTuple):
     ends: tuple[str, tuple[str, ...]]  # the last LayerNorm and the layers that take its output
 
 
-def rotated(model: Model, options: DefaultRecipe | None) -> Model:
+def rotated(model: Model, options: DefaultRecipe) -> Model:
     """The same function, whose residual stream in every token is the model's times a rotation: what a recipe rounds.
 
     LayerScales go into the layers before them, the scales and biases of LayerNorms into those behind them.
 
-    Args:
-      options: None: of recipe "paper".
     Returns:
       the model itself where the recipe does not rotate, or where qkv has no bias that could take the LayerNorm's.
     """
@@ -50,8 +48,8 @@ def rotated(model: Model, options: DefaultRecipe | None) -> Model:
     return model.replace(params=traverse_util.unflatten_dict(flat, sep="/"))
 
 
-def rotates(model: Model, options: DefaultRecipe | None) -> bool:
-    return options is not None and options.rotate and model.module.qkv_bias
+def rotates(model: Model, options: DefaultRecipe) -> bool:
+    return options.rotate and model.module.qkv_bias
 
 
 def streams(module: VisionTransformer | SwinTransformer, flat: dict) -> list[Stream]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax.quantization import bases
+from psaq_jax.quantization import bases, importance
 from psaq_jax.quantization.importance import site_gradients
 from psaq_jax.quantization.preparation import as_rounded, prepare
 from psaq_jax.quantization.recipes import DefaultRecipe
@@ -56,7 +56,7 @@ def test_moments_are_of_every_row_of_every_image_once():
     model, pixels = random_model(), random_pixels(count=3)
     one_by_one = np.concatenate([pixels] * bases.COMBINATIONS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bases, "backward_batch", lambda model: 4)
+        patch.setattr(importance, "BATCH", 4)
         found = bases.site_moments(model, pixels, 3)
     rows = {name: ([], []) for name in ("block_0/norm2_output", "block_0/attention/query", "block_0/attention/value")}
     for number, part in enumerate(([0, 1, 2, 3], [4, 5, 5, 5])):
@@ -145,7 +145,8 @@ def test_they_are_for_few_bits_of_activations(given, bits, expected):
     model, pixels = random_model(), random_pixels()
     prepared = prepare(model, pixels, dataclasses.replace(QUICK, bases=given))
     assert prepared.options.wants_bases(bits) == expected
-    assert (prepared.at(bits) is not prepared) == expected == prepared.at(bits).of_few_bits
+    assert (prepared.at(bits) is not prepared) == expected == (prepared.at(bits).of_more_bits is prepared)
+    assert prepared.at(bits).views is prepared.views
 
 
 def test_recipe_default_rounds_in_them():

@@ -3,17 +3,20 @@
 Rounding adds noise to every channel in proportion to the channel's spread (its step follows its range) and at the cost
 of the squared gradient there. To first order the logits' squared error is a constant times
 
-    Σ over sites Σ over channels  S_ii · G_ii,    S: the site's second moments, G: those of the logits' gradients there,
+    Σ over sites Σ over channels  S_ii · K_i · G_ii,
 
-which another basis changes, while the model computes what it did. The residual stream may be turned by any rotation R
-that keeps the vector of ones (`rotation`): RᵀSR and RᵀGR. It is found by descent, as SpinQuant's (Liu et al., ICLR
-2025) are, on these matrices alone. What a head's queries are multiplied by, T, its keys' inverse takes back, and the
-same goes for values and projection: T S Tᵀ and T⁻ᵀ G T⁻¹. There the least sum is known: both matrices equal and
-diagonal (as in balanced truncation of linear systems, Moore, 1981), then turned so that all channels are alike.
-Shapes: c channels, h heads, d their width, s sites.
+S being the site's second moments, G those of the logits' gradients there, and K the channel's kurtosis, a third of it:
+heavy tails take wide ranges. Another basis changes the sum, while the model computes what it did. The residual stream
+may be turned by any rotation R that keeps the vector of ones (`rotation`): RᵀSR and RᵀGR. It is found by descent, as
+SpinQuant's (Liu et al., ICLR 2025) are, on these matrices and some of the site's rows. What a head's queries are
+multiplied by, T, its keys' inverse takes back, and the same goes for values and projection: T S Tᵀ and T⁻ᵀ G T⁻¹. But
+for K the least sum is known: both matrices equal and diagonal (as in balanced truncation of linear systems, Moore,
+1981), then turned so that all channels are alike; of such turns K has the one that descent finds from a random one.
+Shapes: c channels, h heads, d their width, s sites, k rows.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,15 +35,23 @@ from psaq_jax.quantization.statistics import has_heads
 
 STEPS = 100  # of Adam, for the residual stream
 RATE = 0.04  # of Adam, divided by the root of the width
-DAMPING = 0.1  # part of the moments that no basis changes: what other images excite is not known that well
+DAMPING = 0.5  # part of the moments that no basis changes: what other images excite is not known that well
+ROWS, ROWS_A_BATCH = 1024, 128  # of a site's tensor, from which its channels' kurtosis is known
 NORMS = ("norm1_output", "norm2_output")
 
 
 class Moments(NamedTuple):
-    """Of one site: [1, c, c], or [h, d, d] of queries, keys, values and attention outputs."""
+    """Of one site: [1, c, c] and [1, k, c]; of queries, keys, values and attention outputs [h, d, d] and [h, k, d]."""
 
     spread: np.ndarray  # second moments of its tensor, about the mean but for queries, which folding does not shift
     cost: np.ndarray  # second moments of the logits' gradients
+    rows: np.ndarray  # some of its tensor's, about that mean too
+
+    def there(self, base: np.ndarray) -> "Moments":
+        """Of the tensor times `base` [h, d, d], transposed."""
+        undone = np.linalg.inv(base)
+        turned = base @ self.spread @ base.swapaxes(1, 2), undone.swapaxes(1, 2) @ self.cost @ undone
+        return Moments(*turned, self.rows @ base.swapaxes(1, 2))
 
 
 def in_bases(model: Model, images: np.ndarray, options: DefaultRecipe) -> Model:
@@ -53,7 +64,7 @@ def in_bases(model: Model, images: np.ndarray, options: DefaultRecipe) -> Model:
     flat = traverse_util.flatten_dict(model.params, sep="/")
     for stream in streams(model.module, flat) if rotates(model, options) else ():
         sites = [moments[f"{block}/{norm}"] for block in stream.blocks for norm in NORMS]
-        flat = turn_stream(flat, best_turn(*(np.concatenate(each) for each in zip(*sites, strict=True))), stream)
+        flat = turn_stream(flat, best_turns(sites, but_ones(stream.width))[0], stream)
     params, generator = traverse_util.unflatten_dict(flat, sep="/"), np.random.default_rng(options.seed)
     for block in folding.blocks(params):
         params = _with_heads(params, f"{block}/attention", moments, generator)
@@ -62,16 +73,17 @@ def in_bases(model: Model, images: np.ndarray, options: DefaultRecipe) -> Model:
 
 def site_moments(model: Model, images: np.ndarray, seed: int) -> dict[str, Moments]:
     """{site: `Moments`} of every LayerNorm in a block and what is made of it for the attention."""
-    totals = {}
+    totals, rows = {}, {}
     for part, mask, key in backward_batches(model, np.concatenate([images] * COMBINATIONS), seed):
-        for name, sums in _sums(model, part, key, mask).items():
+        for name, (sums, some) in _sums(model, part, key, mask).items():
             totals[name] = jax.tree.map(jnp.add, totals[name], sums) if name in totals else sums
-    return {name: _moments(name, jax.device_get(sums)) for name, sums in totals.items()}
+            rows.setdefault(name, []).append(some)
+    return {name: _moments(name, *jax.device_get((sums, rows[name]))) for name, sums in totals.items()}
 
 
 @jax.jit
 def _sums(model: Model, images, key, mask) -> dict[str, tuple]:
-    """{site: (x xᵀ, x, g gᵀ, rows)} of a batch, summed up over rows."""
+    """{site: ((x xᵀ, x, g gᵀ, rows), some rows of x)} of a batch, the former summed up over rows."""
     gradients, seen = site_gradients(
         model, images, key, lambda name: has_heads(name) or name.rpartition("/")[2] in NORMS
     )
@@ -81,44 +93,53 @@ def _sums(model: Model, images, key, mask) -> dict[str, tuple]:
         if not has_heads(name):
             x, g = (y.reshape(len(y), 1, -1, y.shape[-1]) for y in (x, g))
         weight = jnp.repeat(mask, len(x) // len(mask), total_repeat_length=len(x))[:, None, None, None]
-        rows = weight.sum() * x.shape[2]
-        found[name] = product(weight * x, x), (weight * x).sum((0, 2)), product(weight * g, g), rows
+        sums = product(weight * x, x), (weight * x).sum((0, 2)), product(weight * g, g), weight.sum() * x.shape[2]
+        rows = x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[3])
+        found[name] = sums, rows[:, jax.random.randint(key, (ROWS_A_BATCH,), 0, rows.shape[1], jnp.int32)]
     return found
 
 
-def _moments(name: str, sums) -> Moments:
-    square, total, cost, rows = (np.asarray(y, np.float64) for y in sums)
-    spread, mean = square / rows, total / rows
+def _moments(name: str, sums, rows) -> Moments:
+    square, total, cost, count = (np.asarray(y, np.float64) for y in sums)
+    spread, mean, rows = square / count, total / count, np.concatenate(rows, axis=1)
+    rows = rows[:, np.unique(np.linspace(0, rows.shape[1] - 1, ROWS).astype(int))]
     if name.rpartition("/")[2] != "query":
-        spread = spread - mean[:, :, None] * mean[:, None, :]
-    return Moments(spread, cost)
+        spread, rows = spread - mean[:, :, None] * mean[:, None, :], rows - mean[:, None]
+    return Moments(spread, cost, rows.astype(np.float32))
 
 
-def best_turn(spread: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """The rotation [c, c] float32 that keeps the vector of ones and makes the noise of all sites [s, c, c] least."""
-    even = np.eye(spread.shape[-1]) / spread.shape[-1]
-    spread, cost = (
-        (1 - DAMPING) * y + DAMPING * np.trace(y, axis1=1, axis2=2)[:, None, None] * even for y in (spread, cost)
-    )
-    whole = max(np.einsum("sii,sii->", spread, cost), 1e-30)
-    return np.asarray(_descend(jnp.asarray(spread, jnp.float32), jnp.asarray(cost / whole, jnp.float32)))
+def best_turns(sites: Sequence[Moments], across: np.ndarray) -> np.ndarray:
+    """Rotations [h, c, c] float32 of all sites alike, a head's each, that make the noise least, from no turn at all.
+
+    Args:
+      across: [c, m], orthonormal: the directions that may be turned.
+    """
+    spread, cost, rows = (np.stack(each, axis=1) for each in zip(*sites, strict=True))
+    spread, cost = (_evened(y) for y in (spread, cost))
+    rows = rows / np.maximum(np.sqrt(np.square(rows).mean((2, 3), keepdims=True)), 1e-30)
+    whole = np.maximum(np.einsum("hsii,hsii->h", spread, cost), 1e-30)[:, None, None, None]
+    return np.asarray(_descend(*(jnp.asarray(y, jnp.float32) for y in (spread, cost / whole, rows, across))))
+
+
+def _evened(matrices: np.ndarray) -> np.ndarray:
+    even = np.eye(matrices.shape[-1]) / matrices.shape[-1]
+    return (1 - DAMPING) * matrices + DAMPING * np.trace(matrices, axis1=-2, axis2=-1)[..., None, None] * even
 
 
 @jax.jit
-def _descend(spread, cost) -> jax.Array:
-    """By Adam on Cayley's parameters, from no turn at all."""
+def _descend(spread, cost, rows, across) -> jax.Array:
+    """By Adam on Cayley's parameters."""
     width = spread.shape[-1]
     product, unit = functools.partial(jnp.matmul, precision="highest"), jnp.eye(width)
-    across = jnp.linalg.qr(jnp.eye(width).at[:, 0].set(1.0))[0][:, 1:]  # everything but the vector of ones
 
     def turn(free):
-        skew = product(product(across, free - free.T), across.T)
+        skew = product(product(across, free - free.mT), across.T)
         return jnp.linalg.solve(unit + skew, unit - skew)
 
     def noise(free):
-        r = turn(free)
-        diagonals = [jnp.sum(product(y, r) * r, axis=1) for y in (spread, cost)]
-        return jnp.sum(diagonals[0] * diagonals[1])
+        r = turn(free)[:, None]
+        diagonals = [jnp.sum(product(y, r) * r, axis=2) for y in (spread, cost)]
+        return jnp.sum(diagonals[0] * _tails(product(rows, r)) * diagonals[1])
 
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE / jnp.sqrt(width), STEPS))
 
@@ -127,9 +148,27 @@ def _descend(spread, cost) -> jax.Array:
         updates, moments = optimizer.update(jax.grad(noise)(free), moments)
         return (optax.apply_updates(free, updates), moments), None
 
-    start = jnp.zeros((width - 1, width - 1))
+    start = jnp.zeros((len(spread), across.shape[1], across.shape[1]))
     (free, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=STEPS)
     return turn(free)
+
+
+def _tails(rows) -> jax.Array:
+    """A third of the channels' kurtosis, [..., k, c] -> [..., c]; 1 of normal ones, and of one that is constant.
+
+    Args:
+      rows: of a size of about 1.
+    """
+    square = jnp.square(rows)
+    spread, fourth = square.mean(-2), jnp.square(square).mean(-2)
+    return jnp.where(spread > 1e-6, fourth / (3 * jnp.square(jnp.maximum(spread, 1e-6))), 1)
+
+
+def but_ones(width: int) -> np.ndarray:
+    """All directions but the vector of ones, [c, c - 1]."""
+    columns = np.eye(width)
+    columns[:, 0] = 1
+    return np.linalg.qr(columns)[0][:, 1:]
 
 
 def _with_heads(params: dict, attention: str, moments: dict[str, Moments], generator) -> dict:
@@ -139,6 +178,12 @@ def _with_heads(params: dict, attention: str, moments: dict[str, Moments], gener
     sizes = (np.trace(y, axis1=1, axis2=2)[:, None, None] for y in (value.spread, output.spread))
     costs = sum(size * y.cost for size, y in zip(sizes, (value, output), strict=True))
     of_values = head_bases(_sum(value.spread, output.spread), costs, value.spread, generator)
+    undone = np.linalg.inv(of_queries).swapaxes(1, 2)
+    of_queries, of_values = (
+        best_turns(sites, np.eye(base.shape[-1])).swapaxes(1, 2) @ base
+        for base, sites in ((of_queries, (query.there(of_queries), key.there(undone))),
+                            (of_values, (value.there(of_values), output.there(of_values))))
+    )  # fmt: skip
     return folding.change_bases(params, f"{attention}/qkv", f"{attention}/projection", of_queries, of_values)
 
 

@@ -25,8 +25,13 @@ def images(model, count=5):
     return np.random.default_rng(0).normal(size=(count, *model.image_shape)).astype(np.float32)
 
 
+def tails(rows):
+    """A third of the kurtosis."""
+    return (rows**4).mean(-2) / (3 * (rows**2).mean(-2) ** 2)
+
+
 def noise(moments):
-    return sum(float(np.einsum("hii,hii->", *each)) for each in moments.values())
+    return sum(float(np.einsum("hii,hi,hii->", x.spread, tails(x.rows), x.cost)) for x in moments.values())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -73,6 +78,16 @@ def test_moments_are_of_every_row_of_every_image_once():
         for y, expected in ((found[name].spread, x.transpose(0, 2, 1) @ x / x.shape[1]),
                             (found[name].cost, g.transpose(0, 2, 1) @ g)):  # fmt: skip
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        assert found[name].rows.shape == (len(x), 2 * bases.ROWS_A_BATCH, x.shape[2])
+        apart = np.abs(found[name].rows[:, :, None] - x[:, None]).max(-1)  # [h, found, all]
+        assert apart.min(-1).max() < 1e-4, "each is one of them"
+        assert len({*apart.argmin(-1).flat}) > 0.9 * x.shape[1] / bases.COMBINATIONS, "from anywhere"
+
+
+def test_there_are_so_many_rows_at_most(monkeypatch):
+    monkeypatch.setattr(bases, "ROWS", 200)
+    found = bases.site_moments(random_model(), random_pixels(count=20), 0)
+    assert {x.rows.shape[1] for x in found.values()} == {200}
 
 
 def positive(generator, heads, width):
@@ -80,28 +95,82 @@ def positive(generator, heads, width):
     return x.transpose(0, 2, 1) @ x
 
 
+def random_site(generator, width, heads=1):
+    """Whose channels have tails of all kinds."""
+    rows = generator.normal(size=(heads, 300, width)) ** (1 + 2 * generator.integers(0, 2, width))
+    return bases.Moments(positive(generator, heads, width), positive(generator, heads, width), rows)
+
+
+def left(sites, turn):
+    """Of the noise, with the moments evened out, [h]."""
+
+    def evened(y):
+        even = np.trace(y, axis1=1, axis2=2)[:, None, None] * np.eye(y.shape[-1]) / y.shape[-1]
+        return turn.T @ ((1 - bases.DAMPING) * y + bases.DAMPING * even) @ turn
+
+    return sum(np.einsum("hii,hi,hii->h", evened(x.spread), tails(x.rows @ turn), evened(x.cost)) for x in sites)
+
+
+def about(axis, count):
+    """Rotations about it, [3, 3] each."""
+    axes = np.linalg.qr(np.c_[axis, np.eye(3)[:, :2]])[0]
+    for angle in np.linspace(0, 2 * np.pi, count):
+        c, s = np.cos(angle), np.sin(angle)
+        yield axes @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ axes.T
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_turn_is_the_best_about_the_vector_of_ones(seed):
     """Of three channels there is one angle to choose."""
     generator = np.random.default_rng(seed)
-    spread, cost = positive(generator, 4, 3), positive(generator, 4, 3)
-    found = bases.best_turn(spread, cost)
-    np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-5)
-    np.testing.assert_allclose(found @ np.ones(3), np.ones(3), atol=1e-5)
-    mixed = [
-        (1 - bases.DAMPING) * y + bases.DAMPING * np.trace(y, axis1=1, axis2=2)[:, None, None] * np.eye(3) / 3
-        for y in (spread, cost)
-    ]
+    sites = [random_site(generator, 3) for _ in range(4)]
+    found = bases.best_turns(sites, bases.but_ones(3))
+    assert found.shape == (1, 3, 3)
+    np.testing.assert_allclose(found[0] @ found[0].T, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(found[0] @ np.ones(3), np.ones(3), atol=1e-5)
+    every = [left(sites, turn)[0] for turn in about(np.ones(3), 721)]
+    assert left(sites, found[0])[0] < min(every) + 0.01 * (max(every) - min(every))
 
-    def left(turn):
-        return float(np.einsum("sii,sii->", *(turn.T @ y @ turn for y in mixed)))
 
-    axes = np.linalg.qr(np.c_[np.ones(3), np.eye(3)[:, :2]])[0]
-    every = []
-    for angle in np.linspace(0, 2 * np.pi, 721):
-        c, s = np.cos(angle), np.sin(angle)
-        every.append(left(axes @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ axes.T))
-    assert left(found) < min(every) + 0.01 * (max(every) - min(every))
+def test_every_head_turns_on_its_own():
+    generator = np.random.default_rng(0)
+    sites = [random_site(generator, 6, heads=3) for _ in range(2)]
+    found = bases.best_turns(sites, np.eye(6))
+    for head, turn in enumerate(found):
+        alone = [bases.Moments(*(y[head : head + 1] for y in site)) for site in sites]
+        np.testing.assert_allclose(turn, bases.best_turns(alone, np.eye(6))[0], atol=1e-4)
+        np.testing.assert_allclose(turn @ turn.T, np.eye(6), atol=1e-5)
+        assert left(alone, turn)[0] < 0.9 * left(alone, np.eye(6))[0]
+
+
+def test_turns_do_not_depend_on_sizes():
+    generator = np.random.default_rng(0)
+    site = random_site(generator, 4)
+    found, small, large = (
+        bases.best_turns([bases.Moments(x**2 * site.spread, site.cost / x**2, x * site.rows)], bases.but_ones(4))
+        for x in (1, 1e-12, 1e12)
+    )
+    np.testing.assert_allclose(small, found, atol=1e-4)
+    np.testing.assert_allclose(large, found, atol=1e-4)
+
+
+def test_constant_channels_have_the_tails_of_normal_ones():
+    rows = np.random.default_rng(0).normal(size=(100_000, 2)).astype(np.float32) * np.float32([3, 0])
+    np.testing.assert_allclose(bases._tails(rows), [1, 1], atol=0.03)
+    assert np.isfinite(jax.grad(lambda x: bases._tails(x).sum())(rows)).all()
+
+
+def test_moments_of_a_tensor_in_another_basis():
+    generator = np.random.default_rng(0)
+    x, g = generator.normal(size=(2, 2, 50, 4))
+    base = generator.normal(size=(2, 4, 4))
+
+    def of(x, g):
+        return bases.Moments(x.swapaxes(1, 2) @ x / 50, g.swapaxes(1, 2) @ g, x)
+
+    there = of(x @ base.swapaxes(1, 2), g @ np.linalg.inv(base))
+    for found, expected in zip(of(x, g).there(base), there, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_a_heads_basis_makes_both_matrices_the_same(monkeypatch):

@@ -50,7 +50,8 @@ def jacobian(model, images, layer):
         return found - found.mean(-1, keepdims=True)
 
     logits(None, images[:1])
-    found = [jax.jacobian(lambda o, x=x: logits(o, x)[0])(jnp.zeros(shape)) for x in images[:, None]]
+    derivatives = jax.jit(jax.jacobian(lambda offset, x: logits(offset, x)[0]))
+    found = [derivatives(jnp.zeros(shape), x) for x in images[:, None]]
     return np.stack(found).reshape(len(images), -1, int(np.prod(shape[:-1])), shape[-1])
 
 

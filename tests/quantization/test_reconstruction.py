@@ -89,7 +89,7 @@ def test_straight_through_is_the_quantizer_and_stops_gradients_where_it_clips():
 
 def reconstructed(model, folder=None, progress=None, steps=60, **options):
     ranges = psaq_jax.calibrate(model, CALIBRATION, recipe="default")
-    options = DefaultRecipe(reconstruction_steps=steps, reconstruction_batch=8, **options)
+    options = DefaultRecipe(reconstruction_steps=steps, reconstruction_batch=8, bases=False, **options)
     return psaq_jax.quantize(model, ranges, 3, 4, "default", CALIBRATION, options, progress, folder)
 
 

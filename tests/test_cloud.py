@@ -122,6 +122,13 @@ def test_a_bad_command_is_told(arguments, message):
     assert done.returncode == 2 and re.search(f"^launch.sh: .*{message}", done.stderr), done.stderr
 
 
+@pytest.mark.parametrize("slices", ["0", "-1", "1.5", "two"])
+def test_slices_are_counted(slices):
+    done = launch("--dryrun", "gke", "gs://b/x", **CLUSTER, SLICES=slices)
+    assert (done.returncode, done.stdout) == (2, "") and f"found SLICES={slices}, expected" in done.stderr
+    assert "--num-slices 3 " in launch("--dryrun", "gke", "gs://b/x", **CLUSTER, SLICES="3").stdout
+
+
 def test_a_dry_run_behind_the_target_starts_nothing(tmp_path):
     (tmp_path / "sky").write_text("#!/bin/sh\necho started\n")
     (tmp_path / "sky").chmod(0o755)

@@ -37,6 +37,7 @@ if [ "$target" = gke ]; then
     for name in CLUSTER ZONE PROJECT; do
         [ -n "${!name:-}" ] || fail "gke needs $name=..., which names the cluster with CLUSTER, ZONE and PROJECT"
     done
+    [[ ${SLICES:-1} =~ ^[1-9][0-9]*$ ]] || fail "found SLICES=$SLICES, expected a whole number from 1"
     # Exit codes: 75 a process was lost, 143 preempted. Neither counts as a failure of the job.
     name=$(printf %s "psaq-$(basename "$workdir")" | tr '[:upper:]' '[:lower:]' | tr -c 'a-z0-9-' '-' | cut -c -30)
     name=$(sed 's/-*$//' <<< "$name")  # as Kubernetes takes it

@@ -33,7 +33,7 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotates, streams, turn_stream
 from psaq_jax.quantization.statistics import has_heads
 
-STEPS = 100  # of Adam, for the residual stream
+STEPS = 100  # of Adam
 RATE = 0.04  # of Adam, divided by the root of the width
 DAMPING = 0.5  # part of the moments that no basis changes: what other images excite is not known that well
 ROWS, ROWS_A_BATCH = 1024, 128  # of a site's tensor, from which its channels' kurtosis is known

@@ -57,7 +57,8 @@ def enter(
       InputError: images that `q` was not made of, where its bases follow from them.
     """
     placement = meshes.over_divisors(devices, config.batch_size)
-    teacher = as_rounded(model.with_dtype(q.module.dtype), images, q.options, q.activation_bits)
+    bits = min(bits for _, bits in q.kernel_bits), q.activation_bits
+    teacher = as_rounded(model.with_dtype(q.module.dtype), images, q.options, *bits)
     check_bases(teacher, q)
     teacher = teacher.with_dtype(model.module.dtype)
     grids, learned = start(teacher, q)

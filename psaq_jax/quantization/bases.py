@@ -1,4 +1,4 @@
-"""The bases in which few bits lose least: the residual stream turned once more, and each head's queries and values.
+"""The bases in which rounding loses least: the residual stream turned once more, and each head's queries and values.
 
 Rounding adds noise to every channel in proportion to the channel's spread (its step follows its range) and at the cost
 of the squared gradient there. To first order the logits' squared error is a constant times
@@ -6,18 +6,19 @@ of the squared gradient there. To first order the logits' squared error is a con
     Σ over sites Σ over channels  S_ii · K_i · G_ii,
 
 S being the site's second moments, G those of the logits' gradients there, and K the channel's kurtosis, a third of it:
-heavy tails take wide ranges. Another basis changes the sum, while the model computes what it did. The residual stream
-may be turned by any rotation R that keeps the vector of ones (`rotation`): RᵀSR and RᵀGR. It is found by descent, as
-SpinQuant's (Liu et al., ICLR 2025) are, on these matrices and some of the site's rows. What a head's queries are
-multiplied by, T, its keys' inverse takes back, and the same goes for values and projection: T S Tᵀ and T⁻ᵀ G T⁻¹. But
-for K the least sum is known: both matrices equal and diagonal (as in balanced truncation of linear systems, Moore,
-1981), then turned so that all channels are alike; of such turns K has the one that descent finds from a random one.
+heavy tails take wide ranges. Rounding a kernel W to as many bits adds as much noise to its outputs as rounding there if
+S were WᵀDW, D the variances of its inputs. Another basis changes the sum, while the model computes what it did. The
+residual stream may be turned by any rotation R that keeps the vector of ones (`rotation`): RᵀSR and RᵀGR. It is found
+by descent, as SpinQuant's (Liu et al., ICLR 2025) are, on these matrices and some of the site's rows. What a head's
+queries are multiplied by, T, its keys' inverse takes back, and the same goes for values and projection: T S Tᵀ and
+T⁻ᵀ G T⁻¹. But for K the least sum is known: both matrices equal and diagonal (as in balanced truncation of linear
+systems, Moore, 1981), then turned so that all channels are alike; of such turns K has the one that descent finds from a
+random one.
 Shapes: c channels, h heads, d their width, s sites, k rows.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,31 +28,13 @@ from flax import traverse_util
 
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import folding
-from psaq_jax.quantization.importance import backward_batches, site_gradients
-from psaq_jax.quantization.output_moments import COMBINATIONS
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotates, streams, turn_stream
-from psaq_jax.quantization.statistics import has_heads
+from psaq_jax.quantization.site_moments import NORMS, Moments, site_moments, with_kernels, written
 
 STEPS = 100  # of Adam
 RATE = 0.04  # of Adam, divided by the root of the width
 DAMPING = 0.5  # part of the moments that no basis changes: what other images excite is not known that well
-ROWS, ROWS_A_BATCH = 1024, 128  # of a site's tensor, from which its channels' kurtosis is known
-NORMS = ("norm1_output", "norm2_output")
-
-
-class Moments(NamedTuple):
-    """Of one site: [1, c, c] and [1, k, c]; of queries, keys, values and attention outputs [h, d, d] and [h, k, d]."""
-
-    spread: np.ndarray  # second moments of its tensor, about the mean but for queries, which folding does not shift
-    cost: np.ndarray  # second moments of the logits' gradients
-    rows: np.ndarray  # some of its tensor's, about that mean too
-
-    def there(self, base: np.ndarray) -> "Moments":
-        """Of the tensor times `base` [h, d, d], transposed."""
-        undone = np.linalg.inv(base)
-        turned = base @ self.spread @ base.swapaxes(1, 2), undone.swapaxes(1, 2) @ self.cost @ undone
-        return Moments(*turned, self.rows @ base.swapaxes(1, 2))
 
 
 def in_bases(model: Model, images: np.ndarray, options: DefaultRecipe) -> Model:
@@ -60,52 +43,16 @@ def in_bases(model: Model, images: np.ndarray, options: DefaultRecipe) -> Model:
     Args:
       images: [n, height, width, 3] float32, normalised.
     """
-    moments = site_moments(model, images, options.seed)
     flat = traverse_util.flatten_dict(model.params, sep="/")
+    moments = with_kernels(site_moments(model, images, options.seed), flat)
     for stream in streams(model.module, flat) if rotates(model, options) else ():
         sites = [moments[f"{block}/{norm}"] for block in stream.blocks for norm in NORMS]
+        sites += [site for block in stream.blocks for site in written(flat, block, moments)]
         flat = turn_stream(flat, best_turns(sites, but_ones(stream.width))[0], stream)
     params, generator = traverse_util.unflatten_dict(flat, sep="/"), np.random.default_rng(options.seed)
     for block in folding.blocks(params):
         params = _with_heads(params, f"{block}/attention", moments, generator)
     return model.replace(params=params)
-
-
-def site_moments(model: Model, images: np.ndarray, seed: int) -> dict[str, Moments]:
-    """{site: `Moments`} of every LayerNorm in a block and what is made of it for the attention."""
-    totals, rows = {}, {}
-    for part, mask, key in backward_batches(model, np.concatenate([images] * COMBINATIONS), seed):
-        for name, (sums, some) in _sums(model, part, key, mask).items():
-            totals[name] = jax.tree.map(jnp.add, totals[name], sums) if name in totals else sums
-            rows.setdefault(name, []).append(some)
-    return {name: _moments(name, *jax.device_get((sums, rows[name]))) for name, sums in totals.items()}
-
-
-@jax.jit
-def _sums(model: Model, images, key, mask) -> dict[str, tuple]:
-    """{site: ((x xᵀ, x, g gᵀ, rows), some rows of x)} of a batch, the former summed up over rows."""
-    gradients, seen = site_gradients(
-        model, images, key, lambda name: has_heads(name) or name.rpartition("/")[2] in NORMS
-    )
-    product, found = functools.partial(jnp.einsum, "bhnd,bhne->hde", precision="highest"), {}
-    for name, gradient in gradients.items():
-        x, g = (y.astype(jnp.float32) for y in (seen[name], gradient))
-        if not has_heads(name):
-            x, g = (y.reshape(len(y), 1, -1, y.shape[-1]) for y in (x, g))
-        weight = jnp.repeat(mask, len(x) // len(mask), total_repeat_length=len(x))[:, None, None, None]
-        sums = product(weight * x, x), (weight * x).sum((0, 2)), product(weight * g, g), weight.sum() * x.shape[2]
-        rows = x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[3])
-        found[name] = sums, rows[:, jax.random.randint(key, (ROWS_A_BATCH,), 0, rows.shape[1], jnp.int32)]
-    return found
-
-
-def _moments(name: str, sums, rows) -> Moments:
-    square, total, cost, count = (np.asarray(y, np.float64) for y in sums)
-    spread, mean, rows = square / count, total / count, np.concatenate(rows, axis=1)
-    rows = rows[:, np.unique(np.linspace(0, rows.shape[1] - 1, ROWS).astype(int))]
-    if name.rpartition("/")[2] != "query":
-        spread, rows = spread - mean[:, :, None] * mean[:, None, :], rows - mean[:, None]
-    return Moments(spread, cost, rows.astype(np.float32))
 
 
 def best_turns(sites: Sequence[Moments], across: np.ndarray) -> np.ndarray:
@@ -137,9 +84,8 @@ def _descend(spread, cost, rows, across) -> jax.Array:
         return jnp.linalg.solve(unit + skew, unit - skew)
 
     def noise(free):
-        r = turn(free)[:, None]
-        diagonals = [jnp.sum(product(y, r) * r, axis=2) for y in (spread, cost)]
-        return jnp.sum(diagonals[0] * _tails(product(rows, r)) * diagonals[1])
+        r = turn(free)
+        return jnp.sum(_diagonals(spread, r) * _tails(_all_times(rows, r)) * _diagonals(cost, r))
 
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE / jnp.sqrt(width), STEPS))
 
@@ -151,6 +97,18 @@ def _descend(spread, cost, rows, across) -> jax.Array:
     start = jnp.zeros((len(spread), across.shape[1], across.shape[1]))
     (free, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=STEPS)
     return turn(free)
+
+
+def _all_times(matrices, turn) -> jax.Array:
+    """[h, s, k, c] times [h, c, c], as one product of a head's."""
+    h, s, k, c = matrices.shape
+    return jnp.matmul(matrices.reshape(h, s * k, c), turn, precision="highest").reshape(matrices.shape)
+
+
+def _diagonals(matrices, turn) -> jax.Array:
+    """Of RᵀSR, [h, s, c], of symmetric S [h, s, c, c]. The gradient, 2·SR, takes no product of its own."""
+    fixed, turn = jax.lax.stop_gradient(_all_times(matrices, turn)), turn[:, None]
+    return jnp.sum(2 * fixed * turn - jax.lax.stop_gradient(fixed * turn), axis=2)
 
 
 def _tails(rows) -> jax.Array:

@@ -41,7 +41,7 @@ def default_params_and_sites(
       weight_bits: {full name of a Dense layer: bits}; activation_bits: None leaves activations as they are.
       progress: called as progress(segments done, all); folder: of the reconstruction.
     """
-    prepared = prepared.at(activation_bits)
+    prepared = prepared.at(min(weight_bits.values()), activation_bits)
     model, options, near = prepared.rotated, prepared.options, prepared.close_ups
     params, sites, kernels, pixels = model.params, {}, {}, model.preprocessing.pixel_range
     weighs = options.token_importance and options.search_ranges and activation_bits is not None

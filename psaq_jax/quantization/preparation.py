@@ -29,20 +29,20 @@ class Preparation:
     model: Model
     images: np.ndarray
     options: DefaultRecipe
-    of_more_bits: "Preparation | None" = None  # of one in the bases of few bits of activations, whose views are its own
+    as_they_are: "Preparation | None" = None  # of one in other bases, whose views are its own
 
-    def at(self, activation_bits: int | None) -> "Preparation":
-        """The preparation for these bits of activations."""
-        return self._of_few_bits if self.options.wants_bases(activation_bits) else self
+    def at(self, weight_bits: int, activation_bits: int | None) -> "Preparation":
+        """The preparation for these bits of activations, and of the layer's weights that have the fewest."""
+        return self._in_bases if self.options.wants_bases(weight_bits, activation_bits) else self
 
     @functools.cached_property
-    def _of_few_bits(self) -> "Preparation":
-        return dataclasses.replace(self, of_more_bits=self)
+    def _in_bases(self) -> "Preparation":
+        return dataclasses.replace(self, as_they_are=self)
 
     @functools.cached_property
     def rotated(self) -> Model:
-        if self.of_more_bits:
-            return in_bases(self.of_more_bits.rotated, self.views[self.some], self.options)
+        if self.as_they_are:
+            return in_bases(self.as_they_are.rotated, self.views[self.some], self.options)
         return rotated(self.model, self.options)
 
     @functools.cached_property
@@ -60,14 +60,14 @@ class Preparation:
     @functools.cached_property
     def views(self) -> np.ndarray:
         """The images and, unless that is switched off, each once more on a plain ground."""
-        if self.of_more_bits:
-            return self.of_more_bits.views
+        if self.as_they_are:
+            return self.as_they_are.views
         return with_plain_grounds(self.images, self.options.seed) if self.options.plain_grounds else self.images
 
     @functools.cached_property
     def close_ups(self) -> np.ndarray | None:
-        if self.of_more_bits:
-            return self.of_more_bits.close_ups
+        if self.as_they_are:
+            return self.as_they_are.close_ups
         return close_ups(self.images, self.options.seed) if self.options.close_ups else None
 
     @functools.cached_property
@@ -86,11 +86,13 @@ class Preparation:
         return block_gradients(self.rotated, self.views[self.some], self.options.seed)
 
 
-def as_rounded(model: Model, images, options: DefaultRecipe | None, activation_bits: int | None) -> Model:
-    """The float model in the bases that a quantized model of these images has its kernels in, not folded; the model
-    itself of recipe "paper", whose options are None.
+def as_rounded(
+    model: Model, images, options: DefaultRecipe | None, weight_bits: int, activation_bits: int | None
+) -> Model:
+    """The float model in the bases that a quantized model of these images and bits (`Preparation.at`) has its kernels
+    in, not folded; the model itself of recipe "paper", whose options are None.
     """
-    return model if options is None else prepare(model, images, options).at(activation_bits).rotated
+    return model if options is None else prepare(model, images, options).at(weight_bits, activation_bits).rotated
 
 
 def prepare(model: Model, images, options: DefaultRecipe) -> Preparation:

@@ -63,7 +63,7 @@ class DefaultRecipe:
       rotate: the residual stream (a Swin transformer's from its second stage on) is rotated, so that no channel is
         larger than the others (`rotation`).
       bases: that stream turned on, and each head's queries, keys and values in bases of their own, by what errors in
-        their channels cost (`bases`); None: where activations have at most 4 bits; True; False.
+        their channels cost (`bases`); None: where activations have at most 4 bits or no more than weights; True; False.
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
       fold_attention: the same for query with key, and for value with the attention output.
       fold_activations: at 8 bits, scales for the channels of GELU outputs, kept as a product by channel.
@@ -143,9 +143,9 @@ class DefaultRecipe:
         """What is left of the ingredients where there are no images to choose anything on."""
         return dataclasses.replace(self, **(WITHOUT | {"first_last_8bit": self.first_last_8bit}))
 
-    def wants_bases(self, activation_bits: int | None) -> bool:
-        """Where the options leave it open: at most 4 bits of activations (docs/experiments.md)."""
-        return (activation_bits or 32) <= 4 if self.bases is None else self.bases
+    def wants_bases(self, weight_bits: int, activation_bits: int | None) -> bool:
+        """Where the options leave it open: not where weights are what loses most (docs/experiments.md)."""
+        return (activation_bits or 32) <= max(weight_bits, 4) if self.bases is None else self.bases
 
     def bits(self, name: str, bits: int) -> int:
         """The bits of a site or layer of that name where the others have `bits`."""

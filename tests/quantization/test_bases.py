@@ -5,12 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import psaq_jax
-from psaq_jax.quantization import bases, importance
+from psaq_jax.quantization import bases, importance, site_moments
 from psaq_jax.quantization.importance import site_gradients
 from psaq_jax.quantization.preparation import as_rounded, prepare
 from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.transform import kernel_sizes
 from tests.golden_files import GOLDEN
 from tests.quantization.artefacts import random_model, random_pixels
 from tests.quick_recipe import QUICK
@@ -34,12 +36,24 @@ def noise(moments):
     return sum(float(np.einsum("hii,hi,hii->", x.spread, tails(x.rows), x.cost)) for x in moments.values())
 
 
+def of_rounding(model, pixels):
+    """The moments at what is rounded and behind the kernels that write into the stream."""
+    flat, found = traverse_util.flatten_dict(model.params, sep="/"), site_moments.site_moments(model, pixels, 0)
+    blocks = [name.removesuffix("/norm1_output") for name in found if name.endswith("norm1_output")]
+    kept = {
+        n: x
+        for n, x in site_moments.with_kernels(found, flat).items()
+        if n.endswith(("norm1_output", "norm2_output", *HEADED))
+    }
+    return kept | {(b, i): x for b in blocks for i, x in enumerate(site_moments.written(flat, b, found))}
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("rotate", [True, False])
 def test_a_model_in_other_bases_is_the_same_function(name, rotate):
     model = psaq_jax.load_model(GOLDEN / "checkpoints" / name)
     pixels, options = images(model), dataclasses.replace(QUICK, rotate=rotate, bases=True)
-    found, expected = as_rounded(model, pixels, options, None), np.asarray(model(pixels))
+    found, expected = as_rounded(model, pixels, options, 8, None), np.asarray(model(pixels))
     np.testing.assert_allclose(found(pixels), expected, atol=2e-5 * np.abs(expected).max())
     flat = ["stage_0/block_0" if name == "hf_swin" else "block_0", "attention", "qkv", "kernel"]
     before, after = (jax.tree_util.tree_leaves_with_path(m.params) for m in (model, found))
@@ -52,8 +66,8 @@ def test_a_model_in_other_bases_is_the_same_function(name, rotate):
 def test_bases_bring_the_noise_down():
     model = random_model()
     pixels, options = random_pixels(count=16), DefaultRecipe()
-    before = bases.site_moments(model, pixels, 0)
-    assert noise(bases.site_moments(bases.in_bases(model, pixels, options), pixels, 0)) < 0.8 * noise(before)
+    before, after = (noise(of_rounding(m, pixels)) for m in (model, bases.in_bases(model, pixels, options)))
+    assert after < 0.63 * before  # seen: 0.59; and 0.68 where the stream's turn goes without kernels
 
 
 def test_heads_turn_to_where_the_noise_of_all_their_sites_is_less(monkeypatch):
@@ -62,7 +76,7 @@ def test_heads_turn_to_where_the_noise_of_all_their_sites_is_less(monkeypatch):
     pixels = random_pixels(count=16) ** 5  # tails
 
     def by_sites():
-        found = bases.site_moments(bases.in_bases(model, pixels, options), pixels, 0)
+        found = site_moments.site_moments(bases.in_bases(model, pixels, options), pixels, 0)
         pairs = ("query", "key"), ("value", "attention_output")
         return [noise({n: x for n, x in found.items() if n.rpartition("/")[2] in pair}) for pair in pairs]
 
@@ -75,11 +89,12 @@ def test_heads_turn_to_where_the_noise_of_all_their_sites_is_less(monkeypatch):
 def test_moments_are_of_every_row_of_every_image_once():
     """Of three images, each twice, in batches of four: the last is padded."""
     model, pixels = random_model(), random_pixels(count=3)
-    one_by_one = np.concatenate([pixels] * bases.COMBINATIONS)
+    one_by_one = np.concatenate([pixels] * site_moments.COMBINATIONS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importance, "BATCH", 4)
-        found = bases.site_moments(model, pixels, 3)
-    rows = {name: ([], []) for name in ("block_0/norm2_output", "block_0/attention/query", "block_0/attention/value")}
+        found = site_moments.site_moments(model, pixels, 3)
+    names = "norm2_output", "attention/query", "attention/value", "residual1", "mlp/activation_output"
+    rows = {f"block_0/{name}": ([], []) for name in names}
     for number, part in enumerate(([0, 1, 2, 3], [4, 5, 5, 5])):
         key = jax.random.fold_in(jax.random.key(3), number)
         given = site_gradients(model, one_by_one[part], key, rows.__contains__)
@@ -87,6 +102,7 @@ def test_moments_are_of_every_row_of_every_image_once():
             for into, of in zip(kept, given, strict=True):
                 y = np.asarray(of[name][: len(set(part))], np.float64)
                 y = y[:, None] if y.ndim == 3 else y
+                y = y.transpose(0, 3, 2, 1) if name.endswith("activation_output") else y  # channels apart
                 into.append(y.transpose(1, 0, 2, 3).reshape(y.shape[1], -1, y.shape[-1]))
     for name, (gradients, tensors) in rows.items():
         g, x = np.concatenate(gradients, 1), np.concatenate(tensors, 1)
@@ -94,15 +110,59 @@ def test_moments_are_of_every_row_of_every_image_once():
         for y, expected in ((found[name].spread, x.transpose(0, 2, 1) @ x / x.shape[1]),
                             (found[name].cost, g.transpose(0, 2, 1) @ g)):  # fmt: skip
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-        assert found[name].rows.shape == (len(x), 2 * bases.ROWS_A_BATCH, x.shape[2])
+        assert found[name].rows.shape == (len(x), 2 * site_moments.ROWS_A_BATCH, x.shape[2])
         apart = np.abs(found[name].rows[:, :, None] - x[:, None]).max(-1)  # [h, found, all]
         assert apart.min(-1).max() < 1e-4, "each is one of them"
-        assert len({*apart.argmin(-1).flat}) > 0.9 * x.shape[1] / bases.COMBINATIONS, "from anywhere"
+        assert len({*apart.argmin(-1).flat}) > 0.9 * x.shape[1] / site_moments.COMBINATIONS, "from anywhere"
+
+
+def test_rounding_a_kernel_adds_to_the_spread_of_its_outputs():
+    """As does an error in every weight, a part of the column's norm, of inputs that vary on their own."""
+    generator = np.random.default_rng(0)
+    x, kernels = generator.normal(size=(400, 8)) * np.arange(1, 9), generator.normal(size=(2, 8, 3))
+    inputs = site_moments.Moments(np.cov(x.T, bias=True).reshape(1, 8, 8), None, None)
+    expected = np.einsum("n,hno,hnp->hop", x.var(0), kernels, kernels)
+    np.testing.assert_allclose(site_moments.kernel_spread(kernels, inputs), expected, rtol=1e-9)
+    by_heads = site_moments.Moments(x.var(0).reshape(4, 2, 1) * np.eye(2), None, None)
+    np.testing.assert_allclose(site_moments.kernel_spread(kernels, by_heads), expected, rtol=1e-9)
+
+
+def test_every_kernel_adds_where_its_outputs_go():
+    model = random_model()
+    flat, found = (
+        traverse_util.flatten_dict(model.params, sep="/"),
+        site_moments.site_moments(model, random_pixels(), 0),
+    )
+    qkv = np.asarray(flat["block_0/attention/qkv/kernel"])
+    heads, width = found["block_0/attention/query"].spread.shape[:2]
+    changed = site_moments.with_kernels(found, flat)
+    qkv_outputs = {name for name in found if name.endswith(("query", "key", "value"))}
+    assert {name for name in found if changed[name] is not found[name]} == qkv_outputs
+    for i, name in enumerate(("query", "key", "value")):
+        own, c = found[f"block_0/attention/{name}"], heads * width
+        added = changed[f"block_0/attention/{name}"].spread - own.spread
+        for head in range(heads):
+            columns = qkv[:, i * c + head * width :][:, :width].astype(np.float64)
+            expected = columns.T @ np.diag(np.diagonal(found["block_0/norm1_output"].spread[0])) @ columns
+            np.testing.assert_allclose(added[head], expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+    projection, dense2 = site_moments.written(flat, "block_0", found)
+    for site, layer, outputs in (
+        (projection, "attention/projection", "residual1"),
+        (dense2, "mlp/dense2", "residual2"),
+    ):
+        np.testing.assert_array_equal(site.cost, found[f"block_0/{outputs}"].cost)
+        kernel = np.asarray(flat[f"block_0/{layer}/kernel"])
+        assert site.rows.shape == found[f"block_0/{outputs}"].rows.shape
+        assert {*map(bytes, site.rows[0])} <= {*map(bytes, kernel)}
+        assert len({*map(bytes, site.rows[0])}) == min(len(kernel), site.rows.shape[1])
+    variances = found["block_0/mlp/activation_output"].spread.reshape(-1, 1)
+    kernel = np.asarray(flat["block_0/mlp/dense2/kernel"], np.float64)
+    np.testing.assert_allclose(dense2.spread[0], kernel.T @ (variances * kernel), rtol=1e-9)
 
 
 def test_there_are_so_many_rows_at_most(monkeypatch):
-    monkeypatch.setattr(bases, "ROWS", 200)
-    found = bases.site_moments(random_model(), random_pixels(count=20), 0)
+    monkeypatch.setattr(site_moments, "ROWS", 200)
+    found = site_moments.site_moments(random_model(), random_pixels(count=20), 0)
     assert {x.rows.shape[1] for x in found.values()} == {200}
 
 
@@ -114,7 +174,7 @@ def positive(generator, heads, width):
 def random_site(generator, width, heads=1):
     """Whose channels have tails of all kinds."""
     rows = generator.normal(size=(heads, 300, width)) ** (1 + 2 * generator.integers(0, 2, width))
-    return bases.Moments(positive(generator, heads, width), positive(generator, heads, width), rows)
+    return site_moments.Moments(positive(generator, heads, width), positive(generator, heads, width), rows)
 
 
 def left(sites, turn):
@@ -153,7 +213,7 @@ def test_every_head_turns_on_its_own():
     sites = [random_site(generator, 6, heads=3) for _ in range(2)]
     found = bases.best_turns(sites, np.eye(6))
     for head, turn in enumerate(found):
-        alone = [bases.Moments(*(y[head : head + 1] for y in site)) for site in sites]
+        alone = [site_moments.Moments(*(y[head : head + 1] for y in site)) for site in sites]
         np.testing.assert_allclose(turn, bases.best_turns(alone, np.eye(6))[0], atol=1e-4)
         np.testing.assert_allclose(turn @ turn.T, np.eye(6), atol=1e-5)
         assert left(alone, turn)[0] < 0.9 * left(alone, np.eye(6))[0]
@@ -163,7 +223,7 @@ def test_turns_do_not_depend_on_sizes():
     generator = np.random.default_rng(0)
     site = random_site(generator, 4)
     found, small, large = (
-        bases.best_turns([bases.Moments(x**2 * site.spread, site.cost / x**2, x * site.rows)], bases.but_ones(4))
+        bases.best_turns([site_moments.Moments(x**2 * site.spread, site.cost / x**2, x * site.rows)], bases.but_ones(4))
         for x in (1, 1e-12, 1e12)
     )
     np.testing.assert_allclose(small, found, atol=1e-4)
@@ -182,7 +242,7 @@ def test_moments_of_a_tensor_in_another_basis():
     base = generator.normal(size=(2, 4, 4))
 
     def of(x, g):
-        return bases.Moments(x.swapaxes(1, 2) @ x / 50, g.swapaxes(1, 2) @ g, x)
+        return site_moments.Moments(x.swapaxes(1, 2) @ x / 50, g.swapaxes(1, 2) @ g, x)
 
     there = of(x @ base.swapaxes(1, 2), g @ np.linalg.inv(base))
     for found, expected in zip(of(x, g).there(base), there, strict=True):
@@ -222,24 +282,30 @@ def test_channels_that_nothing_excites_stay_finite():
     assert np.isfinite(bases.head_bases(0 * spread, 0 * cost, 0 * spread, np.random.default_rng(0))).all()
 
 
-@pytest.mark.parametrize("given, bits, expected", [
-    (None, 4, True), (None, 3, True), (None, 5, False), (None, 8, False), (None, None, False),
-    (True, 8, True), (True, None, True), (False, 4, False),
+@pytest.mark.parametrize("given, weights, activations, expected", [
+    (None, 4, 4, True), (None, 2, 4, True), (None, 8, 3, True), (None, 8, 8, True), (None, 6, 6, True),
+    (None, 8, 5, True), (None, 4, 5, False), (None, 7, 8, False), (None, 8, None, False),
+    (True, 4, 8, True), (True, 8, None, True), (False, 4, 4, False), (False, 8, 8, False),
 ])  # fmt: skip
-def test_they_are_for_few_bits_of_activations(given, bits, expected):
+def test_they_are_for_activations_of_few_bits_or_no_more_than_weights(given, weights, activations, expected):
     model, pixels = random_model(), random_pixels()
     prepared = prepare(model, pixels, dataclasses.replace(QUICK, bases=given))
-    assert prepared.options.wants_bases(bits) == expected
-    assert (prepared.at(bits) is not prepared) == expected == (prepared.at(bits).of_more_bits is prepared)
-    assert prepared.at(bits).views is prepared.views
+    there = prepared.at(weights, activations)
+    assert (there is not prepared) == expected == (there.as_they_are is prepared)
+    assert there.views is prepared.views
 
 
 def test_recipe_default_rounds_in_them():
     """And its other bits as before."""
     model, pixels = random_model(), random_pixels(count=4)
-    codes = {
-        (bits, on): psaq_jax.quantize(model, None, 8, bits, "default", pixels, dataclasses.replace(QUICK, bases=on))
-        .params["block_0"]["attention"]["qkv"]["kernel"].codes
-        for bits in (4, 8) for on in (None, False)
-    }  # fmt: skip
-    assert (codes[4, None] != codes[4, False]).any() and (codes[8, None] == codes[8, False]).all()
+    mixed = dict.fromkeys(kernel_sizes(model.params), 8) | {"block_0/mlp/dense2": 7}
+    differs = {}
+    for name, weights, activations in (("w8a4", 8, 4), ("w8a8", 8, 8), ("w4a8", 4, 8), ("mixed", mixed, 8)):
+        on, off = (
+            psaq_jax.quantize(
+                model, None, weights, activations, "default", pixels, dataclasses.replace(QUICK, bases=given)
+            ).params["block_0"]["attention"]["qkv"]["kernel"].codes
+            for given in (None, False)
+        )  # fmt: skip
+        differs[name] = bool((on != off).any())
+    assert differs == {"w8a4": True, "w8a8": True, "w4a8": False, "mixed": False}

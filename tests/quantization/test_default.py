@@ -83,7 +83,8 @@ def test_zero_lies_in_every_range(model):
         assert quantizer(np.zeros(1, np.float32))[0] == 0, name
 
 
-# {ingredient: (what it is without, what then differs, what it leaves as it was)}, in a model of one block, at 5 bits.
+# {ingredient: (what it is without, what then differs, what it leaves as it was)}, in a model of one block, at 5 bits
+# and not in other bases, where all kernels differ.
 KERNEL, BLOCK = "patch_embedding/kernel/", "block_0/"
 QKV, NORMS = BLOCK + "attention/qkv/", (BLOCK + "norm1/", BLOCK + "norm2/")
 ROUNDED = ("input", *NORMS)  # what comes before any rounding, or by the float model
@@ -115,7 +116,7 @@ def one_block(**switch):
     model = random_model()
     heavy_tailed = model.params["block_0"]["mlp"]["dense1"]["kernel"].at[:, 0].multiply(20)  # for GELU's shifted grid
     model = model.replace(params=changed(model.params, {"block_0/mlp/dense1/kernel": heavy_tailed}))
-    options = DefaultRecipe(**switch)
+    options = DefaultRecipe(bases=False, **switch)
     q = psaq_jax.quantize(model, None, 5, 5, "default", random_pixels(), options)
     assert q.options == options
     leaves, _ = jax.tree.flatten_with_path(q.params)

@@ -107,7 +107,7 @@ def test_what_lets_no_rotation_through_stays_as_it_is(name):
 @pytest.mark.parametrize("options", [None, DefaultRecipe(rotate=False)])
 def test_so_do_recipes_that_do_not_rotate(options):
     model = psaq_jax.load_model(GOLDEN / "checkpoints" / "timm_vit")
-    assert as_rounded(model, np.zeros((1, *model.image_shape), np.float32), options, 8) is model
+    assert as_rounded(model, np.zeros((1, *model.image_shape), np.float32), options, 4, 8) is model
 
 
 def test_products_keep_their_precision_on_accelerators():

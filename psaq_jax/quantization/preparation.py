@@ -29,20 +29,17 @@ class Preparation:
     model: Model
     images: np.ndarray
     options: DefaultRecipe
-    as_they_are: "Preparation | None" = None  # of one in other bases, whose views are its own
 
     def at(self, weight_bits: int, activation_bits: int | None) -> "Preparation":
         """The preparation for these bits of activations, and of the layer's weights that have the fewest."""
         return self._in_bases if self.options.wants_bases(weight_bits, activation_bits) else self
 
     @functools.cached_property
-    def _in_bases(self) -> "Preparation":
-        return dataclasses.replace(self, as_they_are=self)
+    def _in_bases(self) -> "InBases":
+        return InBases(self.model, self.images, self.options, self)
 
     @functools.cached_property
     def rotated(self) -> Model:
-        if self.as_they_are:
-            return in_bases(self.as_they_are.rotated, self.views[self.some], self.options)
         return rotated(self.model, self.options)
 
     @functools.cached_property
@@ -60,14 +57,10 @@ class Preparation:
     @functools.cached_property
     def views(self) -> np.ndarray:
         """The images and, unless that is switched off, each once more on a plain ground."""
-        if self.as_they_are:
-            return self.as_they_are.views
         return with_plain_grounds(self.images, self.options.seed) if self.options.plain_grounds else self.images
 
     @functools.cached_property
     def close_ups(self) -> np.ndarray | None:
-        if self.as_they_are:
-            return self.as_they_are.close_ups
         return close_ups(self.images, self.options.seed) if self.options.close_ups else None
 
     @functools.cached_property
@@ -84,6 +77,25 @@ class Preparation:
     def gradients(self) -> dict[str, np.ndarray]:
         """`block_gradients` of some of the views."""
         return block_gradients(self.rotated, self.views[self.some], self.options.seed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InBases(Preparation):
+    """The same of the model in other bases (`bases`)."""
+
+    before: Preparation  # the images' views are the same
+
+    @functools.cached_property
+    def rotated(self) -> Model:
+        return in_bases(self.before.rotated, self.views[self.some], self.options)
+
+    @property
+    def views(self) -> np.ndarray:
+        return self.before.views
+
+    @property
+    def close_ups(self) -> np.ndarray | None:
+        return self.before.close_ups
 
 
 def as_rounded(

@@ -1,6 +1,7 @@
 """Recipe "default" on the small reference ViT and on golden checkpoints: errors, hard copies, form, compilations."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -28,6 +29,12 @@ def model():
     return psaq_jax.load_model(GOLDEN / "paper" / "vit")
 
 
+@pytest.fixture(scope="module")
+def default(model):
+    """`quantized` at pairs of bits, each made once."""
+    return functools.cache(functools.partial(quantized, model))
+
+
 def quantized(model, weight_bits, activation_bits, images=CALIBRATION, recipe="default", options=None):
     ranges = psaq_jax.calibrate(model, CALIBRATION, recipe=recipe)
     return psaq_jax.quantize(model, ranges, weight_bits, activation_bits, recipe=recipe, images=images, options=options)
@@ -38,15 +45,15 @@ def error(model, q):
 
 
 @pytest.mark.parametrize("weight_bits, activation_bits", [(8, 8), (4, 8), (6, 6), (4, 4)])
-def test_is_closer_to_float_than_the_paper(model, weight_bits, activation_bits):
-    ours = quantized(model, weight_bits, activation_bits)
+def test_is_closer_to_float_than_the_paper(model, default, weight_bits, activation_bits):
+    ours = default(weight_bits, activation_bits)
     paper = quantized(model, weight_bits, activation_bits, recipe="paper")
     assert error(model, ours) < 0.8 * error(model, paper)
 
 
-def test_loses_no_more_on_a_hard_copy(model):
+def test_loses_no_more_on_a_hard_copy(model, default):
     copy = hard_copy(model)
-    original, hard = error(model, quantized(model, 6, 6)), error(copy, quantized(copy, 6, 6))
+    original, hard = error(model, default(6, 6)), error(copy, quantized(copy, 6, 6))
     assert hard < 1.5 * original  # other last bits, other roundings
     assert error(copy, quantized(copy, 6, 6, recipe="paper")) > 5 * original
 
@@ -78,8 +85,8 @@ def _is_kernel(x):
     return isinstance(x, QuantizedKernel)
 
 
-def test_zero_lies_in_every_range(model):
-    for name, quantizer in quantized(model, 8, 8).sites.items():
+def test_zero_lies_in_every_range(default):
+    for name, quantizer in default(8, 8).sites.items():
         assert quantizer(np.zeros(1, np.float32))[0] == 0, name
 
 
@@ -111,14 +118,20 @@ SWITCHES = {
 }
 
 
-def one_block(**switch):
-    """{path of a parameter, or of a site's quantizer: its value}."""
+def small(*bits, **switch):
+    """A model of one block."""
     model = random_model()
     heavy_tailed = model.params["block_0"]["mlp"]["dense1"]["kernel"].at[:, 0].multiply(20)  # for GELU's shifted grid
     model = model.replace(params=changed(model.params, {"block_0/mlp/dense1/kernel": heavy_tailed}))
     options = DefaultRecipe(bases=False, **switch)
-    q = psaq_jax.quantize(model, None, 5, 5, "default", random_pixels(), options)
+    q = psaq_jax.quantize(model, None, *bits, "default", random_pixels(), options)
     assert q.options == options
+    return q
+
+
+def one_block(**switch):
+    """{path of a parameter, or of a site's quantizer: its value} of the small model at 5 bits."""
+    q = small(5, 5, **switch)
     leaves, _ = jax.tree.flatten_with_path(q.params)
     values = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}
     return values | {name: (type(site), *map(float, jax.tree.leaves(site))) for name, site in q.sites.items()}
@@ -141,31 +154,30 @@ def test_every_ingredient_can_be_switched_off(whole, name):
             assert any(path.startswith(place) for path in moved) == expected, place
 
 
-def test_close_ups_count_where_kernels_are_rounded_alone(model):
+def test_close_ups_count_where_kernels_are_rounded_alone():
     """Rounded to nearest, with the largest weights for scales, kernels need no moments: close-ups move nothing."""
-    nearest = DefaultRecipe(gptq=False, coordinate_descent=False, two_sided=False, search_weight_scales=False)
-    found = (quantized(model, 5, 5, options=dataclasses.replace(nearest, close_ups=on)) for on in (True, False))
-    jax.tree.map(np.testing.assert_array_equal, *((q.params, q.sites) for q in found))
+    nearest = dict.fromkeys(("gptq", "coordinate_descent", "two_sided", "search_weight_scales"), False)
+    found = [one_block(**nearest, close_ups=on) for on in (True, False)]
+    assert list(found[0]) == list(found[1])
+    for path, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][path], err_msg=path)
 
 
 @pytest.mark.parametrize("bits, counts", [((8, 8), False), ((7, 8), True), ((4, 4), True)])
-def test_both_sides_count_below_8_bits(model, bits, counts):
-    found = [quantized(model, *bits, options=DefaultRecipe(two_sided=on, reconstruct=False)) for on in (True, False)]
-    for block in (name for name in found[0].params if name.startswith("block_")):
-        kernels = (filter(_is_kernel, jax.tree.leaves(q.params[block], is_leaf=_is_kernel)) for q in found)
-        for both_sides, inputs_alone in zip(*kernels, strict=True):
-            assert (both_sides.codes != inputs_alone.codes).any() == counts, block
+def test_both_sides_count_below_8_bits(bits, counts):
+    found = [small(*bits, two_sided=on, reconstruct=False) for on in (True, False)]
+    kernels = (filter(_is_kernel, jax.tree.leaves(q.params["block_0"], is_leaf=_is_kernel)) for q in found)
+    for both_sides, inputs_alone in zip(*kernels, strict=True):
+        assert (both_sides.codes != inputs_alone.codes).any() == counts
     embeddings = (q.params["patch_embedding"]["kernel"].codes for q in found)
     np.testing.assert_array_equal(*embeddings)  # 8 bits
 
 
-def test_activations_are_folded_at_8_bits(model):
-    def scales(*bits, **switch):
-        params = quantized(model, *bits, options=DefaultRecipe(**switch)).params
-        return [name for name in params if name.startswith("block_") and "activation_scale" in params[name]["mlp"]]
+def test_activations_are_folded_at_8_bits():
+    def folded(*bits, **switch):
+        return "activation_scale" in small(*bits, **switch).params["block_0"]["mlp"]
 
-    assert scales(4, 8) == [f"block_{i}" for i in range(model.module.depth)]
-    assert not scales(4, 8, fold_activations=False) and not scales(8, 6)
+    assert folded(4, 8) and not folded(4, 8, fold_activations=False) and not folded(8, 6)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +195,8 @@ def test_works_with_ranges_alone(model):
     assert error(model, quantized(model, 8, 8, images=None)) < 1e-2
 
 
-def test_images_make_ranges_unnecessary(model):
-    with_ranges, q = quantized(model, 8, 8), psaq_jax.quantize(model, None, 8, 8, recipe="default", images=CALIBRATION)
+def test_images_make_ranges_unnecessary(model, default):
+    with_ranges, q = default(8, 8), psaq_jax.quantize(model, None, 8, 8, recipe="default", images=CALIBRATION)
     np.testing.assert_array_equal(q(TEST), with_ranges(TEST))
     with pytest.raises(psaq_jax.InputError, match="ranges are NoneType, expected what calibrate returns"):
         psaq_jax.quantize(model, None, 8, 8, recipe="default")
@@ -203,9 +215,9 @@ def test_serves_every_family(name):
     assert difference < 0.05 * np.abs(model(images)).max()
 
 
-def test_other_images_and_bits_compile_nothing(model, compilations):
+def test_other_images_and_bits_compile_nothing(model, default, compilations):
     """Once what the recipe does at some bits alone has run: at 8 bits, below them, and at 4 reconstruction."""
-    quantized(model, 8, 8)
+    default(8, 8)
     quantized(model, 3, 7)
     with compilations() as count:
         quantized(model, 4, 6, images=CALIBRATION[::-1].copy())

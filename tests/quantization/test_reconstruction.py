@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from tests.quick_recipe import QUICK
 
 REFERENCE = golden("paper/vit/reference.npz")
 TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_images"])
+WITHOUT_BASES = DefaultRecipe(bases=False)
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -87,9 +89,9 @@ def test_straight_through_is_the_quantizer_and_stops_gradients_where_it_clips():
     np.testing.assert_array_equal(gradient, [0, 1, 1, 1, 0])
 
 
-def reconstructed(model, folder=None, progress=None, steps=60, **options):
+def reconstructed(model, folder=None, progress=None, steps=60, recipe=WITHOUT_BASES, **options):
     ranges = psaq_jax.calibrate(model, CALIBRATION, recipe="default")
-    options = DefaultRecipe(reconstruction_steps=steps, reconstruction_batch=8, bases=False, **options)
+    options = dataclasses.replace(recipe, reconstruction_steps=steps, reconstruction_batch=8, **options)
     return psaq_jax.quantize(model, ranges, 3, 4, "default", CALIBRATION, options, progress, folder)
 
 
@@ -223,6 +225,7 @@ def test_half_of_the_elements_are_quantized_in_a_step():
 
 def test_goes_on_behind_the_blocks_that_are_done(model, tmp_path, monkeypatch):
     learn, learned, steps = reconstruction.learn, [], []
+    run = functools.partial(reconstructed, model, steps=3, recipe=QUICK, reconstruct=True)
 
     def killed_in_the_second(*args):
         if len(learned) == 1:
@@ -232,18 +235,18 @@ def test_goes_on_behind_the_blocks_that_are_done(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reconstruction, "learn", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        reconstructed(model, tmp_path, steps=3, reconstruct=True)
+        run(tmp_path)
     (block,) = tmp_path.iterdir()
     monkeypatch.setattr(reconstruction, "learn", lambda *args: (learned.append(args), learn(*args))[1])
-    resumed = reconstructed(model, tmp_path, lambda *done: steps.append(done), 3, reconstruct=True)
+    resumed = run(tmp_path, lambda *done: steps.append(done))
     assert len(learned) == 3 and len(list(tmp_path.iterdir())) == 3 and steps[-1] == (5, 5)
     block.write_bytes(block.read_bytes()[:100])  # cut short: that block is learned again
-    again = reconstructed(model, tmp_path, steps=3, reconstruct=True)
+    again = run(tmp_path)
     assert len(learned) == 4
-    whole = reconstructed(model, steps=3, reconstruct=True)
+    whole = run()
     for found in (resumed, again):
         jax.tree.map(np.testing.assert_array_equal, (found.params, found.sites), (whole.params, whole.sites))
-    reconstructed(model, tmp_path, steps=4, reconstruct=True)  # other settings: nothing fits
+    run(tmp_path, steps=4)  # other settings: nothing fits
     assert len(learned) == 4 + 3 + 3
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import psaq_jax
-from psaq_jax import resumption, sweep, sweep_tables
+from psaq_jax import resumption, sweep, sweep_cells, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
 from psaq_jax.data import dataset
 from psaq_jax.errors import InputError
@@ -89,7 +89,8 @@ def test_figures_are_those_of_the_same_models_outside_of_a_sweep(done, data):
                 run for run in results["runs"]
                 if (run["seed"], run["calibration"], run["bits"]) == (seed, "noise", f"w{bits}a8")
             )  # fmt: skip
-            assert {name: run[name] for name in sweep.FIGURES} == {name: expected[name] for name in sweep.FIGURES}
+            for name in sweep_cells.FIGURES:
+                assert run[name] == expected[name], name
     assert (drawn[0] != drawn[1]).all()
 
 
@@ -109,7 +110,7 @@ def test_what_is_done_is_not_done_again(done, data, monkeypatch):
     options = QuantizationConfig(options=DefaultRecipe(damping=1.0))
     with pytest.raises(InputError, match="quantization.options.damping is 0.1 there and 1.0 now"):
         run_sweep(config(data, quantization=options), workdir)
-    forbid(monkeypatch, "psaq_jax.sweep.synthesize_for_job", "psaq_jax.pipeline.quantized_models",
+    forbid(monkeypatch, "psaq_jax.sweep_cells.synthesize_for_job", "psaq_jax.pipeline.quantized_models",
            "psaq_jax.pipeline.Examples.logits")  # fmt: skip
     assert run_sweep(config(data), workdir) == results
     assert run_sweep(config(data, data_workers=2, data_errors="skip"), workdir) == results

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from psaq_jax import sweep
+from psaq_jax import sweep, sweep_cells
 from psaq_jax.config import QuantizationConfig
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
@@ -54,8 +54,8 @@ def test_distill_trains_the_default_recipe_on_the_cells_images(distilled, data, 
         seen.append((start.recipe, start.weight_bits, settings.generator_iterations, len(images)))
         return distill_in_folder(folder, job, settings, model, start, images, *rest)
 
-    distill_in_folder = sweep.distill_in_folder
-    monkeypatch.setattr(sweep, "distill_in_folder", spy)
+    distill_in_folder = sweep_cells.distill_in_folder
+    monkeypatch.setattr(sweep_cells, "distill_in_folder", spy)
     for path in workdir.glob("*/distillation/seed_*/*.json"):
         path.unlink()
     assert timeless(run_sweep(distillation(data), workdir)) == timeless([results])
@@ -74,7 +74,7 @@ def test_distill_goes_on_from_what_default_made(distilled, data, tmp_path, monke
 
 def test_distillations_are_kept_and_their_settings_with_them(distilled, data, monkeypatch):
     workdir, results, _ = distilled
-    forbid(monkeypatch, "psaq_jax.sweep.distill_in_folder", "psaq_jax.sweep.synthesize_for_job")
+    forbid(monkeypatch, "psaq_jax.sweep_cells.distill_in_folder", "psaq_jax.sweep_cells.synthesize_for_job")
     assert timeless(run_sweep(distillation(data), workdir)) == timeless(results)
     changed = dataclasses.replace(distillation(data).distillation, cycles=3)
     with pytest.raises(InputError, match="belongs to another run: distillation.cycles is 2 there and 3 now"):

@@ -3,19 +3,19 @@
     python -m launch.sweep --config=configs/sweeps/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
 
 Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds, wall time) and DIR/runs.json (every run),
-after every seed, and at the end DIR/MODEL/report.html. Recipe "distill" is what "default" makes, trained as
-`launch.distill` does; model "hard:SOURCE" is a copy of SOURCE with outlier channels that computes the same. Killed at
-any moment, the same command goes on; with more seeds, models or bits it computes what is new.
+after every seed, and DIR/MODEL/report.html, with the first seed's images, after a model's last. Recipe "distill" is
+what "default" makes, trained as `launch.distill` does; model "hard:SOURCE" is a copy of SOURCE with outlier channels
+that computes the same. Killed at any moment, the same command goes on; with more seeds, models or bits it computes what
+is new.
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
 from launch import config as launch_config
 from launch import console
-from psaq_jax import files, pipeline, report, sweep, sweep_tables
+from psaq_jax import files, report, sweep, sweep_tables
 from psaq_jax.machine import describe_machine
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.workdir import local_folder
@@ -31,24 +31,26 @@ def main():
 
 
 def run_sweep(config, workdir):
+    pages = {}
+
+    def write_page(result, model, pictures):
+        page = report.render_page(
+            result | describe_machine(), model=model, **pictures, config=dataclasses.asdict(config),
+            command=launch_config.command(),
+        )  # fmt: skip
+        name = result["model"]
+        pages[name] = files.write_text(workdir / sweep.slug(name) / "report.html", page)
+
     results = sweep.run_sweep(
         config, workdir, console.bar, lambda so_far: sweep_tables.write(workdir, so_far),
-        launch_config.CHECKPOINT_SECONDS.value,
+        launch_config.CHECKPOINT_SECONDS.value, write_page,
     )  # fmt: skip
     print(sweep_tables.plain(results))
     print(f"  figures are of {report.images_text(results[0])}")
     for title, path in sweep_tables.write(workdir, results).items():
         print(f"  {title}: {path}")
-    for result in results:
-        print(f"  report of {result['model']}: {write_page(workdir, config, result)}")
-
-
-def write_page(workdir, config, result) -> pathlib.Path:
-    page = report.render_page(
-        result | describe_machine(), model=pipeline.load_float(config, result["model"]),
-        config=dataclasses.asdict(config), command=launch_config.command(),
-    )  # fmt: skip
-    return files.write_text(workdir / sweep.slug(result["model"]) / "report.html", page)
+    for name, page in pages.items():
+        print(f"  report of {name}: {page}")
 
 
 if __name__ == "__main__":

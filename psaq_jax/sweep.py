@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 
 from psaq_jax import files, pipeline
+from psaq_jax.models.model import Model
 from psaq_jax.progress import Bars
 from psaq_jax.sweep_cells import Cells
 from psaq_jax.sweep_config import SweepConfig
@@ -29,6 +30,7 @@ def run_sweep(
     bars: Bars = lambda title: None,
     tell: Callable[[list[dict]], object] | None = None,
     every_seconds: float = 60.0,
+    show: Callable[[dict, Model, dict], object] | None = None,
 ) -> list[dict]:
     """Computes what is missing; returns one results dictionary per model: {"model", "float", "runs", "evaluated_on",
     "calibrated_on"}.
@@ -37,6 +39,7 @@ def run_sweep(
       bars: progress bars by title.
       tell: called after every seed of every model with what is on the disk by then, from earlier commands too.
       every_seconds: between checkpoints of a synthesis or distillation.
+      show: called after the last seed of every model with its results, the float model and `Cells.pictures`.
     Raises:
       InputError: the folder belongs to another sweep, bad input of any cell.
     """
@@ -53,6 +56,8 @@ def run_sweep(
                     cells.complete(seed)
                     if tell:
                         tell([found for each in models if (found := each.results())["runs"]])
+                if show:
+                    show(cells.results(), cells.model, cells.pictures())
             cells.forget_data()
         return [cells.results() for cells in models]
 

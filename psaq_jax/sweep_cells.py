@@ -99,6 +99,20 @@ class Cells:
             "calibrated_on": results.calibrated_on(images, self.dataset),
         }
 
+    def pictures(self) -> dict:
+        """What a page shows of the first seed, as `report.render_page` takes it: its calibration images and, where they
+        were synthesized, the classes that they were made for and the losses. Nothing is synthesized for it.
+        """
+        seed, names, made, images = self.config.seeds[0], self.config.calibration, {}, ()
+        config, folder = dataclasses.replace(self.config, seed=seed, seeds=(seed,)), self.seed_folder(seed, "")
+        if "synthesized" in names and (folder / "checkpoints").is_dir():
+            result, _ = synthesize_for_job(config, self.model, folder)
+            images, made = result.images, {"targets": result.labels, "history": result.history}
+        else:
+            names = tuple(name for name in names if name != "synthesized")
+        shown = dataclasses.replace(config, calibration=names)
+        return made | {"images": pipeline.calibration_images(shown, self.model, self.dataset, images)}
+
     def compute(self, config: SweepConfig, cells: list):
         """Yields (cell, its figures)."""
         result, held_out, title = None, None, f"{self.source} seed {config.seed}"

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits
 from psaq_jax.models.loading import load_model
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.report import summary_line
+from psaq_jax.report import render_page, summary_line
 from psaq_jax.sweep import run_sweep
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis.config import SynthesisConfig
@@ -117,6 +118,27 @@ def test_what_is_done_is_not_done_again(done, data, monkeypatch):
     for changes, found in (({"crop_fraction": 0.9}, "crop_fraction is 0.0"), ({"batch_size": 10}, "batch_size is 20")):
         with pytest.raises(InputError, match=f"belongs to another run: {found} there and"):
             run_sweep(config(data, **changes), workdir)
+
+
+def test_a_page_shows_the_first_seeds_images_and_none_is_synthesized_for_it(done, data, tmp_path, monkeypatch):
+    workdir, (results,) = done
+    forbid(monkeypatch, "psaq_jax.synthesis.driver._run_wave")
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    seeds, told = (1, 0), []
+    run_sweep(config(data, seeds=seeds), tmp_path, show=lambda *given: told.append(given))
+    ((shown, model, pictures),) = told
+    assert [run["seed"] for run in shown["runs"]] == [1] * 4 + [0] * 4
+    assert shown["float"] == results["float"] and model.fingerprint() == load_model(TINY).fingerprint()
+    (kept,) = (tmp_path / sweep.slug(TINY) / "seed_1" / "checkpoints").glob("*.npz")
+    np.testing.assert_array_equal(pictures["images"]["synthesized"], np.load(kept)["images"].reshape(4, 32, 32, 3))
+    noise = sweep.pipeline.calibration_images(config(data, seed=1, calibration=("noise",)), model, None, ())["noise"]
+    np.testing.assert_array_equal(pictures["images"]["noise"], noise)
+    assert len(pictures["targets"]) == 4 and all(len(values) == 2 for values in pictures["history"].values())
+    page = render_page(shown, model=model, **pictures)
+    assert "of seed 1" in page and "Synthesis loss by term, seed 1" in page and "Patch similarity by layer" in page
+    shutil.rmtree(kept.parent)
+    run_sweep(config(data, seeds=seeds), tmp_path, show=lambda *given: told.append(given))
+    assert list(told[1][2]) == ["images"] and list(told[1][2]["images"]) == ["noise"]
 
 
 def test_images_are_decoded_once(data, tmp_path, monkeypatch):

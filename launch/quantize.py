@@ -7,7 +7,6 @@ metrics/ and log.txt. Killed at any moment, the same command goes on: synthesis 
 checkpoints, and behind the models that it has saved.
 """
 
-import dataclasses
 import json
 import pathlib
 
@@ -15,11 +14,8 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from launch import console, logs
+from launch import console, logs, pages
 from psaq_jax import distributed, files, machine, pipeline, report, resumption
-from psaq_jax.quantization.integer_plan import plan
-from psaq_jax.quantization.recipes import read_recipe
-from psaq_jax.report.metrics import SHOWN
 from psaq_jax.report.writing import write_pictures
 from psaq_jax.results import begin_results, run_name, stored_sizes
 from psaq_jax.synthesis.job import synthesize_for_job
@@ -68,8 +64,6 @@ def quantize(config, model, dataset, workdir):
     files.write_json(workdir / "results.json", results)
     written = {"results": workdir / "results.json"} | write_pictures(workdir, model, sets, result)
     written["report"] = write_page(workdir, model, config, results, sets, result)
-    pictures = {name: model.preprocessing.denormalize(pixels[:SHOWN]) for name, pixels in sets.items()}
-    report.write_metrics(workdir / "metrics", results, result.history, pictures)
     console.show(results)
     for title, path in written.items():
         print(f"  {title}: {path}")
@@ -90,17 +84,8 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     last = results["runs"][len(config.quantization.bits) - 1]  # of the first recipe and calibration
     first, models = distributed.is_first(), workdir / "quantized"  # the others' lacks what an earlier start saved
     q = pipeline.of_first_process(psaq_jax.load_quantized(models / run_name(last)) if first else None)
-    pixels = sets[last["calibration"]][:32]
-    found = report.measure_sensitivity(model, q, pixels, console.bar("sensitivity"))
-    recipe, _ = read_recipe(last["recipe"])
-    page = report.render_page(
-        results, model=model, images=sets, targets=result.labels, history=result.history,
-        ranges={name: psaq_jax.calibrate(model, pixels, recipe) for name, pixels in sets.items()},
-        sensitivity=found, sensitivity_images=len(pixels), measured=last, config=dataclasses.asdict(config),
-        command=launch_config.command(),
-        sizes=stored_sizes(model, models, results) if first else None, coverage=report.coverage_rows(plan(q)),
-    )  # fmt: skip
-    return files.write_text(workdir / "report.html", page)
+    sizes = stored_sizes(model, models, results) if first else None
+    return pages.write(workdir, config, model, results, sets, result, last, q, sizes)
 
 
 if __name__ == "__main__":

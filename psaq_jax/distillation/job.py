@@ -21,7 +21,7 @@ from psaq_jax.report.writing import write_images
 from psaq_jax.results import run_name
 from psaq_jax.synthesis.checkpointing import open_checkpoints
 
-SUMMARY, START = "summary.json", "start"
+SUMMARY, HISTORY, START = "summary.json", "history.npz", "start"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +75,11 @@ def distill_for_job(
     config: DistillationJob, model: Model, start: QuantizedModel, images: np.ndarray, folder: pathlib.Path,
     progress: Progress | None, every_seconds: float,
 ) -> QuantizedModel:  # fmt: skip
-    """Distils, or goes on from FOLDER; writes FOLDER/generated.png and summary.json at the end."""
+    """Distils, or goes on from FOLDER; writes FOLDER/generated.png, history.npz and summary.json at the end."""
     result = distill_in_folder(folder, config, config.distillation, model, start, images, progress, every_seconds)
     if config.distillation.generator_iterations:
         write_images(folder, model, {"generated": result.images[-config.distillation.batch_size :]})
+    resumption.write_npz(folder / HISTORY, result.history)
     resumption.write_figures(folder / SUMMARY, _summary(result))
     return result.model
 
@@ -107,6 +108,13 @@ def distill_in_folder(
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:
     """{bits: what its distillation left in summary.json}, once `students` has given all."""
     return {bits: resumption.read_figures(bits_folder(workdir, bits) / SUMMARY) for bits in config.quantization.bits}
+
+
+def histories(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+    """{bits: the losses of its distillation (`DistillationResult.history`)}; none of a file that is missing or damaged,
+    as of jobs of earlier versions.
+    """
+    return {bits: resumption.read_npz(bits_folder(workdir, bits) / HISTORY) or {} for bits in config.quantization.bits}
 
 
 def _summary(result: DistillationResult) -> dict:

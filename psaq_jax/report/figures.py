@@ -21,12 +21,20 @@ TERM_TITLES = {
     "entropy": "patch-similarity entropy, negative",
     "cross_entropy": "cross-entropy",
     "total_variation": "total variation, distance from target",
+    "discrepancy": "discrepancy of the outputs",
+    "features": "discrepancy of the blocks' outputs",
 }
 LINES = (*COLORS.values(), "#cc79a7", "#e69f00")
 STYLES = ("solid", "dashed", "dotted", "dashdot")
 MARKERS = ("o", "s", "^", "D")
 FIGURES = {"lost": "points of top-1 lost", "agreement": "agreement with float, %"}
 DPI = 150
+
+
+def term_title(name: str) -> str:
+    """What stands over a term's curve; "student/loss" is the student's."""
+    whose, _, term = name.rpartition("/")
+    return f"{whose}: {TERM_TITLES.get(term, term)}".removeprefix(": ")
 
 
 def loss_curves(history: Mapping[str, np.ndarray]) -> bytes:
@@ -48,7 +56,7 @@ def loss_curves(history: Mapping[str, np.ndarray]) -> bytes:
         axes.plot(np.arange(1, len(values) + 1), values, color=COLORS["synthesized"], linewidth=1.4)
         if len(values) == 1:
             axes.plot([1], values, "o", color=COLORS["synthesized"])
-        axes.set_title(TERM_TITLES.get(name, name).replace("$", r"\$"), fontsize=11, loc="left")
+        axes.set_title(term_title(name).replace("$", r"\$"), fontsize=11, loc="left")
         axes.set_xlabel("iteration")
         _plain(axes)
     return _png(figure)

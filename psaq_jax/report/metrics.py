@@ -20,29 +20,33 @@ def write_metrics(
     results: dict,
     history: Mapping[str, np.ndarray] | None = None,
     images: Mapping[str, np.ndarray | None] | None = None,
+    distillations: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> None:
     """Writes one event file into `directory` (workdir/metrics), which is made where it is missing.
 
-    Scalars: `synthesis/TERM` with the iteration, from 1, as the step; `float/top1` and the like at step 0;
-    `RECIPE/BITS/CALIBRATION/top1` and the like with the seed as the step. Images: the first 16 of each kind.
-    Text: the results table.
+    Scalars: `synthesis/TERM` with the iteration, from 1, as the step, and `distillation/BITS/TERM` so; `float/top1` and
+    the like at step 0; `RECIPE/BITS/CALIBRATION/top1` and the like with the seed as the step. Images: the first 16 of
+    each kind. Text: the results table.
 
     Args:
       history: {term: [iterations]}.
       images: {kind: uint8 [n, h, w, 3], or None}.
+      distillations: {bits: {term: [steps]}}.
     Raises:
       InputError: tensorboardX is missing (extra "log"), images that are not uint8 NHWC, no right to write.
     """
     writer_class = require("tensorboardX", "log").SummaryWriter
+    curves = {"synthesis": history or {}} | {f"distillation/{bits}": x for bits, x in (distillations or {}).items()}
     pictures = {kind: check_images(x)[:SHOWN] for kind, x in (images or {}).items() if x is not None}
     try:
         for earlier in pathlib.Path(directory).glob("events.*"):
             earlier.unlink()  # TensorBoard would show every curve twice
         # The context manager closes the file, and with it the writer's thread, whatever happens.
         with writer_class(str(directory)) as writer:
-            for term, values in (history or {}).items():
-                for i, value in enumerate(values):
-                    writer.add_scalar(f"synthesis/{term}", float(value), i + 1)
+            for name, terms in curves.items():
+                for term, values in terms.items():
+                    for i, value in enumerate(values):
+                        writer.add_scalar(f"{name}/{term}", float(value), i + 1)
             _add_results(writer, results)
             for kind, shown in pictures.items():
                 writer.add_images(f"images/{kind}", shown, dataformats="NHWC")

@@ -33,6 +33,7 @@ def render_page(
     images: Mapping[str, np.ndarray | None] | None = None,
     targets: Sequence[int] | None = None,
     history: Mapping[str, np.ndarray] | None = None,
+    distillations: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     ranges: Mapping[str, Mapping] | None = None,
     sensitivity: Sequence[Sensitivity] | None = None,
     measured: Mapping | None = None,
@@ -54,7 +55,7 @@ def render_page(
       images: {"synthesized", "noise", "real": [n, h, w, 3] normalised, or None};
         the first 12 of each are shown, the first one's patch similarities.
       targets: class numbers that the synthesized images were made for.
-      history: {term: [iterations]} of the synthesis.
+      history: {term: [iterations]} of the synthesis; distillations: {bits: {term: [steps]}}.
       ranges: {calibration: {site: (minimum, maximum)}}.
       sensitivity: of `measure_sensitivity`; sensitivity_images: on how many images of the calibration set.
       measured: which of the runs `sensitivity` and `coverage` are of: {"bits", "recipe", "calibration"}.
@@ -75,6 +76,9 @@ def render_page(
             **_measurements(ranges, sensitivity),
             **origin,
             loss_charts=pictures.loss_charts(history),
+            distillation_charts={
+                bits: pictures.loss_charts(x, "step") for bits, x in (distillations or {}).items() if x
+            },
             measured=measured,
             sensitivity_images=sensitivity_images,
             coverage=list(coverage or ()),

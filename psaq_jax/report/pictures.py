@@ -11,7 +11,7 @@ from psaq_jax.extras import require
 from psaq_jax.models.model import Model
 from psaq_jax.report import images, similarity
 from psaq_jax.report.charts import Chart, line_chart
-from psaq_jax.report.figures import TERM_TITLES
+from psaq_jax.report.figures import term_title
 
 SHOWN = 12  # images of a kind
 LONGEST_SIDE = 160  # pixels of an image in the page, so that a page of large images stays small
@@ -48,10 +48,10 @@ def gallery(model: Model, pixels, captions=None) -> list[Picture]:
     ]
 
 
-def loss_charts(history: Mapping[str, np.ndarray] | None) -> list[Chart]:
-    """One chart for every term of the synthesis loss that has values."""
+def loss_charts(history: Mapping[str, np.ndarray] | None, x_label: str = "iteration") -> list[Chart]:
+    """One chart for every term of the loss that has values."""
     charts = [
-        line_chart(TERM_TITLES.get(name, name), {"loss": (np.arange(1, len(v) + 1), v)}, "iteration")
+        line_chart(term_title(name), {"loss": (np.arange(1, len(v) + 1), v)}, x_label)
         for name, v in (history or {}).items()
         if len(v)
     ]

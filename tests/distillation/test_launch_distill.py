@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import psaq_jax
-from psaq_jax import files
+from psaq_jax import files, resumption
 from tests import quick_recipe
 from tests.jobs import settings, shallow
 
@@ -57,6 +57,22 @@ def test_writes_both_models_and_one_table(finished):
     assert np.abs(np.asarray(models["default"](pixels)) - np.asarray(models["distill"](pixels))).max() > 0
     assert (workdir / "distillation" / "w6a8" / "generated.png").stat().st_size > 1000
     assert "agreement" in done.stdout and "distill" in done.stdout and "distill w6a8: 100%" in done.stderr
+
+
+def test_ends_with_a_page_and_curves(finished):
+    workdir, done = finished
+    page = (workdir / "report.html").read_text()
+    for part in (
+        "Calibration images", "Synthesis loss by term", "Distillation loss by term, w6a8",
+        "student: discrepancy of the blocks", "Sensitivity", "Integer coverage", "launch.distill",
+    ):  # fmt: skip
+        assert part in page, part
+    history = resumption.read_npz(workdir / "distillation" / "w6a8" / "history.npz")
+    assert {len(values) for values in history.values()} == {3 * 4}
+    (events,) = (workdir / "metrics").glob("events.*")
+    written = events.read_bytes()
+    assert all(f"distillation/w6a8/{term}".encode() in written for term in history) and b"synthesis/loss" in written
+    assert str(workdir / "report.html") in done.stdout
 
 
 def test_a_killed_job_ends_with_the_same_bits(finished, cache, tmp_path):

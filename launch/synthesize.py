@@ -2,9 +2,9 @@
 
     python -m launch.synthesize --config=configs/demo.py --workdir=DIR [--config.synthesis.num_images=N ...]
 
-Sets of up to 1 GiB are written as images/synthesized.npy (float32, normalised) and labels.npy. Larger ones, and all of
-more than 1,024 images, are written as a TFDS data set in DIR/dataset, shard by shard; larger ones than 1 GiB never lie
-in memory whole.
+Sets of up to 1 GiB are written as images/synthesized.npy (float32, normalised) and labels.npy, and report.html shows
+the first images beside noise, the losses and patch similarities. Larger ones, and all of more than 1,024 images, are
+written as a TFDS data set in DIR/dataset, shard by shard; larger ones than 1 GiB never lie in memory whole.
 Killed at any moment, the same command goes on from its last checkpoint.
 """
 
@@ -16,10 +16,12 @@ from absl import flags
 import psaq_jax
 from launch import config as launch_config
 from launch import console, logs
-from psaq_jax import buckets, distributed, files, pipeline
+from psaq_jax import buckets, distributed, files, pipeline, report
 from psaq_jax.data.synthesized import SHARD_IMAGES, SynthesizedWriter
 from psaq_jax.errors import InputError
+from psaq_jax.machine import describe_machine
 from psaq_jax.report.writing import write_images
+from psaq_jax.results import synthesis_summary
 from psaq_jax.synthesis.job import parts_for_job, synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
@@ -72,10 +74,21 @@ def all_at_once(config, model, workdir):
     written = files.write_npy(workdir / "images" / "synthesized.npy", result.images)
     files.write_npy(workdir / "images" / "labels.npy", result.labels)
     print(f"{len(result.images)} images in {result.seconds:.1f} s (compilation {result.compile_seconds:.1f} s)")
-    print(f"  images: {written}")
+    print(f"  images: {written}\n  report: {write_page(config, model, workdir, result)}")
     shape = (config.synthesis.groups, config.synthesis.group_size)
     images, labels = result.images.reshape(*shape, *model.image_shape), result.labels.reshape(shape)
     yield {"first": 0, "images": images, "labels": labels}
+
+
+def write_page(config, model, workdir, result):
+    beside = dataclasses.replace(config, calibration=("synthesized", "noise"))
+    page = report.render_page(
+        {"model": config.model, **describe_machine(), "runs": [],
+         "synthesis": synthesis_summary(config.synthesis, result, ())},
+        model=model, images=pipeline.calibration_images(beside, model, None, result.images), targets=result.labels,
+        history=result.history, config=dataclasses.asdict(config), command=launch_config.command(),
+    )  # fmt: skip
+    return files.write_text(workdir / "report.html", page)
 
 
 def one_by_one(config, model, workdir, writer):

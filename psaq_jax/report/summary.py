@@ -18,6 +18,9 @@ def summary_line(results: dict) -> str:
     few images or missing labels limit it.
     """
     found = settings(results)
+    made = results.get("synthesis")
+    if not found and made:
+        return f"{made['num_images']:,} images were made by {made['iterations']:,} iterations; nothing was quantized."
     if not found:
         return "Nothing was quantized in this run, so it shows nothing yet."
     labelled = any(s.top1 for s in found)

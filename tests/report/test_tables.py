@@ -233,4 +233,6 @@ def test_sentence_without_noise_or_runs():
     worse = [run | {"recipe": "default", "top1": 80.0} for run in one["runs"]]
     assert "best top-1 is 88.00 %, w8a8 (paper) calibrated on" in summary_line(one | {"runs": one["runs"] + worse})
     assert "Nothing was quantized" in summary_line({"runs": []})
+    made = {"num_images": 1024, "iterations": 200}
+    assert summary_line({"runs": [], "synthesis": made}).startswith("1,024 images were made by 200 iterations; nothing")
     assert "has a figure" in summary_line({"runs": [{"bits": "w8a8", "calibration": "noise"}]})

@@ -271,6 +271,10 @@ def test_killed_processes_end_with_the_same_bits(uninterrupted, tmp_path):
     subprocess.run(command(tmp_path / "killed"), check=True, timeout=600, **settings)
     for name in ("synthesized.npy", "labels.npy"):
         assert (tmp_path / "killed" / "images" / name).read_bytes() == (whole / name).read_bytes()
+    page = (tmp_path / "killed" / "report.html").read_text()
+    for part in ("4 images were made by 400 iterations", "noise image 4", "Synthesis loss by term", "Patch similarity"):
+        assert part in page, part
+    assert "Float against each setting" not in page
 
 
 def test_a_full_disk_stops_with_one_line_and_keeps_the_last_checkpoint(uninterrupted, tmp_path):

@@ -10,7 +10,7 @@ import psaq_jax
 from launch import config as launch_config
 from launch import console
 from psaq_jax import files, report
-from psaq_jax.config import DISTILL, JobConfig
+from psaq_jax.config import JobConfig, without_training
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.quantization.recipes import read_recipe
@@ -32,7 +32,7 @@ def write(
       sets: {calibration: normalised images}; result: of the synthesis; sizes, distillations: of `report.render_page`.
     """
     pixels = sets[run["calibration"]][:MEASURED]
-    recipe = "default" if run["recipe"] == DISTILL else read_recipe(run["recipe"])[0]
+    recipe, _ = read_recipe(without_training(run["recipe"]))
     page = report.render_page(
         results, model=model, images=sets, targets=result.labels, history=result.history,
         ranges={name: psaq_jax.calibrate(model, pixels, recipe) for name, pixels in sets.items()},

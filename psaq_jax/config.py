@@ -20,6 +20,11 @@ FLOAT_BITS = 32  # activations of "w4a32" are floats
 DISTILL = "distill"  # as results name the recipe "default" trained afterwards
 
 
+def without_training(recipe: str) -> str:
+    """The recipe that a run's quantized model was made by before any distillation."""
+    return "default" if recipe == DISTILL else recipe
+
+
 class AverageBits(float):
     """Mixed precision: how many bits a weight may have on average."""
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from psaq_jax import pipeline, results, resumption
-from psaq_jax.config import DISTILL
+from psaq_jax.config import DISTILL, without_training
 from psaq_jax.data import Dataset
 from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
@@ -132,8 +132,7 @@ class Cells:
             examples, float_logits = self.examples(), self.float_logits()
         groups: dict[tuple[str, str], dict[str, list[str]]] = {}  # {(quantized by, on): {bits: recipes}}
         for recipe, calibration, bits in cells:
-            start = "default" if recipe == DISTILL else recipe
-            groups.setdefault((start, calibration), {}).setdefault(bits, []).append(recipe)
+            groups.setdefault((without_training(recipe), calibration), {}).setdefault(bits, []).append(recipe)
         for (start, calibration), recipes in groups.items():
             quantization = dataclasses.replace(config.quantization, bits=tuple(recipes), recipe=start)
             some = dataclasses.replace(config, calibration=(calibration,), quantization=quantization)

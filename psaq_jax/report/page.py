@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from psaq_jax.config import DISTILL
+from psaq_jax.config import without_training
 from psaq_jax.data.labels import class_names
 from psaq_jax.extras import require
 from psaq_jax.models.model import Model
@@ -109,7 +109,7 @@ def _answer(results, model, sizes, config) -> dict:
 def _keeps_ends(recipe: str, config: Mapping | None) -> bool:
     """Whether its first and last layers have 8 bits."""
     options = DefaultRecipe(**(config or {}).get("quantization", {}).get("options", {}))
-    _, found = read_recipe("default" if recipe == DISTILL else recipe, options)
+    _, found = read_recipe(without_training(recipe), options)
     return found is not None and found.first_last_8bit
 
 

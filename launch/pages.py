@@ -40,6 +40,7 @@ def write(
         sensitivity_images=len(pixels), measured=run, coverage=report.coverage_rows(plan(q)),
         config=dataclasses.asdict(config), command=launch_config.command(), sizes=sizes, distillations=distillations,
     )  # fmt: skip
+    written = files.write_text(workdir / "report.html", page)
     pictures = {name: model.preprocessing.denormalize(pixels[:SHOWN]) for name, pixels in sets.items()}
     report.write_metrics(workdir / "metrics", results, result.history, pictures, distillations)
-    return files.write_text(workdir / "report.html", page)
+    return written

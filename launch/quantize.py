@@ -85,7 +85,7 @@ def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
     first, models = distributed.is_first(), workdir / "quantized"  # the others' lacks what an earlier start saved
     q = pipeline.of_first_process(psaq_jax.load_quantized(models / run_name(last)) if first else None)
     sizes = stored_sizes(model, models, results) if first else None
-    return pages.write(workdir, config, model, results, sets, result, last, q, sizes)
+    return pages.write_measured(workdir, config, model, results, sets, result, last, q, sizes)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ that computes the same. Killed at any moment, the same command goes on; with mor
 is new.
 """
 
-import dataclasses
-
 from absl import flags
 
 from launch import config as launch_config
-from launch import console
-from psaq_jax import files, report, sweep, sweep_tables
+from launch import console, pages
+from psaq_jax import report, sweep, sweep_tables
 from psaq_jax.machine import describe_machine
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.workdir import local_folder
@@ -31,15 +29,12 @@ def main():
 
 
 def run_sweep(config, workdir):
-    pages = {}
+    written = {}
 
     def write_page(result, model, pictures):
-        page = report.render_page(
-            result | describe_machine(), model=model, **pictures, config=dataclasses.asdict(config),
-            command=launch_config.command(),
-        )  # fmt: skip
         name = result["model"]
-        pages[name] = files.write_text(workdir / sweep.slug(name) / "report.html", page)
+        found = result | describe_machine()
+        written[name] = pages.write(workdir / sweep.slug(name), config, found, model=model, **pictures)
 
     results = sweep.run_sweep(
         config, workdir, console.bar, lambda so_far: sweep_tables.write(workdir, so_far),
@@ -49,7 +44,7 @@ def run_sweep(config, workdir):
     print(f"  figures are of {report.images_text(results[0])}")
     for title, path in sweep_tables.write(workdir, results).items():
         print(f"  {title}: {path}")
-    for name, page in pages.items():
+    for name, page in written.items():
         print(f"  report of {name}: {page}")
 
 

@@ -15,8 +15,8 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from launch import console, logs
-from psaq_jax import buckets, distributed, files, pipeline, report
+from launch import console, logs, pages
+from psaq_jax import buckets, distributed, files, pipeline
 from psaq_jax.data.synthesized import SHARD_IMAGES, SynthesizedWriter
 from psaq_jax.errors import InputError
 from psaq_jax.machine import describe_machine
@@ -82,13 +82,12 @@ def all_at_once(config, model, workdir):
 
 def write_page(config, model, workdir, result):
     beside = dataclasses.replace(config, calibration=("synthesized", "noise"))
-    page = report.render_page(
-        {"model": config.model, **describe_machine(), "runs": [],
-         "synthesis": synthesis_summary(config.synthesis, result, ())},
-        model=model, images=pipeline.calibration_images(beside, model, None, result.images), targets=result.labels,
-        history=result.history, config=dataclasses.asdict(config), command=launch_config.command(),
+    made = synthesis_summary(config.synthesis, result, ())
+    return pages.write(
+        workdir, config, {"model": config.model, **describe_machine(), "runs": [], "synthesis": made}, model=model,
+        images=pipeline.calibration_images(beside, model, None, result.images), targets=result.labels,
+        history=result.history,
     )  # fmt: skip
-    return files.write_text(workdir / "report.html", page)
 
 
 def one_by_one(config, model, workdir, writer):

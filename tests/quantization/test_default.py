@@ -16,7 +16,7 @@ from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import GOLDEN, golden, nhwc
-from tests.quantization.artefacts import random_model, random_pixels
+from tests.quantization.artefacts import VIT, random_model, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -118,9 +118,8 @@ SWITCHES = {
 }
 
 
-def small(*bits, **switch):
-    """A model of one block."""
-    model = random_model()
+def small(*bits, depth=1, **switch):
+    model = random_model(VIT.clone(depth=depth))
     heavy_tailed = model.params["block_0"]["mlp"]["dense1"]["kernel"].at[:, 0].multiply(20)  # for GELU's shifted grid
     model = model.replace(params=changed(model.params, {"block_0/mlp/dense1/kernel": heavy_tailed}))
     options = DefaultRecipe(bases=False, **switch)
@@ -165,19 +164,22 @@ def test_close_ups_count_where_kernels_are_rounded_alone():
 
 @pytest.mark.parametrize("bits, counts", [((8, 8), False), ((7, 8), True), ((4, 4), True)])
 def test_both_sides_count_below_8_bits(bits, counts):
-    found = [small(*bits, two_sided=on, reconstruct=False) for on in (True, False)]
-    kernels = (filter(_is_kernel, jax.tree.leaves(q.params["block_0"], is_leaf=_is_kernel)) for q in found)
-    for both_sides, inputs_alone in zip(*kernels, strict=True):
-        assert (both_sides.codes != inputs_alone.codes).any() == counts
+    found = [small(*bits, depth=2, two_sided=on, reconstruct=False) for on in (True, False)]
+    for block in ("block_0", "block_1"):
+        kernels = (filter(_is_kernel, jax.tree.leaves(q.params[block], is_leaf=_is_kernel)) for q in found)
+        for both_sides, inputs_alone in zip(*kernels, strict=True):
+            assert (both_sides.codes != inputs_alone.codes).any() == counts, block
     embeddings = (q.params["patch_embedding"]["kernel"].codes for q in found)
     np.testing.assert_array_equal(*embeddings)  # 8 bits
 
 
 def test_activations_are_folded_at_8_bits():
-    def folded(*bits, **switch):
-        return "activation_scale" in small(*bits, **switch).params["block_0"]["mlp"]
+    def scales(*bits, **switch):
+        params = small(*bits, depth=2, **switch).params
+        return [name for name in params if name.startswith("block_") and "activation_scale" in params[name]["mlp"]]
 
-    assert folded(4, 8) and not folded(4, 8, fold_activations=False) and not folded(8, 6)
+    assert scales(4, 8) == ["block_0", "block_1"]
+    assert not scales(4, 8, fold_activations=False) and not scales(8, 6)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.latency import LatencyConfig
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import integer_plan
-from tests import jobs
+from tests import jobs, quick_compilation
 from tests.export.small_models import VITS, random_quantized
 from tests.jobs import TINY
 
@@ -29,7 +29,7 @@ from tests.jobs import TINY
 def test_a_case_has_the_fields_that_are_promised(tmp_path):
     told = []
     result = benchmark.measure(
-        str(TINY), batch_size=2, dtype="float32", repeats=3, least_seconds=0.01, profile=tmp_path,
+        str(jobs.shallow(tmp_path)), batch_size=2, dtype="float32", repeats=3, least_seconds=0.01, profile=tmp_path,
         progress=lambda *at: told.append(at),
     )  # fmt: skip
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]  # one turn is not measured
@@ -78,7 +78,8 @@ def test_runs_take_turns(monkeypatch):
 @pytest.mark.parametrize("name, width, heads", [("deit_tiny", 192, 3), ("deit_small", 384, 6), ("deit_base", 768, 12)])
 def test_shapes_are_the_published_ones(name, width, heads):
     """Touvron et al., 2021, table 1, and the patches' size in the models' names."""
-    model = cases.case_model(name)
+    with quick_compilation.quickly():
+        model = cases.case_model(name)
     assert model.module == VisionTransformer((224, 224), (16, 16), width, 12, heads, 4 * width, 1000)
     assert model.params["patch_embedding"]["kernel"].shape == (768, width)
 

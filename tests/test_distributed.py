@@ -18,15 +18,17 @@ from tests import jobs
 SMALL = ("--config.synthesis.num_images=12", "--config.synthesis.group_size=4", "--config.synthesis.iterations=4")
 
 
-def start(processes, workdir, *arguments, script="quantize", last=(), **environment):
-    """The processes of one job, as a user starts them; `last`: more arguments of the last one alone."""
+def start(processes, workdir, *arguments, script="quantize", last=(), killed=True, **environment):
+    """The processes of one job, as a user starts them; `last`: more arguments of the last one alone; `killed`: they may
+    be, while they write what they have compiled.
+    """
     shared = workdir.parents[1]  # by the tests
     command = [
         sys.executable, "-m", f"launch.{script}", "--config=configs/demo.py", "--quiet", f"--workdir={workdir}",
         f"--config.model={jobs.shallow(shared)}", *map(str, arguments),
     ]  # fmt: skip
     cluster = [f"--coordinator_address=127.0.0.1:{jobs.free_port()}", f"--num_processes={processes}"]
-    pipes = jobs.settings(shared / "cache")
+    pipes = jobs.settings(shared / "cache" if killed else None)
     pipes["env"] |= {name: str(value) for name, value in environment.items()}
     several = [[*cluster, f"--process_id={i}"] for i in range(processes)] if processes > 1 else [[]]
     several[-1] += map(str, last)
@@ -49,8 +51,8 @@ def test_two_processes_give_what_one_gives(tmp_path):
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(11) % 10)
     few = (f"--config.data=npz:{tmp_path / 'data.npz'}", "--config.quantization.bits=('w4a8',)")
     few += ("--config.calibration=('synthesized','noise')", "--config.quantization.recipe=paper")
-    outputs(start(1, tmp_path / "one", *few, *SMALL))
-    first, second = outputs(start(2, tmp_path / "two", *few, *SMALL))
+    outputs(start(1, tmp_path / "one", *few, *SMALL, killed=False))
+    first, second = outputs(start(2, tmp_path / "two", *few, *SMALL, killed=False))
     assert "agreement" in first and "agreement" not in second
     runs = sorted(path.name for path in (tmp_path / "one" / "quantized").iterdir())
     for name in ("images/synthesized.npy", *(f"quantized/{run}/model.safetensors" for run in runs)):
@@ -58,7 +60,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["runs"] == two["runs"] and one["float"]["top1"] == two["float"]["top1"]
     assert one["float"]["examples"] == two["float"]["examples"] == 11
-    outputs(start(2, tmp_path / "two", *few, *SMALL))
+    outputs(start(2, tmp_path / "two", *few, *SMALL, killed=False))
     assert json.loads((tmp_path / "two" / "results.json").read_text())["runs"] == one["runs"]
 
 

@@ -118,7 +118,7 @@ def test_a_hard_copy_is_a_model_of_the_sweep_with_images_of_its_own(data, tmp_pa
     models = (TINY, f"hard:{TINY}")
     settings = config(
         data, models=models, seeds=(0,), calibration=("synthesized",),
-        quantization=QuantizationConfig(("w8a8",), "paper,default"),
+        quantization=QuantizationConfig(("w8a8",), "paper,default", QUICK),
     )  # fmt: skip
     first, second = run_sweep(settings, tmp_path)
     assert (first["model"], second["model"]) == models

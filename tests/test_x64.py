@@ -9,7 +9,7 @@ import pytest
 import psaq_jax
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
-from tests.golden_files import GOLDEN
+from tests.golden_files import reference_vit
 from tests.scaled_copies import scaled
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -19,7 +19,7 @@ OPTIONS = DefaultRecipe(reconstruct=True, reconstruction_steps=2)
 
 
 def made(copy):
-    model = psaq_jax.load_model(GOLDEN / "paper" / "vit")
+    model = reference_vit(1)
     images = psaq_jax.synthesize(model, SHORT).images
     q = psaq_jax.quantize(model, None, 4, 8, recipe="default", images=images, options=OPTIONS)
     paper = psaq_jax.quantize(model, psaq_jax.calibrate(model, images), 4, 8)
@@ -28,7 +28,7 @@ def made(copy):
 
 
 def test_nothing_changes_in_x64_mode():
-    copy = scaled(psaq_jax.load_model(GOLDEN / "paper" / "vit"))
+    copy = scaled(reference_vit(1))
     expected = made(copy)
     with jax.enable_x64(True):
         found = made(copy)

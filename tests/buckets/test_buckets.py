@@ -275,7 +275,7 @@ def test_a_preempted_job_goes_on_from_the_bucket_with_the_same_bits(tmp_path):
         fields = ("num_images=4", "group_size=2", "iterations=200")
         return [
             sys.executable, "-c", JOB, "--config=configs/demo.py", f"--workdir={workdir}",
-            f"--config.model={jobs.TINY}",
+            f"--config.model={jobs.shallow(tmp_path)}",
             *(f"--config.synthesis.{field}" for field in fields),
         ]  # fmt: skip
 

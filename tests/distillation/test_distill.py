@@ -18,7 +18,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.export.description import write_description
 from psaq_jax.synthesis.checkpointing import Checkpoints
 from tests.damages import DAMAGES
-from tests.golden_files import GOLDEN, golden, nhwc
+from tests.golden_files import golden, nhwc, reference_vit
 from tests.quick_recipe import QUICK, ROUNDING
 from tests.scaled_copies import scaled
 
@@ -30,7 +30,7 @@ SHORT = DistillationConfig(cycles=2, generator_iterations=3, student_steps=3, ba
 
 @pytest.fixture(scope="module")
 def model():
-    return psaq_jax.load_model(GOLDEN / "paper" / "vit")
+    return reference_vit(2)
 
 
 def quantized(model, weight_bits, activation_bits, **options):

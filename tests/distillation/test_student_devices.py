@@ -11,13 +11,14 @@ import jax, numpy as np
 import psaq_jax
 from psaq_jax.distillation import driver, turns
 from psaq_jax.distillation.config import DistillationConfig
-from psaq_jax.quantization.recipes import DefaultRecipe
+from tests.golden_files import reference_vit
+from tests.quick_recipe import QUICK
 
-model = psaq_jax.load_model("tests/golden/paper/vit")
+model = reference_vit(1)
 assert jax.device_count() == int(sys.argv[1])
 images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
 ranges = psaq_jax.calibrate(model, images, recipe="default")
-q = psaq_jax.quantize(model, ranges, 8, 8, recipe="default")
+q = psaq_jax.quantize(model, ranges, 8, 8, recipe="default", options=QUICK)
 config = DistillationConfig(cycles=1, generator_iterations=2, student_steps=2, batch_size=8)
 arena, state = turns.enter(model, q, images, config, psaq_jax.SynthesisConfig(), 1, jax.devices())
 state, generated = turns.generate(arena, state, 0, 0)

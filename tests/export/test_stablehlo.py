@@ -13,14 +13,13 @@ import pytest
 import safetensors.numpy
 from jax import export
 
-from psaq_jax import InputError, calibrate, load_model, quantize, save_quantized
+from psaq_jax import InputError, calibrate, quantize, save_quantized
 from psaq_jax.export import checking
 from psaq_jax.export.description import read_descriptions
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, restored, stablehlo_bytes, stored_arrays
 from psaq_jax.quantization.integer import integer_model
-from tests.export.small_models import SWIN, VIT, random_model, random_pixels, random_quantized
-from tests.golden_files import GOLDEN
+from tests.export.small_models import SWIN, VIT, VITS, random_model, random_pixels, random_quantized
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -64,10 +63,10 @@ def test_a_process_without_psaq_jax_gets_the_same_logits(tmp_path, kind, weights
     assert np.abs(found - expected).mean() <= tolerance
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "hf_deit_distilled"])
+@pytest.mark.parametrize("name", ["vit", "distilled"])
 def test_bfloat16_is_exported(tmp_path, name):
     """Its last bit is a thousandth of float32's tolerance and more, and turns more roundings."""
-    model = load_model(GOLDEN / "checkpoints" / name).with_dtype("bfloat16")
+    model = random_model(VITS[name]).with_dtype("bfloat16")
     pixels = random_pixels(model.module)
     q = quantize(model, calibrate(model, pixels))
     for one in (model, q):

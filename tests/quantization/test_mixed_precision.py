@@ -6,7 +6,6 @@ import itertools
 import numpy as np
 import pytest
 
-import psaq_jax
 from psaq_jax import InputError, calibrate, pipeline, quantize
 from psaq_jax.config import JobConfig, QuantizationConfig
 from psaq_jax.quantization import mixed_precision
@@ -17,7 +16,7 @@ from psaq_jax.quantization.quantizers import fake_quantize_weights
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
 from tests import quick_recipe
-from tests.golden_files import GOLDEN, golden, nhwc
+from tests.golden_files import golden, nhwc, reference_vit
 from tests.quantization.artefacts import VIT, random_model, random_pixels
 from tests.quick_recipe import QUICK, ROUNDING
 
@@ -146,7 +145,7 @@ def test_a_job_measures_every_kernel_once_a_recipe(monkeypatch):
 
 def test_a_function_preserving_copy_has_the_costs_of_its_original():
     """Of the kernels that recipe "default" rounds, with outlier channels folded away; the copy's own cost far more."""
-    model, pixels, options = psaq_jax.load_model(GOLDEN / "paper" / "vit"), IMAGES, DefaultRecipe()
+    model, pixels, options = reference_vit(2), IMAGES, DefaultRecipe()
     layers, copy = free_layers(model, options), hard_copy(model)
     np.testing.assert_allclose(prepare(model, pixels, options).folded(pixels), model(pixels), atol=1e-4)
     costs = [kernel_costs(m, pixels, layers, prepare(m, pixels, options)) for m in (model, copy)]

@@ -11,7 +11,7 @@ from psaq_jax.quantization.folding import changed
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.synthesis.balancing import _factor, balanced
 from psaq_jax.synthesis.config import SynthesisConfig
-from tests.golden_files import GOLDEN
+from tests.golden_files import GOLDEN, reference_vit
 from tests.scaled_copies import blocks, scaled
 
 SHORT = SynthesisConfig(recipe="default", num_images=4, group_size=4, iterations=3)
@@ -95,13 +95,13 @@ def test_scaled_copies_are_balanced_as_the_original_is(name):
 
 
 def test_scaled_copies_have_the_originals_images():
-    model = psaq_jax.load_model(GOLDEN / "paper" / "vit")
+    model = reference_vit(1)
     images, copys = (psaq_jax.synthesize(m, SHORT, seed=1).images for m in (model, scaled(model)))
     np.testing.assert_array_equal(images, copys)
 
 
 def test_recipe_paper_takes_the_model_as_it_is():
-    model = psaq_jax.load_model(GOLDEN / "paper" / "vit")
+    model = reference_vit(1)
     config = dataclasses.replace(SHORT, recipe="paper", parametrization="pixels")
     entropies = [psaq_jax.synthesize(m, config).history["entropy"][0] for m in (model, scaled(model))]
     assert abs(entropies[0] - entropies[1]) > 0.01 * abs(entropies[0])

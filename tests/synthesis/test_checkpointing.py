@@ -19,7 +19,7 @@ from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress, open_che
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests import jobs
 from tests.damages import DAMAGES
-from tests.jobs import TINY
+from tests.golden_files import reference_vit
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -33,7 +33,7 @@ class Killed(Exception):
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setattr(chunks, "LONGEST_CHUNK", 2)
-    return psaq_jax.load_model(TINY)
+    return reference_vit(1)
 
 
 def finish(model, directory):

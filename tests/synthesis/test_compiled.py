@@ -17,7 +17,7 @@ from psaq_jax.synthesis import chunks
 from psaq_jax.synthesis.entropy import GRID_POINTS
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
 
-DEPTH, WIDTH, HIDDEN, SIDE, PATCHES = 3, 24, 96, 48, 144
+DEPTH, WIDTH, HIDDEN, SIDE, PATCHES = 2, 24, 96, 48, 144
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import functools, sys
 import jax, jax.numpy as jnp, numpy as np
 import psaq_jax
 from psaq_jax.synthesis import chunks
+from tests.golden_files import reference_vit
 
-model = psaq_jax.load_model("tests/golden/paper/vit")
+model = reference_vit(1)
 config = psaq_jax.SynthesisConfig(num_images=20, group_size=2, iterations=4)
 waves = psaq_jax.SynthesisConfig(10, 2, 4, recipe="default")
 assert jax.device_count() == int(sys.argv[1])

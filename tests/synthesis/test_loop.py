@@ -11,7 +11,7 @@ import pytest
 import psaq_jax
 from psaq_jax.synthesis import chunks, driver, loop
 from psaq_jax.synthesis.config import SynthesisConfig
-from tests.golden_files import GOLDEN, golden, nhwc
+from tests.golden_files import GOLDEN, golden, nhwc, reference_vit
 
 REFERENCE = golden("paper/vit/reference.npz")
 TERMS = ("loss", "cross_entropy", "total_variation", "entropy")  # the order of the reference's columns
@@ -76,7 +76,8 @@ WAVES = dataclasses.replace(SMALL, recipe="default", parametrization=None)
 
 
 @pytest.mark.parametrize("config", [SMALL, WAVES])
-def test_chunks_do_not_change_the_images(config, model, monkeypatch):
+def test_chunks_do_not_change_the_images(config, monkeypatch):
+    model = reference_vit(1)
     whole = psaq_jax.synthesize(model, config, seed=2)
     monkeypatch.setattr(chunks, "LONGEST_CHUNK", 3)
     parts = psaq_jax.synthesize(model, config, seed=2)

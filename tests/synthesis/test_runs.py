@@ -9,7 +9,7 @@ import pytest
 import psaq_jax
 from psaq_jax.synthesis import driver, loop
 from psaq_jax.synthesis.config import SynthesisConfig
-from tests.jobs import TINY
+from tests.golden_files import reference_vit
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -18,7 +18,7 @@ SMALL = SynthesisConfig(num_images=4, group_size=2, iterations=6, jitter=(30, 60
 
 @pytest.fixture(scope="module")
 def model():
-    return psaq_jax.load_model(TINY)
+    return reference_vit(1)
 
 
 def test_equal_seeds_give_equal_images_and_others_do_not(model):

@@ -21,6 +21,8 @@ from psaq_jax.evaluation import agreement, collect_logits, evaluate, metrics, pr
 from psaq_jax.models.preprocessing import Preprocessing
 from tests.golden_files import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 class Linear:
     """A model of one dense layer that counts its compilations."""

@@ -8,6 +8,8 @@ import pytest
 from psaq_jax.quantization import clipping, statistics
 from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 ONCE = ((1.0, 1.0),)
 STRETCHED = ((1.0, 1.0), (1.5, 0.1))
 

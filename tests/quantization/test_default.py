@@ -15,8 +15,8 @@ from psaq_jax.quantization.folding import changed
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
-from tests.golden_files import GOLDEN, golden, nhwc, reference_vit
-from tests.quantization.artefacts import VIT, random_model, random_pixels
+from tests.golden_files import golden, nhwc, reference_vit
+from tests.quantization.artefacts import MODULES, VIT, random_model, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -208,12 +208,10 @@ def test_images_make_ranges_unnecessary(model, default):
         psaq_jax.quantize(model, None, 8, 8, recipe="default")
 
 
-@pytest.mark.parametrize(
-    "name", ["checkpoints/hf_deit_distilled", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"]
-)
+@pytest.mark.parametrize("name", ["distilled", "dinov2", "swin"])
 def test_serves_every_family(name):
-    model = psaq_jax.load_model(GOLDEN / name)
-    images = np.random.default_rng(0).normal(size=(6, *model.image_shape)).astype(np.float32)
+    """With two special tokens; with registers, SwiGLU and LayerScales; in windows that are padded."""
+    model, images = random_model(MODULES[name]), random_pixels(MODULES[name], 6)
     options = DefaultRecipe(plain_grounds=False, bases=False)  # the same noise is calibrated on and tested
     q = psaq_jax.quantize(model, None, 8, 8, recipe="default", images=images, options=options)
     difference = np.abs(q(images) - model(images)).max()

@@ -22,7 +22,6 @@ from tests.quick_recipe import QUICK
 
 REFERENCE = golden("paper/vit/reference.npz")
 TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_images"])
-WITHOUT_BASES = DefaultRecipe(bases=False)
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -89,9 +88,9 @@ def test_straight_through_is_the_quantizer_and_stops_gradients_where_it_clips():
     np.testing.assert_array_equal(gradient, [0, 1, 1, 1, 0])
 
 
-def reconstructed(model, folder=None, progress=None, steps=60, recipe=WITHOUT_BASES, **options):
+def reconstructed(model, folder=None, progress=None, steps=60, **options):
     ranges = psaq_jax.calibrate(model, CALIBRATION, recipe="default")
-    options = dataclasses.replace(recipe, reconstruction_steps=steps, reconstruction_batch=8, **options)
+    options = dataclasses.replace(QUICK, reconstruction_steps=steps, reconstruction_batch=8, **options)
     return psaq_jax.quantize(model, ranges, 3, 4, "default", CALIBRATION, options, progress, folder)
 
 
@@ -106,7 +105,7 @@ def test_brings_the_logits_nearer_to_float(model, plain):
     def error(q):
         return float(np.mean(np.square(q(CALIBRATION) - model(CALIBRATION))))
 
-    assert error(q) < 0.8 * error(plain)  # seen: 0.41 to 0.60, over three seeds
+    assert error(q) < 0.8 * error(plain)  # seen: 0.42
     layer = q.params["block_0"]["mlp"]["dense1"]["kernel"]
     assert layer.codes.dtype == np.int8
     assert not np.array_equal(layer.codes, plain.params["block_0"]["mlp"]["dense1"]["kernel"].codes)
@@ -225,7 +224,7 @@ def test_half_of_the_elements_are_quantized_in_a_step():
 
 def test_goes_on_behind_the_blocks_that_are_done(model, tmp_path, monkeypatch):
     learn, learned, steps = reconstruction.learn, [], []
-    run = functools.partial(reconstructed, model, steps=3, recipe=QUICK, reconstruct=True)
+    run = functools.partial(reconstructed, model, steps=3, reconstruct=True)
 
     def killed_in_the_second(*args):
         if len(learned) == 1:

@@ -8,6 +8,8 @@ from psaq_jax.quantization.gptq import codes_of, gptq
 from psaq_jax.quantization.quantizers import weight_scale
 from psaq_jax.quantization.two_sided import CORRELATED, two_sided
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 SHAPES = [(40, 70), (70, 40), (30, 30), (1, 6), (6, 1)]
 
 

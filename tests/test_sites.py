@@ -60,6 +60,19 @@ def test_a_pattern_that_matches_nothing_is_reported(tiny):
         record(module, params, pixels, "nothing")
 
 
+def test_a_pattern_is_of_the_whole_name(tiny):
+    module, params, pixels = tiny
+    with pytest.raises(ValueError, match="no site matches 'doubled'"):
+        record(module, params, pixels, "doubled")
+    assert list(record(module, params, pixels, "*")[1]) == ["input", "block_0/doubled", "output"]
+
+
+def test_ranges_are_float32_of_half_precision_too(tiny):
+    module, params, pixels = tiny
+    ranges = observe(module, params, pixels.astype(jnp.bfloat16))
+    assert {x.dtype for pair in ranges.values() for x in pair} == {jnp.dtype(jnp.float32)}
+
+
 def test_observe_gives_ranges_in_running_order(tiny):
     module, params, pixels = tiny
     ranges = observe(module, params, pixels, wanted=lambda name: name != "output")

@@ -147,6 +147,8 @@ def test_sample_draws_without_replacement_and_repeats():
     assert not np.array_equal(first, other)
     numbers = PREPROCESSING.denormalize(first)[:, 0, 0, 0].tolist()
     assert len(set(numbers)) == 12 and numbers != sorted(numbers)
+    drawn = PREPROCESSING.denormalize(dataset.sample(PREPROCESSING, 5, 3))[:, 0, 0, 0].tolist()
+    assert drawn == numbers[:5], "the first of the same order"
     assert sorted(PREPROCESSING.denormalize(dataset.sample(PREPROCESSING, 30, 0))[:, 0, 0, 0]) == list(range(30))
 
 

@@ -14,6 +14,7 @@ from psaq_jax.distillation.student import KernelQuantizer, fake_quantize
 from psaq_jax.quantization import transform
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import GOLDEN, golden, nhwc
+from tests.quantization.artefacts import MODULES, random_model
 from tests.quick_recipe import QUICK
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -135,7 +136,7 @@ def test_kernels_start_where_the_rotated_original_lies():
     """At 8 bits, rounded to nearest, the original lies within half a code: it is cut off at a quarter half of the time,
     and almost always where it is another kernel.
     """
-    model = psaq_jax.load_model(GOLDEN / "checkpoints" / "hf_dinov2")
+    model = random_model(MODULES["dinov2"].clone(depth=2))
     options, images = dataclasses.replace(QUICK, rotate=True), np.zeros((2, *model.image_shape), np.float32)
     q = psaq_jax.quantize(model, None, 8, 8, recipe="default", images=images, options=options)
     synthesis = psaq_jax.SynthesisConfig(recipe="default")

@@ -155,6 +155,18 @@ def test_a_file_that_was_overwritten_since_is_not_said_to_hold_the_weights(tmp_p
     assert "not recorded: no folder of this name held them" in (saved / "README.md").read_text()
 
 
+def test_numbers_that_json_does_not_know_are_null_in_the_artefacts_config(tmp_path):
+    """Python reads NaN and infinity in a checkpoint's config.json; nobody else has to in ours."""
+    module, source = VIT.clone(image_size=(16, 16), patch_size=(4, 4)), tmp_path / "source"
+    save_huggingface(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), (0.5,) * 3, (0.5,) * 3)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"nothing": [float("nan")], "more": -float("inf")}))
+    saved = save_quantized(quantize(load_model(str(source)), None, 4, None), tmp_path / "q")
+    found = json.loads((saved / "config.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert found["nothing"] == [None] and found["more"] is None
+    assert load_quantized(saved).classes == 5
+
+
 def test_ingredients_that_need_images_are_off_without_them(calibrated):
     model = calibrated[0]
     q = quantize(model, calibrate(model, random_pixels(model.module), "default"), 4, 8, "default")

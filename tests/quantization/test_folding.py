@@ -15,7 +15,7 @@ from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.segments import chain, parts_of
 from psaq_jax.sites import observe, record
-from tests.golden_files import GOLDEN
+from tests.golden_files import GOLDEN, reference_vit
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -24,7 +24,7 @@ C = 32
 
 @pytest.fixture(scope="module")
 def model():
-    return psaq_jax.load_model(GOLDEN / "paper" / "vit")
+    return reference_vit(2)
 
 
 def pixels(model, count=3):

@@ -13,7 +13,7 @@ from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.segments import chain
 from psaq_jax.sites import apply_with_tap, record
 from tests.export.small_models import VIT, random_model
-from tests.golden_files import GOLDEN, golden, nhwc
+from tests.golden_files import GOLDEN, golden, nhwc, reference_vit
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -22,7 +22,7 @@ IMAGES = nhwc(golden("paper/vit/reference.npz")["calibration_images"])[:6]
 
 @pytest.fixture(scope="module")
 def model():
-    return psaq_jax.load_model(GOLDEN / "paper" / "vit")
+    return reference_vit(2)
 
 
 @pytest.mark.parametrize("name", ["paper/vit", "checkpoints/hf_dinov2_swiglu", "more/hf_swin_padded"])

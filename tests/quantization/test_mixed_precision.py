@@ -176,7 +176,7 @@ def test_activations_in_floating_point(recipe):
     """No site, weights as with quantized activations (paper), and closer to the float model than with 4 bits."""
     model, pixels = random_model(), random_pixels(count=8)
     ranges = calibrate(model, pixels, recipe)
-    images, options = (None, None) if recipe == "paper" else (pixels, DefaultRecipe(reconstruct=False, bases=False))
+    images, options = (None, None) if recipe == "paper" else (pixels, dataclasses.replace(QUICK, **ROUNDING))
     floats = quantize(model, {}, 6, None, recipe, images, options)
     coarse = quantize(model, ranges, 6, 4, recipe, images, options)
     assert floats.sites == {} and floats.activation_bits is None

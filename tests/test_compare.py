@@ -14,6 +14,8 @@ from psaq_jax.synthesis.config import SynthesisConfig
 from tests.golden_files import GOLDEN
 from tests.report.samples import results
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 TINY = str(GOLDEN / "paper" / "vit")
 WHO = ("release", "psaq_jax (paper)", "psaq_jax (default)")
 

@@ -51,8 +51,12 @@ def test_two_processes_give_what_one_gives(tmp_path):
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(11) % 10)
     few = (f"--config.data=npz:{tmp_path / 'data.npz'}", "--config.quantization.bits=('w4a8',)")
     few += ("--config.calibration=('synthesized','noise')", "--config.quantization.recipe=paper")
-    outputs(start(1, tmp_path / "one", *few, *SMALL, killed=False))
-    first, second = outputs(start(2, tmp_path / "two", *few, *SMALL, killed=False))
+
+    def run(processes, name):
+        return outputs(start(processes, tmp_path / name, *few, *SMALL, killed=False))
+
+    run(1, "one")
+    first, second = run(2, "two")
     assert "agreement" in first and "agreement" not in second
     runs = sorted(path.name for path in (tmp_path / "one" / "quantized").iterdir())
     for name in ("images/synthesized.npy", *(f"quantized/{run}/model.safetensors" for run in runs)):
@@ -60,7 +64,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["runs"] == two["runs"] and one["float"]["top1"] == two["float"]["top1"]
     assert one["float"]["examples"] == two["float"]["examples"] == 11
-    outputs(start(2, tmp_path / "two", *few, *SMALL, killed=False))
+    run(2, "two")
     assert json.loads((tmp_path / "two" / "results.json").read_text())["runs"] == one["runs"]
 
 

@@ -9,7 +9,7 @@ import psaq_jax
 from psaq_jax.distillation import loop, turns
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.student import Learned, units
-from tests import jobs
+from tests.golden_files import reference_vit
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -21,9 +21,9 @@ IMAGES = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32
 
 
 @pytest.fixture(scope="module")
-def entered(tmp_path_factory):
+def entered():
     """(arena, state before the first tick) of a model of one block."""
-    model = psaq_jax.load_model(jobs.shallow(tmp_path_factory.mktemp("model")))
+    model = reference_vit(1)
     q = psaq_jax.quantize(model, psaq_jax.calibrate(model, IMAGES, recipe="default"), 4, 4, "default")
     return turns.enter(
         model, q, IMAGES, CONFIG, psaq_jax.SynthesisConfig(recipe="default"), 1, tuple(jax.devices()[:1])

@@ -12,8 +12,6 @@ from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.sites import record, site_names
 from tests.golden_files import GOLDEN, golden, nhwc
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 MORE = sorted(path.parent.name for path in (GOLDEN / "more").glob("*/config.json"))
 
 

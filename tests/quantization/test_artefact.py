@@ -144,9 +144,15 @@ def test_changed_weights_are_not_said_to_be_the_source_s(tmp_path):
         assert ("not recorded: no folder of this name held them" in card) == (not hashed)
 
 
+def checkpoint(folder):
+    """A small one in Hugging Face's layout."""
+    module = VIT.clone(image_size=(16, 16), patch_size=(4, 4))
+    save_huggingface(folder, module, random_model(module).params, ("a", "b", "c", "d", "e"), (0.5,) * 3, (0.5,) * 3)
+    return folder
+
+
 def test_a_file_that_was_overwritten_since_is_not_said_to_hold_the_weights(tmp_path):
-    module, source = VIT.clone(image_size=(16, 16), patch_size=(4, 4)), tmp_path / "source"
-    save_huggingface(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), (0.5,) * 3, (0.5,) * 3)
+    source = checkpoint(tmp_path / "source")
     q = quantize(load_model(str(source)), None, 4, None)
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")  # as many bytes
@@ -157,8 +163,7 @@ def test_a_file_that_was_overwritten_since_is_not_said_to_hold_the_weights(tmp_p
 
 def test_numbers_that_json_does_not_know_are_null_in_the_artefacts_config(tmp_path):
     """Python reads NaN and infinity in a checkpoint's config.json; nobody else has to in ours."""
-    module, source = VIT.clone(image_size=(16, 16), patch_size=(4, 4)), tmp_path / "source"
-    save_huggingface(source, module, random_model(module).params, ("a", "b", "c", "d", "e"), (0.5,) * 3, (0.5,) * 3)
+    source = checkpoint(tmp_path / "source")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"nothing": [float("nan")], "more": -float("inf")}))
     saved = save_quantized(quantize(load_model(str(source)), None, 4, None), tmp_path / "q")

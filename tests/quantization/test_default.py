@@ -51,15 +51,12 @@ def test_is_closer_to_float_than_the_paper(model, default, weight_bits, activati
     assert error(model, ours) < 0.8 * error(model, paper)
 
 
-def test_loses_no_more_on_a_hard_copy(model, default):
+def test_loses_no_more_on_a_hard_copy():
+    model = reference_vit(3)
     copy = hard_copy(model)
-    original, hard, paper = np.sum([
-        (error(model, default(*bits)), error(copy, quantized(copy, *bits)),
-         error(copy, quantized(copy, *bits, recipe="paper")))
-        for bits in ((8, 8), (4, 8), (6, 6))
-    ], axis=0)  # fmt: skip
-    assert hard < 1.5 * original  # other last bits, other roundings: seen 0.97; of one pair of bits up to 1.9
-    assert paper > 5 * original
+    original, hard = error(model, quantized(model, 6, 6)), error(copy, quantized(copy, 6, 6))
+    assert hard < 1.5 * original  # other last bits, other roundings
+    assert error(copy, quantized(copy, 6, 6, recipe="paper")) > 5 * original
 
 
 def test_nor_there_with_activations_in_floating_point(model):
@@ -212,7 +209,7 @@ def test_images_make_ranges_unnecessary(model, default):
 def test_serves_every_family(name):
     """With two special tokens; with registers, SwiGLU and LayerScales; in windows that are padded."""
     model, images = random_model(MODULES[name]), random_pixels(MODULES[name], 6)
-    options = DefaultRecipe(plain_grounds=False, bases=False)  # the same noise is calibrated on and tested
+    options = DefaultRecipe(plain_grounds=False)  # the same noise is calibrated on and tested
     q = psaq_jax.quantize(model, None, 8, 8, recipe="default", images=images, options=options)
     difference = np.abs(q(images) - model(images)).max()
     assert difference < 0.05 * np.abs(model(images)).max()

@@ -1,6 +1,5 @@
 """Integer execution against NumPy's integers and against simulated quantization; the list of products."""
 
-import contextlib
 import dataclasses
 import math
 
@@ -18,7 +17,6 @@ from psaq_jax.quantization.integer import integer_model, integer_sums
 from psaq_jax.quantization.integer_plan import coverage
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.export.small_models import SWIN, SWINS, VIT, VITS, random_pixels, random_quantized
-from tests.quick_compilation import quickly
 
 MODULES = VITS | {"swin": SWIN}
 EXECUTIONS = {"integer": integer_sums, "simulated": float_sums}
@@ -124,8 +122,7 @@ def test_products_of_the_graph_are_integer():
 def test_equals_simulated_quantization_bit_for_bit(name, recipe):
     module = (VITS | SWINS)[name]
     q, pixels = random_quantized(module, 4, 8, recipe), random_pixels(module, 64)
-    with quickly() if recipe == "paper" else contextlib.nullcontext():  # the others as users compile them
-        np.testing.assert_array_equal(integer_model(q)(pixels), q(pixels))
+    np.testing.assert_array_equal(integer_model(q)(pixels), q(pixels))
 
 
 @pytest.mark.parametrize("name", MODULES)

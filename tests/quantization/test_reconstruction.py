@@ -22,6 +22,7 @@ from tests.quick_recipe import QUICK
 
 REFERENCE = golden("paper/vit/reference.npz")
 TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_images"])
+WITHOUT_BASES = DefaultRecipe(bases=False)
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -88,24 +89,21 @@ def test_straight_through_is_the_quantizer_and_stops_gradients_where_it_clips():
     np.testing.assert_array_equal(gradient, [0, 1, 1, 1, 0])
 
 
-def reconstructed(model, folder=None, progress=None, steps=60, **options):
+def reconstructed(model, folder=None, progress=None, steps=60, recipe=WITHOUT_BASES, **options):
     ranges = psaq_jax.calibrate(model, CALIBRATION, recipe="default")
-    options = dataclasses.replace(QUICK, reconstruction_steps=steps, reconstruction_batch=8, **options)
+    options = dataclasses.replace(recipe, reconstruction_steps=steps, reconstruction_batch=8, **options)
     return psaq_jax.quantize(model, ranges, 3, 4, "default", CALIBRATION, options, progress, folder)
 
 
-@pytest.fixture(scope="module")
-def plain(model):
-    return reconstructed(model, reconstruct=False)
-
-
-def test_brings_the_logits_nearer_to_float(model, plain):
-    q = reconstructed(model, steps=150, reconstruct=True, learn_rounding=True)
+def test_brings_the_logits_nearer_to_float():
+    model = reference_vit(3)
+    plain = reconstructed(model, reconstruct=False)
+    q = reconstructed(model, steps=300, reconstruct=True, learn_rounding=True)
 
     def error(q):
         return float(np.mean(np.square(q(CALIBRATION) - model(CALIBRATION))))
 
-    assert error(q) < 0.8 * error(plain)  # seen: 0.42
+    assert error(q) < 0.8 * error(plain)  # seen: 0.41 to 0.60, over three seeds
     layer = q.params["block_0"]["mlp"]["dense1"]["kernel"]
     assert layer.codes.dtype == np.int8
     assert not np.array_equal(layer.codes, plain.params["block_0"]["mlp"]["dense1"]["kernel"].codes)
@@ -224,7 +222,7 @@ def test_half_of_the_elements_are_quantized_in_a_step():
 
 def test_goes_on_behind_the_blocks_that_are_done(model, tmp_path, monkeypatch):
     learn, learned, steps = reconstruction.learn, [], []
-    run = functools.partial(reconstructed, model, steps=3, reconstruct=True)
+    run = functools.partial(reconstructed, model, steps=3, recipe=QUICK, reconstruct=True)
 
     def killed_in_the_second(*args):
         if len(learned) == 1:

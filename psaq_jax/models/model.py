@@ -19,10 +19,21 @@ CHANGED = " (changed)"
 
 
 class Classifier(abc.ABC):
-    """What float and quantized models have in common: a `module` and a `preprocessing`."""
+    """What float and quantized models have in common: a `module`, a `preprocessing` and a `source`."""
 
     module: nn.Module
     preprocessing: Preprocessing
+    source: str
+
+    def __repr__(self) -> str:
+        """One line: a notebook that shows a model should not print its parameters."""
+        module, (height, width) = self.module, self.image_size
+        form = f"{type(module).__name__}, {height}x{width} pixels, {self.classes} classes"
+        return f"{type(self).__name__}({self.source!r}, {form}, {self._numbers()})"
+
+    @abc.abstractmethod
+    def _numbers(self) -> str:
+        """What it computes in, for `__repr__`."""
 
     def __call__(self, pixels) -> jax.Array:
         """Normalised pixels [b, h, w, 3] float32 -> logits [b, classes] float32, jitted.
@@ -61,7 +72,7 @@ class Classifier(abc.ABC):
     data_fields=["params"],
     meta_fields=["module", "labels", "preprocessing", "source", "stamps"],
 )
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # arrays have no one truth value
 class Model(Classifier):
     """A float vision transformer. A pytree whose leaves are `params`: hand it to jit, grad or vmap as it is.
 
@@ -83,6 +94,9 @@ class Model(Classifier):
 
     def jitted(self, pixels) -> jax.Array:
         return _forward(self, pixels)
+
+    def _numbers(self) -> str:
+        return jnp.dtype(self.module.dtype).name
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from psaq_jax.quantization.transform import ARRAYS, STATIC, QuantizedModel
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=ARRAYS, meta_fields=[*STATIC, "products"])
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # arrays have no one truth value
 class IntegerModel(QuantizedModel):
     """A quantized model whose products run on integers where they can.
 
@@ -36,6 +36,9 @@ class IntegerModel(QuantizedModel):
 
     def jitted(self, pixels) -> jax.Array:
         return _forward(self, pixels)
+
+    def _execution(self) -> str:
+        return f"{sum(product.integer for product in self.products)} of {len(self.products)} products in integers"
 
 
 def integer_model(q: QuantizedModel) -> IntegerModel:

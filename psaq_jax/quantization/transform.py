@@ -43,7 +43,7 @@ STATIC = [
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=ARRAYS, meta_fields=STATIC)
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # arrays have no one truth value
 class QuantizedModel(Classifier):
     """A vision transformer in simulated quantization.
 
@@ -78,6 +78,13 @@ class QuantizedModel(Classifier):
 
     def jitted(self, pixels) -> jax.Array:
         return _forward(self.module, self.params, self.sites, pixels, self.has_exact_sums)
+
+    def _numbers(self) -> str:
+        activations = "floating-point" if self.activation_bits is None else f"{self.activation_bits}-bit"
+        return f"{self.weight_bits:g}-bit weights, {activations} activations, recipe {self.recipe}, {self._execution()}"
+
+    def _execution(self) -> str:
+        return "simulated"
 
     def fingerprint(self) -> str:
         """As a float model's, over what all quantizers are too."""

@@ -16,7 +16,7 @@ from psaq_jax.quantization.exact import dense, float_sums, product
 from psaq_jax.quantization.integer import integer_model, integer_sums
 from psaq_jax.quantization.integer_plan import coverage
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
-from tests.export.small_models import SWIN, SWINS, VIT, VITS, random_pixels, random_quantized
+from tests.export.small_models import SWIN, SWINS, VIT, VITS, random_model, random_pixels, random_quantized
 
 MODULES = VITS | {"swin": SWIN}
 EXECUTIONS = {"integer": integer_sums, "simulated": float_sums}
@@ -48,6 +48,20 @@ def test_dense_equals_numpys_integers(execution, bits, zero_point):
     expected = exact * np.float64(quantizer.scale) * np.asarray(kernel.scale, np.float64) + 1
     # The sum is exact; turning it into float32, two products and a sum round four times.
     np.testing.assert_allclose(y, expected, rtol=4e-7, atol=4e-7)
+
+
+def test_models_show_themselves_in_a_line_without_their_parameters():
+    model, q = dataclasses.replace(random_model(SWIN), source="a\nname"), random_quantized(SWIN)
+    form = "SwinTransformer, 18x16 pixels, 5 classes"
+    assert repr(model) == rf"Model('a\nname', {form}, float32)"
+    assert repr(model.with_dtype(jnp.bfloat16)) == rf"Model('a\nname', {form}, bfloat16)"
+    form = f"QuantizedModel('', {form}, 4-bit weights, {{}} activations, recipe paper, simulated)"
+    assert repr(q) == form.format("8-bit")
+    assert repr(dataclasses.replace(q, activation_bits=None, sites={})) == form.format("floating-point")
+    executed = integer_model(q)
+    integer, every = sum(product.integer for product in executed.products), len(executed.products)
+    assert 0 < integer < every
+    assert f"{executed}".endswith(f"recipe paper, {integer} of {every} products in integers)")
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

@@ -19,17 +19,21 @@ CONFIG = {"model": "m", "synthesis": {"iterations": 10, "jitter": (1.0, 2.0)}}
 
 def test_the_same_config_opens_again(tmp_path):
     for _ in range(2):
-        with open_workdir(tmp_path / "run", CONFIG) as path:
+        with open_workdir(tmp_path / "runs" / "first", CONFIG) as path:
             assert json.loads((path / "config.json").read_text())["synthesis"]["jitter"] == [1.0, 2.0]
 
 
 def test_another_config_is_refused_with_the_field(tmp_path):
     with open_workdir(tmp_path, CONFIG):
         pass
-    changed = CONFIG | {"synthesis": CONFIG["synthesis"] | {"iterations": 11}}
-    with pytest.raises(InputError, match="synthesis.iterations is 10 there and 11 now"):
-        with open_workdir(tmp_path, changed):
-            pass
+    iterations = CONFIG["synthesis"] | {"iterations": 11}
+    for changed, words in (
+        (iterations, "synthesis.iterations is 10 there and 11 now"),
+        (3, "synthesis is .* and 3 now"),
+    ):
+        with pytest.raises(InputError, match=words):
+            with open_workdir(tmp_path, CONFIG | {"synthesis": changed}):
+                pass
 
 
 def test_further_fields_are_counted(tmp_path):
@@ -155,5 +159,11 @@ def test_results_go_into_no_other_job_s_folder(tmp_path):
     with pytest.raises(InputError, match="^--output=.*file: cannot be written"):
         with results_folder(tmp_path / "file", lambda folder: None, "--output"):
             pytest.fail("the work began")
+
+    def check(folder):
+        raise InputError(f"{folder.name} will not do")
+
+    with pytest.raises(InputError, match="^new will not do"), results_folder(tmp_path / "new", check):
+        pytest.fail("the work began")
     with results_folder(tmp_path / "new") as folder:
         assert [path.name for path in folder.iterdir()] == [".lock"]

@@ -10,7 +10,7 @@ import psaq_jax
 from launch import config as launch_config
 from launch import console
 from psaq_jax import files, report
-from psaq_jax.config import JobConfig, without_training
+from psaq_jax.config import JobConfig, has_whole_bits, parse_bits, without_training
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.quantization.recipes import read_recipe
@@ -38,15 +38,41 @@ def write_measured(
     Args:
       sets: {calibration: normalised images}; result: of the synthesis; sizes, distillations: of `report.render_page`.
     """
-    pixels = sets[run["calibration"]][:MEASURED]
     recipe, _ = read_recipe(without_training(run["recipe"]))
+    ranges = _ranges(model, sets, recipe)
     written = write(
         workdir, config, results, model=model, images=sets, targets=result.labels, history=result.history,
-        ranges={name: psaq_jax.calibrate(model, pixels, recipe) for name, pixels in sets.items()},
-        sensitivity=report.measure_sensitivity(model, q, pixels, console.bar("sensitivity")),
-        sensitivity_images=len(pixels), measured=run, coverage=report.coverage_rows(plan(q)), sizes=sizes,
+        ranges=ranges, **_sensitivities(model, q, sets, run), coverage=report.coverage_rows(plan(q)), sizes=sizes,
         distillations=distillations,
     )  # fmt: skip
     pictures = {name: model.preprocessing.denormalize(pixels[:SHOWN]) for name, pixels in sets.items()}
     report.write_metrics(workdir / "metrics", results, result.history, pictures, distillations)
     return written
+
+
+def layer_by_layer(config: JobConfig, model: Model, sets: Mapping[str, np.ndarray]) -> dict:
+    """Ranges and sensitivities for `write`, of a job that keeps no quantized model: of its first recipe and calibration
+    set, at the last of its bits that are whole numbers; ranges alone where none are.
+
+    What sensitivities take of a model are its bits and, of recipe "paper", its grids: ranges tell both.
+    """
+    name = without_training(config.quantization.recipes[0])
+    recipe, options = read_recipe(name, config.quantization.options)
+    shown = {"ranges": _ranges(model, sets, recipe)}
+    bits = [setting for setting in config.quantization.bits if has_whole_bits(setting)]
+    if not sets or not bits:
+        return shown
+    run = {"bits": bits[-1], "recipe": name, "calibration": next(iter(sets))}
+    ranges = shown["ranges"][run["calibration"]]
+    q = psaq_jax.quantize(model, ranges, *parse_bits(run["bits"]), recipe, options=options)
+    return shown | _sensitivities(model, q, sets, run)
+
+
+def _ranges(model: Model, sets: Mapping[str, np.ndarray], recipe: str) -> dict[str, Mapping]:
+    return {name: psaq_jax.calibrate(model, pixels, recipe) for name, pixels in sets.items()}
+
+
+def _sensitivities(model: Model, q: QuantizedModel, sets: Mapping[str, np.ndarray], run: dict) -> dict:
+    pixels = sets[run["calibration"]][:MEASURED]
+    found = report.measure_sensitivity(model, q, pixels, console.bar("sensitivity"))
+    return {"sensitivity": found, "sensitivity_images": len(pixels), "measured": run}

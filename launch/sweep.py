@@ -3,10 +3,10 @@
     python -m launch.sweep --config=configs/sweeps/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
 
 Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds, wall time) and DIR/runs.json (every run),
-after every seed, and DIR/MODEL/report.html, with the first seed's images, after a model's last. Recipe "distill" is
-what "default" makes, trained as `launch.distill` does; model "hard:SOURCE" is a copy of SOURCE with outlier channels
-that computes the same. Killed at any moment, the same command goes on; with more seeds, models or bits it computes what
-is new.
+after every seed, and DIR/MODEL/report.html, with the first seed's images and what its first recipe loses layer by
+layer, after a model's last. Recipe "distill" is what "default" makes, trained as `launch.distill` does; model
+"hard:SOURCE" is a copy of SOURCE with outlier channels that computes the same. Killed at any moment, the same command
+goes on; with more seeds, models or bits it computes what is new.
 """
 
 from absl import flags
@@ -33,8 +33,8 @@ def run_sweep(config, workdir):
 
     def write_page(result, model, pictures):
         name = result["model"]
-        found = result | describe_machine()
-        written[name] = pages.write(workdir / sweep.slug(name), config, found, model=model, **pictures)
+        found, layers = result | describe_machine(), pages.layer_by_layer(config, model, pictures["images"])
+        written[name] = pages.write(workdir / sweep.slug(name), config, found, model=model, **pictures, **layers)
 
     results = sweep.run_sweep(
         config, workdir, console.bar, lambda so_far: sweep_tables.write(workdir, so_far),

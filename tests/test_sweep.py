@@ -11,19 +11,21 @@ import pytest
 from PIL import Image
 
 import psaq_jax
-from psaq_jax import resumption, sweep, sweep_cells, sweep_tables
+from launch import pages
+from psaq_jax import calibrate, quantize, resumption, sweep, sweep_cells, sweep_tables
 from psaq_jax.config import QuantizationConfig, from_mapping
 from psaq_jax.data import dataset
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits
 from psaq_jax.models.loading import load_model
-from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.report import render_page, summary_line
+from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
+from psaq_jax.report import measure_sensitivity, render_page, summary_line
 from psaq_jax.sweep import run_sweep
-from psaq_jax.sweep_config import SweepConfig
+from psaq_jax.sweep_config import SweepConfig, SweepQuantization
 from psaq_jax.synthesis.config import SynthesisConfig
 from tests import jobs
 from tests.golden_files import GOLDEN
+from tests.quick_recipe import QUICK
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -139,6 +141,24 @@ def test_a_page_shows_the_first_seeds_images_and_none_is_synthesized_for_it(done
     shutil.rmtree(kept.parent)
     run_sweep(config(data, seeds=seeds), tmp_path, show=lambda *given: told.append(given))
     assert list(told[1][2]) == ["images"] and list(told[1][2]["images"]) == ["noise"]
+
+
+@pytest.mark.parametrize("recipe", ["paper", "distill"])
+def test_a_page_has_the_layers_of_the_first_recipe_at_its_last_whole_bits(recipe, data, monkeypatch):
+    monkeypatch.setattr(pages.console, "bar", lambda title: None)  # which asks flags that only scripts parse
+    model, name = load_model(TINY), "default" if recipe == "distill" else recipe
+    pixels = np.random.default_rng(0).normal(size=(4, *model.image_shape)).astype(np.float32)
+    quantization = SweepQuantization(("w8a8", "w4a6", "auto:4a8", "w4a32"), f"{recipe},paper", QUICK)
+    shown = pages.layer_by_layer(config(data, quantization=quantization), model, {"noise": pixels, "real": pixels + 1})
+    base, options = read_recipe(name, QUICK)
+    assert shown["measured"] == {"bits": "w4a6", "recipe": name, "calibration": "noise"}
+    assert shown["ranges"]["real"] == calibrate(model, pixels + 1, base) != shown["ranges"]["noise"]
+    images = None if recipe == "paper" else pixels
+    q = quantize(model, shown["ranges"]["noise"], 4, 6, base, images, options)
+    assert shown["sensitivity"] == measure_sensitivity(model, q, pixels)  # as of the model whole
+    floats = dataclasses.replace(quantization, bits=("auto:4a8", "w4a32"))
+    assert list(pages.layer_by_layer(config(data, quantization=floats), model, {"noise": pixels})) == ["ranges"]
+    assert pages.layer_by_layer(config(data), model, {}) == {"ranges": {}}
 
 
 def test_images_are_decoded_once(data, tmp_path, monkeypatch):
@@ -354,6 +374,8 @@ def test_the_script_prints_the_table_and_writes_it(data, tmp_path):
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 4
     page = (tmp_path / sweep.slug(TINY) / "report.html").read_text()
     assert "w4a4" in page and "launch.sweep" in page
+    assert "that recipe paper quantizes.</p>" in page and "weights quantized alone at w4a4" in page
+    assert "noise images of the calibration, with the ranges of all of them" in page and 'id="coverage"' not in page
     assert "figures are of 20 images" in done.stdout
 
 

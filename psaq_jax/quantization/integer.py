@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from psaq_jax.quantization import exact
-from psaq_jax.quantization.integer_plan import MatrixProduct, plan
+from psaq_jax.quantization.integer_plan import MatrixProduct, plan, summary
 from psaq_jax.quantization.representation import UniformQuantizer
 from psaq_jax.quantization.transform import ARRAYS, STATIC, QuantizedModel
 
@@ -38,7 +38,7 @@ class IntegerModel(QuantizedModel):
         return _forward(self, pixels)
 
     def _execution(self) -> str:
-        return f"{sum(product.integer for product in self.products)} of {len(self.products)} products in integers"
+        return summary(self.products)
 
 
 def integer_model(q: QuantizedModel) -> IntegerModel:

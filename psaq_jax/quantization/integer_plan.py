@@ -66,7 +66,7 @@ def coverage(products: Iterable[MatrixProduct]) -> float:
 
 
 def summary(products: Iterable[MatrixProduct]) -> str:
-    """How many products run in integers, as a line for the console."""
+    """How many products run in integers, in words."""
     products = tuple(products)
     count = sum(p.integer for p in products)
     return f"{count} of {len(products)} products run in integers, {100 * coverage(products):.1f} % of all multiply-adds"

@@ -61,7 +61,8 @@ def test_models_show_themselves_in_a_line_without_their_parameters():
     executed = integer_model(q)
     integer, every = sum(product.integer for product in executed.products), len(executed.products)
     assert 0 < integer < every
-    assert f"{executed}".endswith(f"recipe paper, {integer} of {every} products in integers)")
+    share = f"{100 * coverage(executed.products):.1f} % of all multiply-adds"
+    assert f"{executed}".endswith(f"recipe paper, {integer} of {every} products run in integers, {share})")
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

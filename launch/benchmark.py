@@ -2,15 +2,16 @@
 
     python -m launch.benchmark --config=configs/benchmark.py --workdir=DIR [--cases=deit_tiny,...] [--profile]
 
-Writes DIR/benchmark.json, a list of cases: model, batch_size, device, dtype, jax, jaxlib, xla_flags, matmul_precision,
-seconds_per_iteration (the whole synthesis step), model_pass_seconds (forward and backward with respect to the images,
-cross-entropy only), overhead_ratio (the quotient of two neighbouring runs), peak_memory_bytes (by the compiler's
-account), process_peak_bytes (resident, with all that came before), compile_seconds, repeats, iterations_per_repeat;
-medians, with _min and _max beside them. For ViTs also flops_per_iteration and flops_per_second, which count twice the
-products of the forward pass (attention's pass back to two factors, which is 2 to 7 percent more), in the time of the
-whole step, and on chips that are known share_of_bf16_peak. On a CPU also processor_overhead_ratio, the quotient of
-processor times: it holds on a busy machine too. --profile writes a trace of the last case's step to
-DIR/profile/plugins/profile/TIME: open its perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
+Writes DIR/report.html, and DIR/benchmark.json, a list of cases: model, batch_size, device, dtype, jax, jaxlib,
+xla_flags, matmul_precision, seconds_per_iteration (the whole synthesis step), model_pass_seconds (forward and backward
+with respect to the images, cross-entropy only), overhead_ratio (the quotient of two neighbouring runs),
+peak_memory_bytes (by the compiler's account), process_peak_bytes (resident, with all that came before),
+compile_seconds, repeats, iterations_per_repeat; medians, with _min and _max beside them. For ViTs also
+flops_per_iteration and flops_per_second, which count twice the products of the forward pass (attention's pass back to
+two factors, which is 2 to 7 percent more), in the time of the whole step, and on chips that are known
+share_of_bf16_peak. On a CPU also processor_overhead_ratio, the quotient of processor times: it holds on a busy machine
+too. --profile writes a trace of the last case's step to DIR/profile/plugins/profile/TIME: open its
+perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
 """
 
 import dataclasses
@@ -18,13 +19,13 @@ import dataclasses
 from absl import flags
 
 from launch import config as launch_config
-from launch import console
+from launch import console, pages
 from psaq_jax import benchmark, files
 from psaq_jax.cases import check_loadable
 from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for benchmark.json and report.html.", required=True)
 CASES = flags.DEFINE_list("cases", None, "Cases to time, in place of the config's.")
 PROFILE = flags.DEFINE_bool("profile", False, "Write a profile of the last case.")
 
@@ -45,8 +46,12 @@ def measure_cases(config, workdir):
         bar, settings = console.bar(name), (config.batch_size, config.dtype, config.repeats)
         results.append(benchmark.measure(name, *settings, profile=profile, progress=bar))
         files.write_json(workdir / "benchmark.json", results)
-    print(benchmark.table(results))
-    print(f"  results: {workdir / 'benchmark.json'} on {results[0]['device']}")
+    table = benchmark.table(results)
+    page = pages.write_tables(
+        workdir, config, [table], heading=", ".join(config.cases), kind="speed report", lead=benchmark.answer(results)
+    )
+    print(table.plain())
+    print(f"  results: {workdir / 'benchmark.json'} on {results[0]['device']}\n  report: {page}")
 
 
 if __name__ == "__main__":

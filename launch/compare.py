@@ -5,7 +5,8 @@
 
 The first is a sweep over --config.seeds, with its files, and writes DIR/comparison.md: mean and spread beside the
 published figures. The second runs the release from CLONE (github zkkli/PSAQ-ViT; nothing in it is changed) in PYTHON,
-an interpreter with torch and timm, on the same weights and images, and writes DIR/comparison.md and comparison.json;
+an interpreter with torch and timm, on the same weights and images, and writes DIR/comparison.md and comparison.json.
+Either writes DIR/report.html too;
 the release's own log is DIR/release/release.log. --config.model also takes a shape with random weights, such as
 deit_tiny.
 Killed at any moment, the same command goes on, on the same kind of machine.
@@ -16,7 +17,7 @@ import os
 from absl import flags
 
 from launch import config as launch_config
-from launch import console
+from launch import console, pages
 from psaq_jax import sweep, sweep_tables
 from psaq_jax.comparison import published
 from psaq_jax.comparison.job import compare_with_release
@@ -50,22 +51,28 @@ def compare(config, workdir, command):
     if CLONE.value:
         # JAX would take most of a GPU's memory before the release starts; it reads this when it first sees the GPU.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        text, page = compare_with_release(
+        text, written = compare_with_release(
             config, workdir, CLONE.value, PYTHON.value, ITERATIONS.value, DEVICE.value, command, console.bar,
             launch_config.CHECKPOINT_SECONDS.value,
         )  # fmt: skip
     else:
-        text, page = with_published(config, workdir, command)
+        text, written = with_published(config, workdir, command)
     print(text)
-    print(f"  page: {page}")
+    for title, path in written.items():
+        print(f"  {title}: {path}")
 
 
 def with_published(config, workdir, command):
     row = published.published_row(config)
     seconds, bar = launch_config.CHECKPOINT_SECONDS.value, console.bar
     results = sweep.run_sweep(config, workdir, bar, lambda so_far: sweep_tables.write(workdir, so_far), seconds)[0]
-    text = published.page(row, results, command, describe_machine())
-    return published.plain(row, results), write_text(workdir / "comparison.md", text)
+    text, table = published.page(row, results, command, describe_machine()), published.table(row, results)
+    return table.plain(), {
+        "comparison": write_text(workdir / "comparison.md", text),
+        "report": pages.write_tables(
+            workdir, config, [table], heading=config.model, kind="comparison", lead=published.answer(row, results)
+        ),
+    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m launch.evaluate --config=configs/demo.py --config.model=SOURCE|ARTEFACT --config.data=SPEC --workdir=DIR
         [--execution=simulated|integer]
 
-Writes DIR/results.json, the figures under "float" or "quantized".
+Writes DIR/results.json, the figures under "float" or "quantized", and DIR/report.html.
 """
 
 import json
@@ -12,17 +12,18 @@ from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from launch import console
+from launch import console, pages
 from psaq_jax import distributed, files, pipeline
 from psaq_jax.machine import describe_machine
 from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.text_tables import Table
 from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a saved quantized model.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json and report.html.", required=True)
 
 
 def main():
@@ -50,7 +51,18 @@ def evaluate(config, model, dataset, workdir):
         results["skipped"] = dataset.skipped
     path = files.write_json(workdir / "results.json", results)
     print(f"top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  on {metrics.examples} images")
-    print(f"  results: {path}")
+    print(f"  results: {path}\n  report: {write_page(config, model, metrics, workdir)}")
+
+
+def write_page(config, model, metrics, workdir):
+    header = ("data", "execution", "images", "top-1 %", "top-5 %", "loss, nats")
+    execution = EXECUTION.value if isinstance(model, QuantizedModel) else "float"
+    figures = (f"{metrics.examples:,}", f"{metrics.top1:.2f}", f"{metrics.top5:.2f}", f"{metrics.loss:.4f}")
+    tables = [Table("Accuracy", header, [(config.data, execution, *figures)], 2, repr(model))]
+    if EXECUTION.value == "integer":
+        tables.append(integer_plan.table({config.model: model.products}))
+    lead = f"Top-1 {metrics.top1:.2f} % of {metrics.examples:,} images."
+    return pages.write_tables(workdir, config, tables, heading=config.model, kind="accuracy report", lead=lead)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 import psaq_jax
 from launch import config as launch_config
 from launch import console
-from psaq_jax import files, report
+from psaq_jax import files, machine, report
 from psaq_jax.config import JobConfig, has_whole_bits, parse_bits, without_training
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.integer_plan import plan
@@ -17,13 +17,25 @@ from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.report.metrics import SHOWN
 from psaq_jax.synthesis.driver import SynthesisResult
+from psaq_jax.text_tables import Table
 
 MEASURED = 32  # images that sensitivities are measured on
 
 
 def write(folder: pathlib.Path, config: JobConfig, results: dict, **shown) -> pathlib.Path:
     """Writes FOLDER/report.html of a job of this config; shown: as `report.render_page` takes it."""
-    page = report.render_page(results, config=dataclasses.asdict(config), command=launch_config.command(), **shown)
+    return _write(report.render_page, folder, config, results, **shown)
+
+
+def write_tables(folder: pathlib.Path, config, tables: Sequence[Table], **shown) -> pathlib.Path:
+    """Writes FOLDER/report.html of a run that quantizes nothing, on this machine, with the memory that it took until
+    now; shown: as `report.render_tables` takes it."""
+    results = machine.describe_machine() | {"peak_memory_bytes": machine.peak_memory_bytes()}
+    return _write(report.render_tables, folder, config, results, tables=tables, **shown)
+
+
+def _write(render: Callable[..., str], folder, config, results, **shown):
+    page = render(results, config=dataclasses.asdict(config), command=launch_config.command(), **shown)
     return files.write_text(folder / "report.html", page)
 
 

@@ -3,28 +3,33 @@
     python -m launch.predict --config=configs/demo.py --config.model=SOURCE|ARTEFACT --config.data=SPEC --workdir=DIR
         [--execution=simulated|integer]
 
-Writes DIR/predictions.jsonl, one line an image: its name and its five likeliest labels with their probabilities; and
-DIR/logits.npy, float32 [n, classes]. `config.data` takes folder:, npz: (labels not needed), tfds: and bundled:.
+Writes DIR/predictions.jsonl, one line an image: its name and its five likeliest labels with their probabilities;
+DIR/logits.npy, float32 [n, classes]; and DIR/report.html with the first images. `config.data` takes folder:, npz:
+(labels not needed), tfds: and bundled:.
 """
 
+import collections
 import json
 
 from absl import flags
 
 import psaq_jax
 from launch import config as launch_config
-from launch import console
+from launch import console, pages
 from psaq_jax import files, pipeline
 from psaq_jax.data.labels import class_names
 from psaq_jax.evaluation import collect_logits
 from psaq_jax.predictions import likeliest
 from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
+from psaq_jax.report import pictures
+from psaq_jax.text_tables import Table
 from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
 EXECUTION = flags.DEFINE_enum("execution", "simulated", EXECUTIONS, "Of a saved quantized model.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for predictions.jsonl and logits.npy.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for predictions, logits and report.html.", required=True)
+MOST_LABELS = 50  # in the page's table
 LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})  # some readers' beside \n
 
 
@@ -47,9 +52,25 @@ def predict(config, model, dataset, workdir):
     lines = [json.dumps(row, ensure_ascii=False).translate(LINE_ENDS) for row in rows]
     arrays = files.write_npy(workdir / "logits.npy", logits)
     labels = files.write_text(workdir / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
-    print(f"  logits: {arrays}\n  labels: {labels}")  # after both: nobody may be left to read it
+    page = write_page(config, model, dataset, [row[0]["label"] for row in likely], workdir)
+    print(f"  logits: {arrays}\n  labels: {labels}\n  report: {page}")  # after all: nobody may be left to read it
     if dataset.skipped:
         print(f"  broken images, without a row in either: {len(dataset.skipped)}")
+
+
+def write_page(config, model, dataset, labels, workdir):
+    counts = collections.Counter(labels).most_common()
+    shares = [(label, f"{n:,}", f"{100 * n / len(labels):.1f}") for label, n in counts[:MOST_LABELS]]
+    note = repr(model)
+    if len(counts) > MOST_LABELS:
+        note = f"The {MOST_LABELS} most frequent of {len(counts)} labels. {note}"
+    batch = next(iter(dataset.batches(model.preprocessing, pictures.SHOWN)))
+    shown = pictures.gallery(model, batch.pixels[batch.mask], labels)
+    return pages.write_tables(
+        workdir, config, [Table("Images by their likeliest label", ("label", "images", "%"), shares, 1, note)],
+        heading=config.model, kind="predictions", lead=f"Predictions for {len(labels):,} images of {config.data}.",
+        galleries={"The first images and their likeliest labels": shown},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

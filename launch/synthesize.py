@@ -2,9 +2,9 @@
 
     python -m launch.synthesize --config=configs/demo.py --workdir=DIR [--config.synthesis.num_images=N ...]
 
-Sets of up to 1 GiB are written as images/synthesized.npy (float32, normalised) and labels.npy, and report.html shows
-the first images beside noise, the losses and patch similarities. Larger ones, and all of more than 1,024 images, are
-written as a TFDS data set in DIR/dataset, shard by shard; larger ones than 1 GiB never lie in memory whole.
+Sets of up to 1 GiB are written as images/synthesized.npy (float32, normalised) and labels.npy. Larger ones, and all of
+more than 1,024 images, are written as a TFDS data set in DIR/dataset, shard by shard; larger ones than 1 GiB never lie
+in memory whole. report.html shows the first images beside noise, the losses and patch similarities.
 Killed at any moment, the same command goes on from its last checkpoint.
 """
 
@@ -22,6 +22,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.machine import describe_machine
 from psaq_jax.report.writing import write_images
 from psaq_jax.results import synthesis_summary
+from psaq_jax.synthesis.driver import in_one
 from psaq_jax.synthesis.job import parts_for_job, synthesize_for_job
 from psaq_jax.workdir import open_workdir
 
@@ -82,7 +83,7 @@ def all_at_once(config, model, workdir):
 
 def write_page(config, model, workdir, result):
     beside = dataclasses.replace(config, calibration=("synthesized", "noise"))
-    made = synthesis_summary(config.synthesis, result, ())
+    made = synthesis_summary(dataclasses.replace(config.synthesis, num_images=len(result.images)), result, ())
     return pages.write(
         workdir, config, {"model": config.model, **describe_machine(), "runs": [], "synthesis": made}, model=model,
         images=pipeline.calibration_images(beside, model, None, result.images), targets=result.labels,
@@ -95,7 +96,10 @@ def one_by_one(config, model, workdir, writer):
         return writer.first if writer else 0
 
     seconds, bar = launch_config.CHECKPOINT_SECONDS.value, console.bar("synthesize")
-    return parts_for_job(config, model, workdir, safe, bar, seconds)
+    for part in parts_for_job(config, model, workdir, safe, bar, seconds):
+        if part["first"] == 0:
+            print(f"  report of the first: {write_page(config, model, workdir, in_one([part]))}")
+        yield part
 
 
 def open_writer(config, model, workdir):

@@ -27,7 +27,7 @@ from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.progress import Progress
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
-from psaq_jax.text_tables import plain
+from psaq_jax.text_tables import Table
 
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v6 lite": 918e12}
 
@@ -111,9 +111,20 @@ def measure(
     return result
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """What `measure` found of each case, as aligned lines."""
-    return plain(COLUMNS, map(_row, results), left=len(COLUMNS))
+def table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """What `measure` found of each case."""
+    note = (
+        "One iteration of the synthesis beside one forward and backward pass of the model with respect to the images, "
+        "in interleaved pairs: medians, least and greatest. Overhead by processor time holds on a busy machine too. "
+        "Peak memory is by the compiler's account."
+    )
+    return Table("Speed of the synthesis", COLUMNS, list(map(_row, results)), len(COLUMNS), note)
+
+
+def answer(results: Sequence[Mapping[str, Any]]) -> str:
+    """What the cases say, in a sentence."""
+    told = [f"{r['model']} {r['seconds_per_iteration'] * 1e3:.3g} ms, {r['overhead_ratio']:.2f}" for r in results]
+    return f"An iteration, and how many times the model's own passes that is: {'; '.join(told)}."
 
 
 def _row(r: Mapping[str, Any]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from psaq_jax.quantization.calibration import calibrate
 from psaq_jax.quantization.integer import integer_model
 from psaq_jax.quantization.integer_plan import coverage
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params, quantize
-from psaq_jax.text_tables import plain
+from psaq_jax.text_tables import Table
 
 COLUMNS = ("model", "batch", "execution", "ms/batch (min..max)", "images/s", "x float32", "weights MB", "peak MB", "")
 
@@ -114,8 +114,8 @@ def measure(
     return rows
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as aligned lines. The last column says where integers are slower than float32, by the medians."""
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows. The last column says where integers are slower than float32, by the medians."""
     lines = []
     for r in rows:
         low, high = r["seconds_min"] * 1e3, r["seconds_max"] * 1e3
@@ -126,7 +126,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{r['images_per_second']:.0f}", f"{ratio:.2f}" if ratio else "-", f"{r['weight_bytes'] / 1e6:.2f}",
             f"{r['peak_memory_bytes'] / 1e6:.2f}", remark,
         ))  # fmt: skip
-    return plain(COLUMNS, lines, left=3)
+    note = (
+        "Medians of interleaved rounds, least and greatest. Peak memory: weights, images, logits and temporaries, by "
+        "the compiler's account."
+    )
+    return Table("Latency", COLUMNS, lines, 3, note)
+
+
+def answer(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What integers cost or save, in a sentence."""
+    told = [
+        f"{r['model']} at batch {r['batch_size']} {r['times_float32']:.2f}"
+        for r in rows
+        if r["execution"] == "integer" and r["times_float32"]
+    ]
+    return f"Integer execution's time over float32's: {'; '.join(told)}."
 
 
 def _compile(model, size: int):

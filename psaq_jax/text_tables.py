@@ -1,6 +1,25 @@
 """Tables of text: in Markdown, and aligned for a console."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Table(NamedTuple):
+    """A table with its title; the first `left` columns are words, the others figures; the note stands below."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+    note: str = ""
+
+    def plain(self) -> str:
+        """As aligned lines, without title and note."""
+        return plain(self.header, self.rows, self.left)
+
+    def markdown(self) -> str:
+        """As a Markdown table, without title and note."""
+        return markdown(self.header, self.rows, self.left)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:

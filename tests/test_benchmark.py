@@ -41,7 +41,7 @@ def test_a_case_has_the_fields_that_are_promised(tmp_path):
     assert result["matmul_precision"] == "highest" and result["xla_flags"] == os.environ.get("XLA_FLAGS", "")
     flops = result["flops_per_second"] * result["seconds_per_iteration"]
     np.testing.assert_allclose(flops, result["flops_per_iteration"])
-    assert f" {result['processor_overhead_ratio']:.3f} (" in benchmark.table([result])
+    assert f" {result['processor_overhead_ratio']:.3f} (" in benchmark.table([result]).plain()
     (trace,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert any("fusion" in event.get("name", "") for event in events)  # the compiled operations
@@ -120,10 +120,40 @@ def test_the_table_has_its_figures_in_their_columns():
         "peak_memory_bytes": 5_000_000, "compile_seconds": 7.0,
     }  # fmt: skip
     cells = ["m", "32", "float32", "250.0", "(250.0..250.0)", "125.0", "2.000", "(1.000..3.000)", "-", "5", "7.0"]
-    assert benchmark.table([row]).splitlines()[-1].split() == cells
+    assert benchmark.table([row]).plain().splitlines()[-1].split() == cells
     on_a_cpu = row | benchmark.spread("processor_overhead_ratio", [1.5])
     cells[8:9] = ["1.500", "(1.500..1.500)"]
-    assert benchmark.table([on_a_cpu]).splitlines()[-1].split() == cells
+    assert benchmark.table([on_a_cpu]).plain().splitlines()[-1].split() == cells
+
+
+def test_the_page_has_the_table_and_the_answer(tmp_path, monkeypatch):
+    row = {
+        "model": "m", "batch_size": 32, "dtype": "float32", "device": "d", **benchmark.spread("overhead_ratio", [2.0]),
+        "model_pass_seconds": 0.125, **benchmark.spread("seconds_per_iteration", [0.25]),
+        "peak_memory_bytes": 5_000_000, "compile_seconds": 7.0,
+    }  # fmt: skip
+    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: row)
+    monkeypatch.setattr(launch_benchmark, "check_loadable", lambda cases: None)
+    monkeypatch.setattr(launch_benchmark, "PROFILE", types.SimpleNamespace(value=False))
+    monkeypatch.setattr(launch_benchmark.console, "bar", lambda title: None)
+    launch_benchmark.measure_cases(benchmark.BenchmarkConfig(("m",)), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        "the model&#39;s own passes that is: m 250 ms, 2.00." in page
+        and '<td class="">250.0 (250.0..250.0)</td>' in page
+    )
+
+
+def test_a_latency_run_ends_with_its_page(tmp_path):
+    case = jobs.shallow(tmp_path)
+    few = ("--config.batch_sizes=(1,)", "--config.repeats=1", "--quiet")
+    done = jobs.launch("latency", "--config=configs/latency.py", f"--cases={case}", f"--workdir={tmp_path}", *few)
+    assert done.returncode == 0, done.stderr
+    found, page = json.loads((tmp_path / "latency.json").read_text()), (tmp_path / "report.html").read_text()
+    ratio = next(row["times_float32"] for row in found["rows"] if row["execution"] == "integer")
+    assert f"{case} at batch 1 {ratio:.2f}." in page
+    assert all(f'<td class="">{product["name"]}</td>' in page for product in found["products"][str(case)])
+    assert integer_plan.summary([integer_plan.MatrixProduct(**p) for p in found["products"][str(case)]]) in page
 
 
 def test_a_damaged_artefact_is_known_before_the_others_are_measured(tmp_path):

@@ -74,6 +74,9 @@ def test_ours_stands_beside_the_published(data, tmp_path):
     assert lines["w8a8", "noise"][5] == lines["w4a4", "synthesized"][5] == "-"
     machine = {"device": "a device", "versions": {"jax": "0"}}
     text = published.page(row, ran, "the command", machine)
+    assert published.answer(row, ran).startswith(
+        f"Ours minus the published: w8a8 (paper) {np.mean(ours) - 71.56:+.2f} "
+    )
     assert "DeiT-T" in text and "71.56" in text and "the command" in text and published.SOURCE in text
     assert f"\nModel {TINY}, 20 images, a device, jax 0.\n" in text
 
@@ -119,7 +122,7 @@ def synthesis(**changes):
 
 def test_speeds_stand_beside_each_other_with_their_quotient():
     ours = synthesis(seconds_per_iteration=1.5, compile_seconds=9.0, peak_memory_bytes=1e9)
-    (_, head, rows, _) = list(page.tables(found(synthesis={"release": synthesis(), "psaq_jax": ours})))[1]
+    (_, head, rows, *_) = page.tables(found(synthesis={"release": synthesis(), "psaq_jax": ours}))[1]
     assert head == ("", "release", "psaq_jax", "release / psaq_jax")
     assert rows == [
         ["iterations of synthesis", "500", "500", ""],
@@ -129,7 +132,7 @@ def test_speeds_stand_beside_each_other_with_their_quotient():
         ["peak memory of the process, synthesis", "2,000 MB", "1,000 MB", "2.0"],
     ]
     on_a_gpu = {"release": synthesis(device_peak_bytes=4e9), "psaq_jax": synthesis(device_peak_bytes=1e9)}
-    (_, _, rows, _) = list(page.tables(found(synthesis=on_a_gpu)))[1]
+    rows = page.tables(found(synthesis=on_a_gpu))[1].rows
     assert rows[5:] == [["peak memory of the device, synthesis", "4,000 MB", "1,000 MB", "4.0"]]
 
 
@@ -147,7 +150,7 @@ def found(**changes):
 
 
 def test_every_figure_stands_below_whose_it_is():
-    (_, head, rows, words), _, (_, parity_head, parity_rows, _) = page.tables(found())
+    (_, head, rows, words, _), _, (_, parity_head, parity_rows, *_) = page.tables(found())
     assert [dict(zip(head[words:], row[words:], strict=True)) for row in rows] == [
         {f"{who}, {what} %": f"{value:.2f}" for who, values in of.items() for what, value in values.items()}
         for of in (
@@ -169,9 +172,18 @@ def test_every_table_says_of_how_many_images_it_is():
     assert "| a fact | told |" in text and "![ours](images/a.png)" in text
 
 
+def test_the_answer_is_of_the_first_setting():
+    assert page.answer(found()) == (
+        "An iteration of the synthesis takes 3 s, the release's 3 s. At w4a8, calibrated on noise images, top-1 is "
+        "30.00 % (paper), the release's 20.00 %."
+    )
+    unlabelled = page.answer(found(float=found()["float"] | {"top1": None}))
+    assert unlabelled.endswith("agreement is 30.50 % (paper), the release's 20.50 %.")
+
+
 def test_without_labels_agreement_stands_alone():
     row = found()["rows"][0]
-    (_, head, rows, _), *_ = page.tables(found(float=found()["float"] | {"top1": None}, rows=[row]))
+    (_, head, rows, *_), *_ = page.tables(found(float=found()["float"] | {"top1": None}, rows=[row]))
     assert head == ("bits", "calibration images", *(f"{who}, agreement %" for who in WHO))
     assert rows == [["float", "", "9.50", "10.50", "10.50"], ["w4a8", "noise", "20.50", "30.50", "40.50"]]
 
@@ -183,6 +195,7 @@ def test_differences_are_ours_minus_the_published():
         ["DeiT-T", "", "float", "", "", "72.21", "91.30", "+19.09"],
         ["DeiT-T", "paper", "w8a8", "synthesized", "1", "71.56", "88.00", "+16.44"],
     ]
+    assert published.answer(PUBLISHED["deit_tiny"], results(bits=("w4a4",))).startswith("No setting of this run has")
 
 
 def test_the_pace_is_the_fastest_between_two_calls(monkeypatch):

@@ -151,7 +151,7 @@ def interpreter(tmp_path, text):
 def test_one_page_shows_both_sides(data, clone, tmp_path):
     python = interpreter(tmp_path, STAND_IN.format(python=sys.executable, sites=37))
     settings, workdir, told = config(data=data), tmp_path / "workdir", []
-    text, page = compare_with_release(
+    text, pages = compare_with_release(
         settings, workdir, clone, python, 2, command="the command",
         bars=lambda title: lambda done, total: told.append((title, done, total)),
     )  # fmt: skip
@@ -162,9 +162,19 @@ def test_one_page_shows_both_sides(data, clone, tmp_path):
     assert found["synthesis"]["release"]["seconds_per_iteration"] == 0.5
     assert found["synthesis"]["psaq_jax"]["peak_memory_bytes"] > 1e6
     assert ("the release synthesizes", 1, 1) in told
-    written = page.read_text()
+    written = pages["comparison"].read_text()
     for part in ("the command", "release, top-1 %", "psaq_jax (paper), agreement %", "0.500", "same top-1", "torch 2"):
         assert part in written
+    html = pages["report"].read_text()
+    for part in (
+        "the command",
+        "release, top-1 %",
+        "Synthesized by release",
+        "torch 2",
+        "An iteration of the synthesis",
+    ):
+        assert part in html
+    assert html.count("<figure><img") == 2 * 4
     assert "seconds per iteration" in text and (workdir / "images" / "release.png").exists()
     assert b"what a release prints" in (workdir / "release" / "release.log").read_bytes()
     top1 = psaq_jax.evaluate(load_model(TINY), data).top1

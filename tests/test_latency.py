@@ -43,7 +43,7 @@ def test_nothing_is_compared_with_float_where_it_was_not_timed(monkeypatch):
     monkeypatch.setattr(latency, "_seconds", lambda call, times: 0.001)
     monkeypatch.setattr(latency, "peak_memory", lambda compiled: 0)
     (row,) = latency.measure("m", {"simulated": random_quantized()}, (1,), 1)
-    assert row["times_float32"] is None and latency.table([row]).splitlines()[-1].split()[6] == "-"
+    assert row["times_float32"] is None and latency.table([row]).plain().splitlines()[-1].split()[6] == "-"
 
 
 @pytest.mark.parametrize("execution, ratio, remark", [
@@ -55,7 +55,7 @@ def test_the_table_says_where_integers_are_slower(execution, ratio, remark):
         "seconds_max": 0.5, "images_per_second": 128.0, "times_float32": ratio, "weight_bytes": 3_000_000,
         "peak_memory_bytes": 5_000_000,
     }  # fmt: skip
-    head, _, line = latency.table([row]).splitlines()
+    head, _, line = latency.table([row]).plain().splitlines()
     cells = ["m", "32", execution, "250.00", "(125.00..500.00)", "128", f"{ratio:.2f}", "3.00", "5.00"]
     assert line.split() == cells + remark.split()
     assert head.index("weights MB") < head.index("peak MB")

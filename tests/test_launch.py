@@ -1,5 +1,6 @@
 """The jobs as users start them: what they write, and one line with exit code 2 for bad input."""
 
+import collections
 import gzip
 import json
 import pathlib
@@ -153,18 +154,26 @@ def test_evaluate_and_predict_take_the_artefact(finished, data, tmp_path):
     arguments = (f"--config.model={artefact}", f"--config.data=npz:{data}", f"--workdir={tmp_path}")
     assert launch("evaluate", *arguments).returncode == 0
     assert json.loads((tmp_path / "results.json").read_text())["quantized"]["top1"] == run["top1"]
+    page = (tmp_path / "report.html").read_text()
+    assert f"Top-1 {run['top1']:.2f} % of 10 images." in page and "4-bit weights" in page
     done = launch("evaluate", *arguments, "--execution=integer")
     integer = json.loads((tmp_path / "results.json").read_text())
     assert done.returncode == 0 and integer["execution"] == "integer"
     assert re.search(r"  [1-9]\d* of \d+ products run in integers, \d\d\.\d %", done.stdout)
     assert abs(integer["quantized"]["top1"] - run["top1"]) <= 10  # one image of ten
+    assert '<td class="">block_0/mlp/dense1</td><td class="">integer</td>' in (tmp_path / "report.html").read_text()
     done = launch("predict", *arguments, "--execution=integer")
     assert done.returncode == 0 and "products run in integers" in done.stdout
     assert launch("predict", *arguments).returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     logits = np.load(tmp_path / "logits.npy")
     assert logits.shape == (10, 10) and [len(line["top5"]) for line in lines] == [5] * 10
-    assert [line["top5"][0]["label"] for line in lines] == [str(i) for i in logits.argmax(-1)]
+    labels = [line["top5"][0]["label"] for line in lines]
+    assert labels == [str(i) for i in logits.argmax(-1)]
+    page = (tmp_path / "report.html").read_text()
+    assert re.findall(r"<figcaption>(.+?)</figcaption>", page) == labels
+    (most, count), *_ = collections.Counter(labels).most_common()
+    assert f'<td class="">{most}</td><td class="number">{count}</td><td class="number">{count}0.0</td>' in page
 
 
 def test_predictions_are_a_line_an_image(tmp_path):
@@ -179,6 +188,7 @@ def test_predictions_are_a_line_an_image(tmp_path):
     done = launch("predict", f"--config.model={TINY}", f"--config.data={data}", *more)
     assert done.returncode == 0, done.stderr
     assert "broken images, without a row in either: 1\n" in done.stdout
+    assert (tmp_path / "report.html").read_text().count("<figure>") == 1
     (line,) = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert json.loads(line)["image"].endswith(name)
 

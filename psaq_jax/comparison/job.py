@@ -1,10 +1,11 @@
 """The live comparison as a job: everything checked first, then both sides, then the page."""
 
+import dataclasses
 import pathlib
 
 import jax
 
-from psaq_jax import files, pipeline
+from psaq_jax import files, pipeline, report
 from psaq_jax.cases import SHAPES, case_model
 from psaq_jax.comparison import page
 from psaq_jax.comparison.live import BY_RELEASE, BY_US, compare_live
@@ -15,8 +16,10 @@ from psaq_jax.errors import InputError
 from psaq_jax.machine import describe_machine, processor
 from psaq_jax.progress import Bars
 from psaq_jax.quantization.recipes import read_recipe
+from psaq_jax.report import pictures
 from psaq_jax.report.writing import write_images
 from psaq_jax.synthesis.config import SynthesisConfig
+from psaq_jax.text_tables import Table
 from psaq_jax.workdir import keep_settings, open_workdir
 
 FIXED = (  # in the release's synthesis
@@ -28,8 +31,8 @@ FIXED = (  # in the release's synthesis
 def compare_with_release(
     config: CompareConfig, workdir: pathlib.Path, clone: str, python: str, iterations: int = 0, device: str = "auto",
     command: str = "", bars: Bars = lambda title: None, every_seconds: float = 60.0,
-) -> tuple[str, pathlib.Path]:  # fmt: skip
-    """Compares `config.model` at `config.seed`, and writes comparison.json, comparison.md and images/.
+) -> tuple[str, dict[str, pathlib.Path]]:  # fmt: skip
+    """Compares `config.model` at `config.seed`, and writes comparison.json, comparison.md, report.html and images/.
 
     Args:
       clone, python: of the release; see `open_release`.
@@ -37,7 +40,7 @@ def compare_with_release(
       command: for the page.
       every_seconds: between checkpoints of our synthesis.
     Returns:
-      (the tables as text, the page's path)
+      (the tables as text, {what it is: path of a page})
     Raises:
       InputError: bad input, a clone or interpreter that cannot be used, a crash of the release.
     """
@@ -67,11 +70,20 @@ def compare_with_release(
         machine = describe_machine()
         found = {"model": config.model, "seed": config.seed} | machine | {"baseline": versions} | found
         files.write_json(workdir / "comparison.json", found)
-        pictures = write_images(workdir / "images", model, {"psaq_jax": sets[BY_US], "release": sets[BY_RELEASE]})
-        shown = {name: str(path.relative_to(workdir)) for name, path in pictures.items()}
+        images = {"psaq_jax": sets[BY_US], "release": sets[BY_RELEASE]}
+        written = write_images(workdir / "images", model, images)
+        shown = {name: str(path.relative_to(workdir)) for name, path in written.items()}
         facts = _facts(config, model, machine, versions, identity["baseline_source"], command)
-        text = page.markdown(found, facts, shown)
-        return page.console(found), files.write_text(workdir / "comparison.md", text)
+        galleries = {f"Synthesized by {name}": pictures.gallery(model, pixels) for name, pixels in images.items()}
+        html = report.render_tables(
+            machine, [*page.tables(found), Table("What was run", ("", ""), list(facts.items()), 2)],
+            heading=config.model, kind="comparison with the release", lead=page.answer(found), galleries=galleries,
+            command=command, config=dataclasses.asdict(config),
+        )  # fmt: skip
+        return page.console(found), {
+            "comparison": files.write_text(workdir / "comparison.md", page.markdown(found, facts, shown)),
+            "report": files.write_text(workdir / "report.html", html),
+        }
 
 
 def _facts(config, model, machine, versions, source, command) -> dict[str, str]:

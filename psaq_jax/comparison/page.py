@@ -1,23 +1,21 @@
 """The live comparison as one page, in Markdown, and as tables for a console."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from psaq_jax import text_tables
-from psaq_jax.text_tables import figure
+from psaq_jax.text_tables import Table, figure
 
-Table = tuple[str, tuple[str, ...], list[list[str]], int]  # title, header, rows, columns of words
+TITLE = "psaq_jax beside the PyTorch release of PSAQ-ViT"
 
 
-def tables(found: dict) -> Iterator[Table]:
+def tables(found: dict) -> list[Table]:
     """Accuracy, speed and memory, parity.
 
     Args:
       found: what `compare_live` returns.
     """
     recipes = list(found["rows"][0]["psaq_jax"])
-    yield "Accuracy", *_accuracy(found, recipes)
-    yield "Speed and memory", *_speed(found["synthesis"])
-    yield "Parity: both quantizers on the release's ranges", *_parity(found["rows"])
+    return [_accuracy(found, recipes), _speed(found["synthesis"]), _parity(found["rows"])]
 
 
 def _accuracy(found, recipes):
@@ -29,7 +27,11 @@ def _accuracy(found, recipes):
     for row in found["rows"]:
         figures = _figures(row["release"], [row["psaq_jax"][recipe] for recipe in recipes], labelled)
         rows.append([row["bits"], row["calibration"], *figures])
-    return ("bits", "calibration images", *names), rows, 2
+    note = (
+        f"On {found['float']['examples']:,} images, the same for both. Agreement: how often top-1 is the float model's."
+        f" The float logits of both differ by {found['float']['largest_difference']:.1e} at most."
+    )
+    return Table("Accuracy", ("bits", "calibration images", *names), rows, 2, note)
 
 
 def _figures(release, ours, labelled) -> list[str]:
@@ -57,7 +59,12 @@ def _speed(synthesis):
     ]
     if release.get("device_peak_bytes") or ours.get("device_peak_bytes"):
         rows.append(line("peak memory of the device, synthesis", "device_peak_bytes", megabytes))
-    return ("", "release", "psaq_jax", "release / psaq_jax"), rows, 1
+    note = (
+        "Seconds per iteration: of one group of images, one side after the other; the fastest is the release's fastest "
+        "iteration and our fastest chunk of up to 25, and means more where other programs ran beside. Peak memory: "
+        "resident memory of either process when its synthesis ended; ours holds the compiler."
+    )
+    return Table("Speed and memory", ("", "release", "psaq_jax", "release / psaq_jax"), rows, 1, note)
 
 
 def _parity(found):
@@ -70,13 +77,30 @@ def _parity(found):
             row["bits"], row["calibration"], f"{row['range_difference']:.1e}", f"{p['equal_codes']:.1f} %",
             str(p["largest_steps"]), f"{p['largest_difference']:.3g}", f"{p['same_top1']:.1f} %",
         ])  # fmt: skip
-    return header, rows, 2
+    note = (
+        f"On {found[0]['parity']['images']} images. Ranges: of the same calibration images in both, as a part of a "
+        "range's length. Codes: of the last site; above 4 bits one rounding that falls the other way in an early site "
+        "moves all that follows by a step or a few, so a share is equal."
+    )
+    return Table("Parity: both quantizers on the release's ranges", header, rows, 2, note)
+
+
+def answer(found: dict) -> str:
+    """The comparison in a sentence or two: speed, and top-1 or agreement of the first setting."""
+    release, ours = (found["synthesis"][who]["seconds_per_iteration"] for who in ("release", "psaq_jax"))
+    field, name = ("agreement", "agreement") if found["float"]["top1"] is None else ("top1", "top-1")
+    row = found["rows"][0]
+    recipe, scores = next(iter(row["psaq_jax"].items()))
+    return (
+        f"An iteration of the synthesis takes {ours:.3g} s, the release's {release:.3g} s. At {row['bits']}, "
+        f"calibrated on {row['calibration']} images, {name} is {scores[field]:.2f} % ({recipe}), the release's "
+        f"{row['release'][field]:.2f} %."
+    )
 
 
 def console(found: dict) -> str:
     """The tables, aligned."""
-    parts = (f"{title}\n{text_tables.plain(header, rows, left)}" for title, header, rows, left in tables(found))
-    return "\n\n".join(parts)
+    return "\n\n".join(f"{table.title}\n{table.plain()}" for table in tables(found))
 
 
 def markdown(found: dict, facts: dict[str, str], pictures: dict[str, str]) -> str:
@@ -86,31 +110,11 @@ def markdown(found: dict, facts: dict[str, str], pictures: dict[str, str]) -> st
       facts: what was run, name and text.
       pictures: {title: path of a PNG, relative to the page}.
     """
-    lines = ["# psaq_jax beside the PyTorch release of PSAQ-ViT", ""]
+    lines = [f"# {TITLE}", ""]
     lines += [text_tables.markdown(("", ""), facts.items(), 2), ""]
-    for title, header, rows, left in tables(found):
-        lines += [f"## {title}", "", text_tables.markdown(header, rows, left), ""]
-        lines += [*_notes(title, found), ""]
+    for table in tables(found):
+        lines += [f"## {table.title}", "", table.markdown(), "", table.note, ""]
     lines += ["## Synthesized images", ""]
     for title, path in pictures.items():
         lines += [f"{title}:", "", f"![{title}]({path})", ""]
     return "\n".join(lines)
-
-
-def _notes(title: str, found: dict) -> list[str]:
-    if title == "Accuracy":
-        return [
-            f"On {found['float']['examples']:,} images, the same for both. Agreement: how often top-1 is the float "
-            f"model's. The float logits of both differ by {found['float']['largest_difference']:.1e} at most."
-        ]
-    if title == "Speed and memory":
-        return [
-            "Seconds per iteration: of one group of images, one side after the other; the fastest is the release's "
-            "fastest iteration and our fastest chunk of up to 25, and means more where other programs ran beside. Peak "
-            "memory: resident memory of either process when its synthesis ended; ours holds the compiler."
-        ]
-    return [
-        f"On {found['rows'][0]['parity']['images']} images. Ranges: of the same calibration images in both, as a part "
-        "of a range's length. Codes: of the last site; above 4 bits one rounding that falls the other way in an early "
-        "site moves all that follows by a step or a few, so a share is equal."
-    ]

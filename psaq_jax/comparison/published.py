@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from psaq_jax import text_tables
 from psaq_jax.errors import InputError
 from psaq_jax.report.settings import settings
 from psaq_jax.sweep_config import SweepConfig
+from psaq_jax.text_tables import Table, figure
 
 SOURCE = "Li et al., PSAQ-ViT, ECCV 2022, and the README of github zkkli/PSAQ-ViT: ImageNet, top-1 in percent, one run"
 
@@ -70,21 +70,31 @@ def rows(row: Row, results: dict) -> Iterator[list[str]]:
     for s in settings(results):
         theirs = row.top1.get(s.bits) if s.calibration == "synthesized" else None
         difference = "-" if theirs is None else f"{s.top1.mean - theirs:+.2f}"
-        figures = [text_tables.figure(theirs), s.top1.text(), difference]
+        figures = [figure(theirs), s.top1.text(), difference]
         yield [row.name, s.recipe, s.bits, s.calibration, str(len(s.seeds)), *figures]
 
 
-def plain(row: Row, results: dict) -> str:
-    """The comparison as aligned lines."""
-    return text_tables.plain(HEADER, rows(row, results), WORDS)
+def table(row: Row, results: dict) -> Table:
+    """The comparison."""
+    note = "Mean and sample standard deviation over seeds; the difference is ours minus the published, in points."
+    return Table(f"{row.name} beside the published table", HEADER, list(rows(row, results)), WORDS, note)
+
+
+def answer(row: Row, results: dict) -> str:
+    """The differences from the published figures in a sentence."""
+    told = [
+        f"{bits} ({recipe}) {difference} points"
+        for _, recipe, bits, *_, difference in rows(row, results)
+        if recipe and difference != "-"
+    ]
+    return f"Ours minus the published: {', '.join(told)}." if told else "No setting of this run has a published figure."
 
 
 def page(row: Row, results: dict, command: str, machine: dict) -> str:
     """The comparison as a Markdown page."""
+    found = table(row, results)
     return "\n".join([
-        f"# {row.name} beside the published table", "",
-        text_tables.markdown(HEADER, rows(row, results), WORDS), "",
-        "Mean and sample standard deviation over seeds; the difference is ours minus the published, in points.", "",
+        f"# {found.title}", "", found.markdown(), "", found.note, "",
         f"Published: {SOURCE}.", "",
         f"Model {results['model']}, {results['float']['examples']:,} images, {machine['device']}, "
         f"jax {machine['versions']['jax']}.", "",

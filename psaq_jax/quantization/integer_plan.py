@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from psaq_jax.quantization.grids import candidates, factor_sites
 from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params
 from psaq_jax.sites import Site, intercepted
+from psaq_jax.text_tables import Table
 
 LARGEST_SUM = 2**31 - 1  # of an int32 accumulator
 
@@ -70,6 +71,17 @@ def summary(products: Iterable[MatrixProduct]) -> str:
     products = tuple(products)
     count = sum(p.integer for p in products)
     return f"{count} of {len(products)} products run in integers, {100 * coverage(products):.1f} % of all multiply-adds"
+
+
+def table(products: Mapping[str, Iterable[MatrixProduct]]) -> Table:
+    """Every matrix product of each model by its name: integer or float, and why."""
+    rows = [
+        (model, product.name, "integer" if product.integer else "float", product.reason)
+        for model, of_model in products.items()
+        for product in of_model
+    ]
+    note = "; ".join(f"{model}: {summary(of_model)}" for model, of_model in products.items())
+    return Table("Integer coverage", ("model", "product", "execution", "why"), rows, 4, f"{note}.")
 
 
 def _product(q, kernels, running, name, shape, output_shape) -> MatrixProduct:

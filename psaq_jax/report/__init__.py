@@ -1,7 +1,7 @@
 """What a run leaves for people: tables, figures, one HTML page, TensorBoard logs, sensitivities by layer."""
 
 from psaq_jax.report.metrics import write_metrics
-from psaq_jax.report.page import render_page
+from psaq_jax.report.page import render_page, render_tables
 from psaq_jax.report.sections import coverage_rows
 from psaq_jax.report.sensitivity import measure_sensitivity
 from psaq_jax.report.settings import card_figures, images_text
@@ -14,6 +14,7 @@ __all__ = [
     "images_text",
     "measure_sensitivity",
     "render_page",
+    "render_tables",
     "results_table",
     "summary_line",
     "write_metrics",

@@ -17,6 +17,7 @@ from psaq_jax.report.figures import TERM_TITLES
 from psaq_jax.report.sensitivity import Sensitivity
 from psaq_jax.report.settings import images_text, settings
 from psaq_jax.report.summary import summary_line
+from psaq_jax.text_tables import Table
 
 HERE = pathlib.Path(__file__).parent
 ORIGIN = ("device", "versions", "synthesis")  # fields of the results that tell how they were made
@@ -65,28 +66,68 @@ def render_page(
     Raises:
       InputError: jinja2 or matplotlib is missing; the message names the extra.
     """
-    spent = {"seconds": results.get("seconds") or {}, "peak_memory_bytes": results.get("peak_memory_bytes")}
-    origin = spent | {"command": command}
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            **_answer(results, model, sizes, config),
-            **_pictures(model, images, targets),
-            **_measurements(ranges, sensitivity),
-            **origin,
-            loss_charts=pictures.loss_charts(history),
-            distillation_charts={
-                bits: pictures.loss_charts(x, "step") for bits, x in (distillations or {}).items() if x
-            },
-            measured=measured,
-            sensitivity_images=sensitivity_images,
-            coverage=list(coverage or ()),
-            config=sections.pretty(config) if config else "",
-            has_origin=any([config, sizes, model, *origin.values(), *map(results.get, ORIGIN)]),
-            **CONSTANTS,
-        )
+    return _render(
+        "page.html.jinja",
+        heading=results.get("model") or "model",
+        kind="quantization report",
+        eyebrow="Data-free quantization report",
+        **_answer(results, model, sizes, config),
+        **_pictures(model, images, targets),
+        **_measurements(ranges, sensitivity),
+        **_origin(results, command, config, sizes, model),
+        loss_charts=pictures.loss_charts(history),
+        distillation_charts={bits: pictures.loss_charts(x, "step") for bits, x in (distillations or {}).items() if x},
+        measured=measured,
+        sensitivity_images=sensitivity_images,
+        coverage=list(coverage or ()),
     )
+
+
+def render_tables(
+    results: dict,
+    tables: Sequence[Table],
+    *,
+    heading: str,
+    kind: str,
+    lead: str,
+    galleries: Mapping[str, Sequence[pictures.Picture]] | None = None,
+    command: str = "",
+    config: Mapping | None = None,
+) -> str:
+    """The page of a run that measures and quantizes nothing: what it says in a sentence, its tables, how it was made.
+
+    Args:
+      results: where it ran, as `machine.describe_machine` tells; "seconds" and "peak_memory_bytes" as in results.json.
+      heading: what was measured, such as a model; kind: of report; lead: the answer in a sentence or two.
+      galleries: {title: pictures}, below the tables.
+      command, config, errors: as `render_page`.
+    """
+    return _render(
+        "tables.html.jinja",
+        heading=heading,
+        kind=kind,
+        eyebrow=kind[0].upper() + kind[1:],
+        lead=lead,
+        tables=tables,
+        galleries=galleries or {},
+        sizes=[],
+        **_origin(results, command, config),
+    )
+
+
+def _render(template: str, **values) -> str:
+    return _environment().get_template(template).render(**values, **CONSTANTS)
+
+
+def _origin(results, command, config, *others) -> dict:
+    """How it was made; `others` are shown there too."""
+    spent = {"seconds": results.get("seconds") or {}, "peak_memory_bytes": results.get("peak_memory_bytes")}
+    return spent | {
+        "results": results,
+        "command": command,
+        "config": sections.pretty(config) if config else "",
+        "has_origin": any([command, config, *others, *spent.values(), *map(results.get, ORIGIN)]),
+    }
 
 
 def _answer(results, model, sizes, config) -> dict:
@@ -97,7 +138,6 @@ def _answer(results, model, sizes, config) -> dict:
         ends_at_8 = any(_keeps_ends(s.recipe, config) for s in found)  # the largest of the recipes'
         sizes = sections.weight_sizes(model.params, [s.bits for s in found], ends_at_8)
     return {
-        "results": results,
         "answer": sections.answer(results),
         "summary": summary_line(results),
         "images_text": images_text(results),

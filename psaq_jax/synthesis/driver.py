@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -75,15 +75,20 @@ def synthesize(
     if not isinstance(config, SynthesisConfig):
         raise InputError(f"config is {type(config).__name__}, expected a SynthesisConfig")
     parts = list(synthesize_parts(model, config, seed, progress, devices, checkpoints, compiling=compiling))
+    return in_one(parts, compiling.seconds)
+
+
+def in_one(parts: Sequence[Part], compile_seconds: float = 0.0) -> SynthesisResult:
+    """The result of all groups of these parts."""
     seconds = float(sum(part["seconds"] for part in parts))
     merged = {name: np.concatenate([part[name] for part in parts]) for name in ("images", "labels", *TERMS)}
     return SynthesisResult(
-        images=merged["images"].reshape(config.num_images, *model.image_shape),
+        images=merged["images"].reshape(-1, *merged["images"].shape[2:]),
         labels=merged["labels"].reshape(-1),
         history={name: merged[name].mean(axis=0) for name in TERMS},
         seconds=seconds,
-        compile_seconds=compiling.seconds,
-        seconds_per_iteration=seconds / (len(parts) * config.iterations),
+        compile_seconds=compile_seconds,
+        seconds_per_iteration=seconds / (len(parts) * merged["loss"].shape[1]),
     )
 
 

@@ -1,6 +1,7 @@
 """Synthesized sets as TFDS data sets: what TFDS reads is what was synthesized, whenever the writing was interrupted."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -193,6 +194,8 @@ def test_the_job_writes_it(tmp_path):
     assert len(tfds.builder_from_directory(str(tmp_path / "dataset")).as_data_source("train")) == 4
     facts = json.loads((tmp_path / "dataset" / "metadata.json").read_text())
     assert facts["synthesis"]["recipe"] == "paper" and len(facts["model_fingerprint"]) == 64
+    page = (tmp_path / "report.html").read_text()  # of the first part
+    assert re.search("synthesis of [24] images, 2 iterations", page) and page.count("<figure><img") >= 4
     assert (tmp_path / "images" / "synthesized.png").exists() and not (tmp_path / "images" / "synthesized.npy").exists()
     done = subprocess.run([*command, "--exact_pixels"], timeout=600, **jobs.settings())
     assert done.returncode == 2 and "exact_pixels is missing there and True now" in done.stderr

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.report.test_page import full_page
+from tests.report.test_tables_page import tables_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found; apt-get install chromium")
@@ -87,7 +88,9 @@ def text(vit):
     return full_page(vit)
 
 
-def test_page_shows_without_errors_or_requests(text, tmp_path):
+@pytest.mark.parametrize("kind", ["quantization", "tables"])
+def test_page_shows_without_errors_or_requests(kind, text, vit, tmp_path):
+    text = tables_page(vit) if kind == "tables" else text
     page, shot = tmp_path / "report.html", tmp_path / "shot.png"
     page.write_text(text)
     _, console, requests = browse(page, tmp_path, "--window-size=1200,1600", f"--screenshot={shot}")

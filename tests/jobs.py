@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -30,6 +31,13 @@ def shallow(folder: pathlib.Path) -> pathlib.Path:
         kept = {name: x for name, x in weights.items() if not name.startswith(("blocks.1.", "blocks.2."))}
         safetensors.numpy.save_file(kept, saved / "model.safetensors")
     return saved
+
+
+def small_data(folder: pathlib.Path) -> str:
+    """The spec of 20 labelled images of noise, of TINY's size, saved in `folder`."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(20) % 10)
+    return f"npz:{folder / 'images.npz'}"
 
 
 def settings(cache: pathlib.Path | None = None) -> dict:

@@ -7,34 +7,23 @@ import pytest
 
 from psaq_jax.comparison import live, page, parity, published, release
 from psaq_jax.comparison.published import PUBLISHED, CompareConfig
-from psaq_jax.config import QuantizationConfig, from_mapping
+from psaq_jax.config import from_mapping
 from psaq_jax.errors import InputError
 from psaq_jax.sweep import run_sweep
 from psaq_jax.synthesis.config import SynthesisConfig
-from tests.golden_files import GOLDEN
+from tests import jobs
+from tests.comparisons import config
 from tests.report.samples import results
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
-TINY = str(GOLDEN / "paper" / "vit")
+TINY = str(jobs.TINY)
 WHO = ("release", "psaq_jax (paper)", "psaq_jax (default)")
-
-
-def config(model=TINY, data="", **changes):
-    settings = {
-        "model": model, "data": data, "batch_size": 16, "calibration": ("synthesized", "noise"),
-        "synthesis": SynthesisConfig(num_images=4, group_size=4, iterations=3),
-        "quantization": QuantizationConfig(("w8a8", "w4a4")),
-    }  # fmt: skip
-    return CompareConfig(**settings | changes)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, images=rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), labels=np.arange(20) % 10)
-    return f"npz:{path}"
+    return jobs.small_data(tmp_path_factory.mktemp("data"))
 
 
 def test_the_published_figures_are_the_papers():
@@ -60,7 +49,7 @@ def test_every_published_row_has_its_config(key):
 
 
 def test_ours_stands_beside_the_published(data, tmp_path):
-    settings = config(data=data, published="deit_tiny", seeds=(0, 1))
+    settings = config(data=data, published="deit_tiny", seeds=(0, 1), calibration=("synthesized", "noise"))
     row = published.published_row(settings)
     (ran,) = run_sweep(settings, tmp_path)
     lines = {(line[2], line[3]): line for line in published.rows(row, ran)}

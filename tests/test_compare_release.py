@@ -20,16 +20,16 @@ import safetensors.numpy
 import psaq_jax
 from psaq_jax.comparison import release
 from psaq_jax.comparison.job import compare_with_release
-from psaq_jax.comparison.published import CompareConfig
 from psaq_jax.config import QuantizationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
 from psaq_jax.sweep_config import SweepQuantization
-from psaq_jax.synthesis.config import SynthesisConfig
+from tests import jobs
+from tests.comparisons import config
 from tests.golden_files import GOLDEN, golden
 
 ROOT = pathlib.Path(__file__).parent.parent
-TINY = str(GOLDEN / "paper" / "vit")
+TINY = str(jobs.TINY)
 CLONE, PYTHON = os.environ.get("PSAQ_RELEASE_DIR"), os.environ.get("PSAQ_RELEASE_PYTHON")
 real_release = pytest.mark.skipif(
     not (CLONE and PYTHON),
@@ -37,21 +37,9 @@ real_release = pytest.mark.skipif(
 )
 
 
-def config(model=TINY, data="", **changes):
-    settings = {
-        "model": model, "data": data, "batch_size": 16, "calibration": ("synthesized", "noise", "real"),
-        "synthesis": SynthesisConfig(num_images=4, group_size=4, iterations=3),
-        "quantization": QuantizationConfig(("w8a8", "w4a4")),
-    }  # fmt: skip
-    return CompareConfig(**settings | changes)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, images=rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), labels=np.arange(20) % 10)
-    return f"npz:{path}"
+    return jobs.small_data(tmp_path_factory.mktemp("data"))
 
 
 # What the release gets

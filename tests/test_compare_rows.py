@@ -12,7 +12,8 @@ from psaq_jax.comparison.pixels import Pixels
 from psaq_jax.comparison.published import CompareConfig
 from psaq_jax.config import QuantizationConfig
 from psaq_jax.errors import InputError
-from tests.export.small_models import SWIN, VIT, random_model, random_pixels
+from tests.export.small_models import SWIN, random_model
+from tests.random_models import VIT, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

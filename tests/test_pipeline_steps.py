@@ -7,7 +7,8 @@ from PIL import Image
 from psaq_jax import calibrate, pipeline, quantize
 from psaq_jax.config import JobConfig, QuantizationConfig
 from psaq_jax.quantization.mixed_precision import choose_bits, free_layers, kernel_costs
-from tests.export.small_models import random_model, random_pixels
+from tests.export.small_models import random_model
+from tests.random_models import random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

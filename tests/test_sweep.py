@@ -34,14 +34,7 @@ TINY = str(GOLDEN / "paper" / "vit")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("data"))
-
-
-def small_data(folder):
-    rng = np.random.default_rng(0)
-    path = folder / "images.npz"
-    np.savez(path, images=rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), labels=np.arange(20) % 10)
-    return f"npz:{path}"
+    return jobs.small_data(tmp_path_factory.mktemp("data"))
 
 
 def config(data, **changes):
@@ -299,7 +292,7 @@ def test_a_whole_file_that_is_no_cell_is_refused(data, tmp_path, change):
 
 def test_other_data_behind_the_same_path_is_refused(tmp_path):
     """Its cells would stand beside the float model's figures on other images."""
-    small = config(small_data(tmp_path), seeds=(0,), calibration=("noise",))
+    small = config(jobs.small_data(tmp_path), seeds=(0,), calibration=("noise",))
     run_sweep(small, tmp_path / "run")
     with np.load(tmp_path / "images.npz") as archive:
         images, labels = archive["images"], archive["labels"]

@@ -13,15 +13,16 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.loading import load_model
 from psaq_jax.sweep import run_sweep
 from psaq_jax.sweep_config import SweepQuantization
+from tests import jobs
 from tests.quick_recipe import QUICK
-from tests.test_sweep import TINY, config, forbid, small_data, timeless
+from tests.test_sweep import TINY, config, forbid, timeless
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("data"))
+    return jobs.small_data(tmp_path_factory.mktemp("data"))
 
 
 def distillation(data, **changes):

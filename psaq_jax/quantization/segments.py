@@ -59,15 +59,15 @@ class Segment:
                 return replace(name, run())
             return tap(name, run()) if isinstance(module, Site) else run()
 
-        if not self.is_block:
-            see, inputs = self._between(x, see)
-            x = jnp.zeros((x.shape[0], *self.module.image_size, 3)) if self.index else x
+        see, inputs = self._between(x, see)
+        x = jnp.zeros((x.shape[0], *self.module.image_size, 3)) if self.index else x
         with exact_products(self.module.dtype), intercepted(see):
             y = self.module.apply({"params": params}, x)
-        return y if self.is_block or self.index == len(self.blocks) else inputs[self.index]
+        return y if self.index == len(self.blocks) else inputs[self.index]
 
     def _between(self, given, inner: See):
-        """Blocks don't run: the one before this segment gives `given`, the one after it notes what it was called with.
+        """The model's blocks don't run, and a block has none: the one before this segment gives `given`, the one after
+        it notes what it was called with.
 
         What the other parts of the model compute meanwhile, on dummies, is dead code that jit drops.
         """

@@ -8,13 +8,11 @@ import numpy as np
 from flax import traverse_util
 
 from psaq_jax import Model, calibrate, quantize
-from psaq_jax.models.loading import abstract_params
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.swin import SwinTransformer
-from psaq_jax.models.vit import VisionTransformer
 from tests.quick_compilation import quickly
+from tests.random_models import DINOV2, VIT, random_params, random_pixels
 
-VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=1, heads=3, hidden=40, classes=5)
 SWIN = SwinTransformer((18, 16), (2, 2), (8, 16), (1, 1), (2, 4), (16, 32), (4, 4), 5, convention="timm")
 SWINS = {
     "swin_timm": SWIN.clone(depths=(2, 1)),
@@ -24,22 +22,13 @@ VITS = {
     "vit": VIT,
     "remainder": VIT.clone(image_size=(18, 23), qkv_bias=False, activation="quick_gelu"),
     "distilled": VIT.clone(distillation_token=True, head="distilled", activation="gelu_new"),
-    "dinov2": VIT.clone(head="class_and_mean_patch", layer_scale=True, swiglu=True, registers=2),
+    "dinov2": DINOV2,
 }
 
 
 def random_model(module=VIT) -> Model:
-    generator = np.random.default_rng(0)
-    flat = {
-        path: jnp.asarray(generator.normal(0, 0.2, leaf.shape).astype(np.float32) + path.endswith("scale"))
-        for path, leaf in abstract_params(module).items()
-    }
     preprocessing = Preprocessing(module.image_size, (0.4,) * 3, (0.2,) * 3)
-    return Model(traverse_util.unflatten_dict(flat, sep="/"), module, ("a", "b", "c", "d", "e"), preprocessing)
-
-
-def random_pixels(module=VIT, count=5):
-    return np.random.default_rng(1).normal(size=(count, *module.image_size, 3)).astype(np.float32)
+    return Model(random_params(module), module, ("a", "b", "c", "d", "e"), preprocessing)
 
 
 @functools.cache

@@ -9,7 +9,8 @@ import pytest
 
 from psaq_jax import InputError
 from psaq_jax.export import checking
-from tests.export.small_models import VIT, random_model, random_pixels, random_quantized
+from tests.export.small_models import random_model, random_quantized
+from tests.random_models import VIT, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

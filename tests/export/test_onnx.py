@@ -17,7 +17,8 @@ from psaq_jax.evaluation import agreement, predict_logits
 from psaq_jax.export import checking, onnx_file
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
-from tests.export.small_models import SWINS, VIT, VITS, random_model, random_pixels, random_quantized
+from tests.export.small_models import SWINS, VITS, random_model, random_quantized
+from tests.random_models import VIT, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -19,7 +19,8 @@ from psaq_jax.export.description import read_descriptions
 from psaq_jax.export.onnx_file import export_onnx
 from psaq_jax.export.stablehlo import export_stablehlo, named_arrays, restored, stablehlo_bytes, stored_arrays
 from psaq_jax.quantization.integer import integer_model
-from tests.export.small_models import SWIN, VIT, VITS, random_model, random_pixels, random_quantized
+from tests.export.small_models import SWIN, VITS, random_model, random_quantized
+from tests.random_models import VIT, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -6,37 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from flax import traverse_util
 
 from psaq_jax import Model
-from psaq_jax.models.loading import abstract_params
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.swin import SwinTransformer
-from psaq_jax.models.vit import VisionTransformer
+from tests.random_models import DINOV2, VIT, random_params, random_pixels
 
-VIT = VisionTransformer((16, 20), (4, 5), width=24, depth=1, heads=3, hidden=40, classes=5)
 SWIN = SwinTransformer((18, 16), (2, 2), (8, 16), (2, 1), (2, 4), (16, 32), (4, 4), 5, convention="timm")
 MODULES = {
     "vit": VIT,
     "distilled": VIT.clone(distillation_token=True, head="distilled"),
-    "dinov2": VIT.clone(head="class_and_mean_patch", layer_scale=True, swiglu=True, registers=2),
+    "dinov2": DINOV2,
     "bfloat16": VIT.clone(dtype=jnp.bfloat16),
     "swin": SWIN,
 }
 
 
 def random_model(module=VIT, source="", labels=("a", "b", "c", "d|e", "<f>\n\ud800")) -> Model:
-    generator = np.random.default_rng(0)
-    flat = {
-        path: jnp.asarray(generator.normal(0, 0.2, leaf.shape).astype(np.float32) + path.endswith("scale"))
-        for path, leaf in abstract_params(module).items()
-    }
     preprocessing = Preprocessing(module.image_size, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "cover", (40, 40))
-    return Model(traverse_util.unflatten_dict(flat, sep="/"), module, labels, preprocessing, source)
-
-
-def random_pixels(module=VIT, count=3):
-    return np.random.default_rng(1).normal(size=(count, *module.image_size, 3)).astype(np.float32)
+    return Model(random_params(module), module, labels, preprocessing, source)
 
 
 def assert_equal(loaded, saved):

@@ -5,8 +5,9 @@ import shutil
 import pytest
 
 from psaq_jax import calibrate
-from tests.quantization.artefacts import random_model, random_pixels
+from tests.quantization.artefacts import random_model
 from tests.quantization.tampering import save_artefact
+from tests.random_models import random_pixels
 
 
 @pytest.fixture(scope="session")

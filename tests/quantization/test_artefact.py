@@ -26,7 +26,8 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer
 from psaq_jax.quantization.transform import kernel_sizes
 from tests.export.small_models import with_activation_scales
-from tests.quantization.artefacts import MODULES, VIT, assert_equal, random_model, random_pixels, stored
+from tests.quantization.artefacts import MODULES, assert_equal, random_model, stored
+from tests.random_models import VIT, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -13,8 +13,9 @@ from psaq_jax.quantization.importance import site_gradients
 from psaq_jax.quantization.preparation import InBases, as_rounded, prepare
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
-from tests.quantization.artefacts import MODULES, random_model, random_pixels
+from tests.quantization.artefacts import MODULES, random_model
 from tests.quick_recipe import QUICK
+from tests.random_models import random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -16,7 +16,8 @@ from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import golden, nhwc, reference_vit
-from tests.quantization.artefacts import MODULES, VIT, random_model, random_pixels
+from tests.quantization.artefacts import MODULES, random_model
+from tests.random_models import VIT, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -9,7 +9,8 @@ from psaq_jax.quantization import default, streaming
 from psaq_jax.quantization.preparation import prepare
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.segments import chain, parts_of
-from tests.quantization.artefacts import random_model, random_pixels
+from tests.quantization.artefacts import random_model
+from tests.random_models import random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

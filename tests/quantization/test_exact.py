@@ -11,7 +11,8 @@ from psaq_jax.models.layers import Product
 from psaq_jax.quantization import exact, transform
 from psaq_jax.quantization.representation import LogQuantizer, UniformQuantizer
 from psaq_jax.sites import Site
-from tests.export.small_models import VITS, random_pixels, random_quantized
+from tests.export.small_models import VITS, random_quantized
+from tests.random_models import random_pixels
 
 
 def logits(q, pixels, has_exact_sums):

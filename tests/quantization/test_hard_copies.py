@@ -5,7 +5,8 @@ import pytest
 from flax import traverse_util
 
 from psaq_jax.quantization.hard_copies import hard_copy
-from tests.quantization.artefacts import VIT, random_model
+from tests.quantization.artefacts import random_model
+from tests.random_models import VIT
 
 
 @pytest.mark.parametrize("changes, special", [({}, 1), ({"distillation_token": True, "head": "distilled"}, 2)])

@@ -12,8 +12,9 @@ from psaq_jax.quantization.importance import AS_THEY_ARE, LEAST, by_batches, tok
 from psaq_jax.quantization.recipes import site_filter
 from psaq_jax.quantization.segments import chain
 from psaq_jax.sites import apply_with_tap, record
-from tests.export.small_models import VIT, random_model
+from tests.export.small_models import random_model
 from tests.golden_files import GOLDEN, golden, nhwc, reference_vit
+from tests.random_models import VIT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -92,6 +93,16 @@ def test_is_the_squared_gradient_of_the_logits(model):
     square = np.square(own).sum((1, 3))
     expected = LEAST + (1 - LEAST) * square / square.mean(1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=0.25, atol=0.02)  # 200 draws: a tenth of the value, or so
+
+
+def test_what_shifts_all_logits_alike_counts_for_nothing(model):
+    """It changes no prediction. Here it is ten times what tells the classes apart."""
+    head = model.params["head"]
+    together = 10 * np.random.default_rng(0).normal(size=(len(head["kernel"]), 1)).astype(np.float32)
+    shifted = model.replace(params={**model.params, "head": head | {"kernel": head["kernel"] + together}})
+    found = token_importance(shifted, IMAGES)
+    for name, rows in token_importance(model, IMAGES).items():
+        np.testing.assert_allclose(found[name], rows, rtol=0.01, atol=1e-3, err_msg=name)
 
 
 def test_patches_without_a_say_count_least(model):

@@ -16,7 +16,8 @@ from psaq_jax.quantization.exact import dense, float_sums, product
 from psaq_jax.quantization.integer import integer_model, integer_sums
 from psaq_jax.quantization.integer_plan import coverage
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
-from tests.export.small_models import SWIN, SWINS, VIT, VITS, random_model, random_pixels, random_quantized
+from tests.export.small_models import SWIN, SWINS, VITS, random_model, random_quantized
+from tests.random_models import VIT, random_pixels
 
 MODULES = VITS | {"swin": SWIN}
 EXECUTIONS = {"integer": integer_sums, "simulated": float_sums}

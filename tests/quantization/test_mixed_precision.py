@@ -17,8 +17,9 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.transform import kernel_sizes
 from tests import quick_recipe
 from tests.golden_files import golden, nhwc, reference_vit
-from tests.quantization.artefacts import VIT, random_model, random_pixels
+from tests.quantization.artefacts import random_model
 from tests.quick_recipe import QUICK, ROUNDING
+from tests.random_models import VIT, random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -16,9 +16,10 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests import fake_devices
 from tests.golden_files import golden, nhwc, reference_vit
-from tests.quantization.artefacts import random_model, random_pixels
+from tests.quantization.artefacts import random_model
 from tests.quick_compilation import FLAGS
 from tests.quick_recipe import QUICK
+from tests.random_models import random_pixels
 
 REFERENCE = golden("paper/vit/reference.npz")
 TEST, CALIBRATION = nhwc(REFERENCE["test_images"]), nhwc(REFERENCE["calibration_images"])

@@ -12,7 +12,8 @@ from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.rotation import rotated, rotation, streams, turn_stream
 from psaq_jax.sites import record
 from tests.golden_files import GOLDEN
-from tests.quantization.artefacts import random_model, random_pixels
+from tests.quantization.artefacts import random_model
+from tests.random_models import random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -13,7 +13,8 @@ from psaq_jax.synthesis import loop
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.entropy import patch_similarity_entropy
 from psaq_jax.synthesis.priors import jitter, total_variation
-from tests.quantization.artefacts import MODULES, VIT, random_model
+from tests.quantization.artefacts import MODULES, random_model
+from tests.random_models import VIT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -163,11 +163,11 @@ def test_every_table_says_of_how_many_images_it_is():
 
 def test_the_answer_is_of_the_first_setting():
     assert page.answer(found()) == (
-        "An iteration of the synthesis takes 3 s, the release's 3 s. At w4a8, calibrated on noise images, top-1 is "
-        "30.00 % (paper), the release's 20.00 %."
+        "An iteration of the synthesis takes 3 s, the release's 3 s. At w4a8 (calibration images: noise) "
+        "top-1 is 30.00 % by recipe paper, the release's 20.00 %."
     )
     unlabelled = page.answer(found(float=found()["float"] | {"top1": None}))
-    assert unlabelled.endswith("agreement is 30.50 % (paper), the release's 20.50 %.")
+    assert unlabelled.endswith("agreement is 30.50 % by recipe paper, the release's 20.50 %.")
 
 
 def test_without_labels_agreement_stands_alone():

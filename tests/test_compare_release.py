@@ -157,7 +157,7 @@ def test_one_page_shows_both_sides(data, clone, tmp_path):
     for part in (
         "the command",
         "release, top-1 %",
-        "Synthesized by release",
+        "Images synthesized by the release",
         "torch 2",
         "An iteration of the synthesis",
     ):

@@ -74,7 +74,7 @@ def compare_with_release(
         written = write_images(workdir / "images", model, images)
         shown = {name: str(path.relative_to(workdir)) for name, path in written.items()}
         facts = _facts(config, model, machine, versions, identity["baseline_source"], command)
-        galleries = {f"Synthesized by {name}": pictures.gallery(model, pixels) for name, pixels in images.items()}
+        galleries = {f"Images {name}": pictures.gallery(model, sets[name]) for name in (BY_US, BY_RELEASE)}
         html = report.render_tables(
             machine, [*page.tables(found), Table("What was run", ("", ""), list(facts.items()), 2)],
             heading=config.model, kind="comparison with the release", lead=page.answer(found), galleries=galleries,

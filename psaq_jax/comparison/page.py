@@ -92,8 +92,8 @@ def answer(found: dict) -> str:
     row = found["rows"][0]
     recipe, scores = next(iter(row["psaq_jax"].items()))
     return (
-        f"An iteration of the synthesis takes {ours:.3g} s, the release's {release:.3g} s. At {row['bits']}, "
-        f"calibrated on {row['calibration']} images, {name} is {scores[field]:.2f} % ({recipe}), the release's "
+        f"An iteration of the synthesis takes {ours:.3g} s, the release's {release:.3g} s. At {row['bits']} "
+        f"(calibration images: {row['calibration']}) {name} is {scores[field]:.2f} % by recipe {recipe}, the release's "
         f"{row['release'][field]:.2f} %."
     )
 

@@ -77,6 +77,18 @@ def test_the_host_is_not_called(text):
     assert not [name for name in ("callback", "infeed", "outfeed", "send", "recv") if name in text]
 
 
+@pytest.mark.parametrize("recipe, dtype", [("paper", "float32"), ("default", "bfloat16")])
+def test_accelerators_take_the_step_and_do_not_branch_by_its_values(model, recipe, dtype):
+    """On a CPU each layer's entropy chooses by how wide its grid is."""
+    config = psaq_jax.SynthesisConfig(num_images=2, group_size=2, recipe=recipe)
+    passes, state = model.with_dtype(dtype), initial_group(model, config, 0, 0)
+    step = jax.jit(lambda model, state: scan_chunk(model, config, state, 0, 2)).trace(passes, state)
+    cpu, cuda, tpu = (
+        step.lower(lowering_platforms=(name,)).as_text().count("stablehlo.case") for name in ("cpu", "cuda", "tpu")
+    )
+    assert cpu - DEPTH == cuda == tpu
+
+
 def test_memory_is_what_the_backward_pass_needs(model):
     """By the compiler's account: a longer chunk takes not a byte more, an image little more than its activations."""
 

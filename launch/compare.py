@@ -5,10 +5,9 @@
 
 The first is a sweep over --config.seeds, with its files, and writes DIR/comparison.md: mean and spread beside the
 published figures. The second runs the release from CLONE (github zkkli/PSAQ-ViT; nothing in it is changed) in PYTHON,
-an interpreter with torch and timm, on the same weights and images, and writes DIR/comparison.md and comparison.json.
-Either writes DIR/report.html too;
+an interpreter with torch and timm, on the same weights and images, and writes DIR/comparison.md and comparison.json;
 the release's own log is DIR/release/release.log. --config.model also takes a shape with random weights, such as
-deit_tiny.
+deit_tiny. Both write DIR/report.html too.
 Killed at any moment, the same command goes on, on the same kind of machine.
 """
 

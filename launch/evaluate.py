@@ -18,6 +18,7 @@ from psaq_jax.machine import describe_machine
 from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
 from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.report import summary
 from psaq_jax.text_tables import Table
 from psaq_jax.workdir import results_folder
 
@@ -51,18 +52,18 @@ def evaluate(config, model, dataset, workdir):
         results["skipped"] = dataset.skipped
     path = files.write_json(workdir / "results.json", results)
     print(f"top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  on {metrics.examples} images")
-    print(f"  results: {path}\n  report: {write_page(config, model, metrics, workdir)}")
+    print(f"  results: {path}\n  report: {write_page(config, model, metrics, results, workdir)}")
 
 
-def write_page(config, model, metrics, workdir):
+def write_page(config, model, metrics, results, workdir):
     header = ("data", "execution", "images", "top-1 %", "top-5 %", "loss, nats")
     execution = EXECUTION.value if isinstance(model, QuantizedModel) else "float"
     figures = (f"{metrics.examples:,}", f"{metrics.top1:.2f}", f"{metrics.top5:.2f}", f"{metrics.loss:.4f}")
     tables = [Table("Accuracy", header, [(config.data, execution, *figures)], 2, repr(model))]
     if EXECUTION.value == "integer":
         tables.append(integer_plan.table({config.model: model.products}))
-    lead = f"Top-1 {metrics.top1:.2f} % of {metrics.examples:,} images."
-    return pages.write_tables(workdir, config, tables, heading=config.model, kind="accuracy report", lead=lead)
+    lead = "; ".join([f"Top-1 {metrics.top1:.2f} % of {metrics.examples:,} images", *summary.skipped(results)])
+    return pages.write_tables(workdir, config, tables, heading=config.model, kind="accuracy report", lead=f"{lead}.")
 
 
 if __name__ == "__main__":

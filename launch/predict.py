@@ -22,7 +22,7 @@ from psaq_jax.evaluation import collect_logits
 from psaq_jax.predictions import likeliest
 from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.artefact import EXECUTIONS
-from psaq_jax.report import pictures
+from psaq_jax.report import pictures, summary
 from psaq_jax.text_tables import Table
 from psaq_jax.workdir import results_folder
 
@@ -66,9 +66,11 @@ def write_page(config, model, dataset, labels, workdir):
         note = f"The {MOST_LABELS} most frequent of {len(counts)} labels. {note}"
     batch = next(iter(dataset.batches(model.preprocessing, pictures.SHOWN)))
     shown = pictures.gallery(model, batch.pixels[batch.mask], labels)
+    lead = f"Predictions for {len(labels):,} images of {config.data}"
+    lead = "; ".join([lead, *summary.skipped({"skipped": dataset.skipped})])
     return pages.write_tables(
         workdir, config, [Table("Images by their likeliest label", ("label", "images", "%"), shares, 1, note)],
-        heading=config.model, kind="predictions", lead=f"Predictions for {len(labels):,} images of {config.data}.",
+        heading=config.model, kind="predictions", lead=f"{lead}.",
         galleries={"The first images and their likeliest labels": shown},
     )  # fmt: skip
 

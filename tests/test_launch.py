@@ -188,7 +188,8 @@ def test_predictions_are_a_line_an_image(tmp_path):
     done = launch("predict", f"--config.model={TINY}", f"--config.data={data}", *more)
     assert done.returncode == 0, done.stderr
     assert "broken images, without a row in either: 1\n" in done.stdout
-    assert (tmp_path / "report.html").read_text().count("<figure>") == 1
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<figure>") == 1 and "Predictions for 1 images of " in page and "; 1 broken image was" in page
     (line,) = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert json.loads(line)["image"].endswith(name)
 

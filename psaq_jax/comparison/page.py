@@ -5,8 +5,6 @@ from collections.abc import Callable
 from psaq_jax import text_tables
 from psaq_jax.text_tables import Table, figure
 
-TITLE = "psaq_jax beside the PyTorch release of PSAQ-ViT"
-
 
 def tables(found: dict) -> list[Table]:
     """Accuracy, speed and memory, parity.
@@ -110,7 +108,7 @@ def markdown(found: dict, facts: dict[str, str], pictures: dict[str, str]) -> st
       facts: what was run, name and text.
       pictures: {title: path of a PNG, relative to the page}.
     """
-    lines = [f"# {TITLE}", ""]
+    lines = ["# psaq_jax beside the PyTorch release of PSAQ-ViT", ""]
     lines += [text_tables.markdown(("", ""), facts.items(), 2), ""]
     for table in tables(found):
         lines += [f"## {table.title}", "", table.markdown(), "", table.note, ""]

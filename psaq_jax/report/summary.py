@@ -25,12 +25,13 @@ def summary_line(results: dict) -> str:
         return "Nothing was quantized in this run, so it shows nothing yet."
     labelled = any(s.top1 for s in found)
     clauses = _comparisons(found, labelled) or _plain(found, labelled)
-    limits = _limits(found, labelled, image_count(results)) + _calibrations(results) + _skipped(results)
+    limits = _limits(found, labelled, image_count(results)) + _calibrations(results) + skipped(results)
     sentence = "; ".join([*clauses, *_meaning(found), *limits]) + "."
     return sentence[0].upper() + sentence[1:]
 
 
-def _skipped(results: dict) -> list[str]:
+def skipped(results: dict) -> list[str]:
+    """How many images of the results were broken, in words; nothing where none was."""
     count = len(results.get("skipped") or ()) or (results.get("evaluated_on") or {}).get("skipped", 0)
     return [f"{count} broken image{'s were' if count > 1 else ' was'} skipped"] if count else []
 

@@ -11,6 +11,7 @@ from launch import config as launch_config
 from launch import console
 from psaq_jax import files, machine, report
 from psaq_jax.config import JobConfig, has_whole_bits, parse_bits, without_training
+from psaq_jax.extras import written
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.integer_plan import plan
 from psaq_jax.quantization.recipes import read_recipe
@@ -27,11 +28,11 @@ def write(folder: pathlib.Path, config: JobConfig, results: dict, **shown) -> pa
     return _write(report.render_page, folder, config, results, **shown)
 
 
-def write_tables(folder: pathlib.Path, config, tables: Sequence[Table], **shown) -> pathlib.Path:
+def write_tables(folder: pathlib.Path, config, tables: Sequence[Table], **shown) -> pathlib.Path | str:
     """Writes FOLDER/report.html of a run that quantizes nothing, on this machine, with the memory that it took until
-    now; shown: as `report.render_tables` takes it."""
+    now; shown: as `report.render_tables` takes it. Returns its path, or why there is none (`extras.written`)."""
     results = machine.describe_machine() | {"peak_memory_bytes": machine.peak_memory_bytes()}
-    return _write(report.render_tables, folder, config, results, tables=tables, **shown)
+    return written(lambda: _write(report.render_tables, folder, config, results, tables=tables, **shown))
 
 
 def _write(render: Callable[..., str], folder, config, results, **shown):

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import sys
 import types
 
 import jax
@@ -21,6 +22,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.latency import LatencyConfig
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import integer_plan
+from psaq_jax.text_tables import Table
 from tests import jobs, quick_compilation
 from tests.export.small_models import VITS, random_quantized
 from tests.jobs import TINY
@@ -142,6 +144,16 @@ def test_the_page_has_the_table_and_the_answer(tmp_path, monkeypatch):
         "the model&#39;s own passes that is: m 250 ms, 2.00." in page
         and '<td class="">250.0 (250.0..250.0)</td>' in page
     )
+
+
+def test_without_the_extra_for_pages_a_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # as where it is not installed
+    table = Table("Speed", ("model", "ms"), [("m", "1")])
+    page = launch_benchmark.pages.write_tables(
+        tmp_path, benchmark.BenchmarkConfig(("m",)), [table], heading="m", kind="speed report", lead="Fast."
+    )
+    assert page.startswith("not written, jinja2: cannot be imported") and 'pip install "psaq_jax[report]"' in page
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_latency_run_ends_with_its_page(tmp_path):

@@ -13,6 +13,7 @@ from psaq_jax.comparison.published import CompareConfig
 from psaq_jax.comparison.release import check_clone, open_release, source_hash
 from psaq_jax.config import has_whole_bits
 from psaq_jax.errors import InputError
+from psaq_jax.extras import written
 from psaq_jax.machine import describe_machine, processor
 from psaq_jax.progress import Bars
 from psaq_jax.quantization.recipes import read_recipe
@@ -31,7 +32,7 @@ FIXED = (  # in the release's synthesis
 def compare_with_release(
     config: CompareConfig, workdir: pathlib.Path, clone: str, python: str, iterations: int = 0, device: str = "auto",
     command: str = "", bars: Bars = lambda title: None, every_seconds: float = 60.0,
-) -> tuple[str, dict[str, pathlib.Path]]:  # fmt: skip
+) -> tuple[str, dict[str, pathlib.Path | str]]:  # fmt: skip
     """Compares `config.model` at `config.seed`, and writes comparison.json, comparison.md, report.html and images/.
 
     Args:
@@ -40,7 +41,7 @@ def compare_with_release(
       command: for the page.
       every_seconds: between checkpoints of our synthesis.
     Returns:
-      (the tables as text, {what it is: path of a page})
+      (the tables as text, {what it is: path of a page, or why there is none})
     Raises:
       InputError: bad input, a clone or interpreter that cannot be used, a crash of the release.
     """
@@ -70,20 +71,27 @@ def compare_with_release(
         machine = describe_machine()
         found = {"model": config.model, "seed": config.seed} | machine | {"baseline": versions} | found
         files.write_json(workdir / "comparison.json", found)
-        images = {"psaq_jax": sets[BY_US], "release": sets[BY_RELEASE]}
-        written = write_images(workdir / "images", model, images)
-        shown = {name: str(path.relative_to(workdir)) for name, path in written.items()}
         facts = _facts(config, model, machine, versions, identity["baseline_source"], command)
+        return page.console(found), _write_pages(config, model, workdir, found, facts, sets, command)
+
+
+def _write_pages(config, model, workdir, found, facts, sets, command) -> dict[str, pathlib.Path | str]:
+    """comparison.md beside images/, and report.html with all in one."""
+    grids = write_images(workdir / "images", model, {"psaq_jax": sets[BY_US], "release": sets[BY_RELEASE]})
+    shown = {name: str(path.relative_to(workdir)) for name, path in grids.items()}
+
+    def html():
+        tables = [*page.tables(found), Table("What was run", ("", ""), list(facts.items()), 2)]
         galleries = {f"Images {name}": pictures.gallery(model, sets[name]) for name in (BY_US, BY_RELEASE)}
-        html = report.render_tables(
-            machine, [*page.tables(found), Table("What was run", ("", ""), list(facts.items()), 2)],
-            heading=config.model, kind="comparison with the release", lead=page.answer(found), galleries=galleries,
-            command=command, config=dataclasses.asdict(config),
+        return report.render_tables(
+            found, tables, heading=config.model, kind="comparison with the release", lead=page.answer(found),
+            galleries=galleries, command=command, config=dataclasses.asdict(config),
         )  # fmt: skip
-        return page.console(found), {
-            "comparison": files.write_text(workdir / "comparison.md", page.markdown(found, facts, shown)),
-            "report": files.write_text(workdir / "report.html", html),
-        }
+
+    return {
+        "comparison": files.write_text(workdir / "comparison.md", page.markdown(found, facts, shown)),
+        "report": written(lambda: files.write_text(workdir / "report.html", html())),
+    }
 
 
 def _facts(config, model, machine, versions, source, command) -> dict[str, str]:

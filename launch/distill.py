@@ -56,7 +56,7 @@ def distill(config, model, dataset, workdir):
     results["distillation"] = job.summaries(config, workdir)
     results |= {"seconds": spent.seconds, "peak_memory_bytes": machine.peak_memory_bytes()}
     written |= {"results": files.write_json(workdir / "results.json", results), "models": models}
-    written["report"] = pages.write_measured(
+    written |= pages.write_measured(
         workdir, config, model, results, sets, result, run, q, stored_sizes(model, models, results),
         job.histories(config, workdir),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The page that a job ends with, report.html."""
+"""The page that a job ends with, report.html: its path, or in words why there is none (`extras.written`)."""
 
 import dataclasses
 import pathlib
@@ -23,14 +23,14 @@ from psaq_jax.text_tables import Table
 MEASURED = 32  # images that sensitivities are measured on
 
 
-def write(folder: pathlib.Path, config: JobConfig, results: dict, **shown) -> pathlib.Path:
+def write(folder: pathlib.Path, config: JobConfig, results: dict, **shown) -> pathlib.Path | str:
     """Writes FOLDER/report.html of a job of this config; shown: as `report.render_page` takes it."""
-    return _write(report.render_page, folder, config, results, **shown)
+    return written(lambda: _write(report.render_page, folder, config, results, **shown))
 
 
 def write_tables(folder: pathlib.Path, config, tables: Sequence[Table], **shown) -> pathlib.Path | str:
     """Writes FOLDER/report.html of a run that quantizes nothing, on this machine, with the memory that it took until
-    now; shown: as `report.render_tables` takes it. Returns its path, or why there is none (`extras.written`)."""
+    now; shown: as `report.render_tables` takes it."""
     results = machine.describe_machine() | {"peak_memory_bytes": machine.peak_memory_bytes()}
     return written(lambda: _write(report.render_tables, folder, config, results, tables=tables, **shown))
 
@@ -44,23 +44,28 @@ def write_measured(
     workdir: pathlib.Path, config: JobConfig, model: Model, results: dict, sets: Mapping[str, np.ndarray],
     result: SynthesisResult, run: dict, q: QuantizedModel, sizes: Mapping[str, int] | None,
     distillations: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-) -> pathlib.Path:  # fmt: skip
-    """Of a job that quantizes: measures the sensitivities of `q`, the quantized model of `run`, and writes its page and
-    WORKDIR/metrics for TensorBoard; returns the page's path.
+) -> dict[str, pathlib.Path | str]:  # fmt: skip
+    """Of a job that quantizes: its page with the sensitivities of `q`, the quantized model of `run`, and
+    WORKDIR/metrics for TensorBoard, {"report", "metrics": path}.
 
     Args:
       sets: {calibration: normalised images}; result: of the synthesis; sizes, distillations: of `report.render_page`.
     """
-    recipe, _ = read_recipe(without_training(run["recipe"]))
-    ranges = _ranges(model, sets, recipe)
-    written = write(
-        workdir, config, results, model=model, images=sets, targets=result.labels, history=result.history,
-        ranges=ranges, **_sensitivities(model, q, sets, run), coverage=report.coverage_rows(plan(q)), sizes=sizes,
-        distillations=distillations,
-    )  # fmt: skip
-    pictures = {name: model.preprocessing.denormalize(pixels[:SHOWN]) for name, pixels in sets.items()}
-    report.write_metrics(workdir / "metrics", results, result.history, pictures, distillations)
-    return written
+
+    def page():
+        report.check_extra()  # before what takes minutes
+        recipe, _ = read_recipe(without_training(run["recipe"]))
+        return _write(
+            report.render_page, workdir, config, results, model=model, images=sets, targets=result.labels,
+            history=result.history, ranges=_ranges(model, sets, recipe), **_sensitivities(model, q, sets, run),
+            coverage=report.coverage_rows(plan(q)), sizes=sizes, distillations=distillations,
+        )  # fmt: skip
+
+    def metrics():
+        pictures = {name: model.preprocessing.denormalize(pixels[:SHOWN]) for name, pixels in sets.items()}
+        return report.write_metrics(workdir / "metrics", results, result.history, pictures, distillations)
+
+    return {"report": written(page), "metrics": written(metrics)}
 
 
 def layer_by_layer(config: JobConfig, model: Model, sets: Mapping[str, np.ndarray]) -> dict:

@@ -63,7 +63,7 @@ def quantize(config, model, dataset, workdir):
     results |= {"seconds": spent.seconds, "peak_memory_bytes": machine.peak_memory_bytes()}
     files.write_json(workdir / "results.json", results)
     written = {"results": workdir / "results.json"} | write_pictures(workdir, model, sets, result)
-    written["report"] = write_page(workdir, model, config, results, sets, result)
+    written |= write_page(workdir, model, config, results, sets, result)
     console.show(results)
     for title, path in written.items():
         print(f"  {title}: {path}")
@@ -80,7 +80,7 @@ def finished_runs(workdir) -> dict[str, dict]:
     return json.loads(distributed.gather_texts([json.dumps(whole)])[0])
 
 
-def write_page(workdir, model, config, results, sets, result) -> pathlib.Path:
+def write_page(workdir, model, config, results, sets, result) -> dict[str, pathlib.Path | str]:
     last = results["runs"][len(config.quantization.bits) - 1]  # of the first recipe and calibration
     first, models = distributed.is_first(), workdir / "quantized"  # the others' lacks what an earlier start saved
     q = pipeline.of_first_process(psaq_jax.load_quantized(models / run_name(last)) if first else None)

@@ -19,7 +19,6 @@ from launch import console, logs, pages
 from psaq_jax import buckets, distributed, files, pipeline
 from psaq_jax.data.synthesized import SHARD_IMAGES, SynthesizedWriter
 from psaq_jax.errors import InputError
-from psaq_jax.extras import written
 from psaq_jax.machine import describe_machine
 from psaq_jax.report.writing import write_images
 from psaq_jax.results import synthesis_summary
@@ -99,8 +98,7 @@ def one_by_one(config, model, workdir, writer):
     seconds, bar = launch_config.CHECKPOINT_SECONDS.value, console.bar("synthesize")
     for part in parts_for_job(config, model, workdir, safe, bar, seconds):
         if part["first"] == 0:
-            page = written(lambda part=part: write_page(config, model, workdir, in_one([part])))
-            print(f"  report of the first: {page}")
+            print(f"  report of the first: {write_page(config, model, workdir, in_one([part]))}")
         yield part
 
 

@@ -211,6 +211,27 @@ def test_the_likeliest_are_in_the_order_of_the_logits(data, tmp_path):
     assert all(top5[0]["probability"] == 1 and top5[-1]["probability"] == 0 for top5 in rows)
 
 
+def test_no_extra_is_needed(tmp_path, model, data):
+    """As after `pip install .`: all figures and models, and why there is no page."""
+    for name in ("jinja2", "matplotlib", "tensorboardX"):
+        files.write_text(tmp_path / "without" / f"{name}.py", "raise ImportError('not installed')")
+    settings = jobs.settings()
+    settings["env"] |= {"PYTHONPATH": f"{tmp_path / 'without'}:{jobs.ROOT}"}
+    workdir, few = tmp_path / "workdir", ("--config.quantization.bits=w8a8", "--config.calibration=noise")
+    arguments = (f"--config.model={model}", f"--config.data=npz:{data}", f"--workdir={workdir}", *SMALL, *few)
+    command = [sys.executable, "-m", "launch.quantize", "--config=configs/demo.py", "--quiet", *arguments]
+    done = subprocess.run(command, timeout=600, **settings)
+    assert done.returncode == 0, done.stderr
+    missing = 'not written, {}: cannot be imported (not installed); install it with: pip install "psaq_jax[{}]"\n'
+    for title, package, extra in (
+        ("report", "jinja2", "report"), ("metrics", "tensorboardX", "log"), ("loss curves", "matplotlib", "report"),
+    ):  # fmt: skip
+        assert f"  {title}: {missing.format(package, extra)}" in done.stdout
+    assert json.loads((workdir / "results.json").read_text())["runs"][0]["top1"] >= 0
+    assert (workdir / "images" / "noise.png").exists() and not (workdir / "report.html").exists()
+    assert not (workdir / "images" / "loss.png").exists() and not (workdir / "metrics").exists()
+
+
 def test_no_data_is_needed(tmp_path, model):
     given = (f"--config.model={model}", "--config.data=", "--config.quantization.recipe=paper")
     done = launch("quantize", *given, f"--workdir={tmp_path}", *SMALL)

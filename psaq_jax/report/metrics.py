@@ -21,8 +21,8 @@ def write_metrics(
     history: Mapping[str, np.ndarray] | None = None,
     images: Mapping[str, np.ndarray | None] | None = None,
     distillations: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-) -> None:
-    """Writes one event file into `directory` (workdir/metrics), which is made where it is missing.
+) -> pathlib.Path:
+    """Writes one event file into `directory` (workdir/metrics), which is made where it is missing, and returns it.
 
     Scalars: `synthesis/TERM` with the iteration, from 1, as the step, and `distillation/BITS/TERM` so; `float/top1` and
     the like at step 0; `RECIPE/BITS/CALIBRATION/top1` and the like with the seed as the step. Images: the first 16 of
@@ -53,6 +53,7 @@ def write_metrics(
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{directory}: cannot be written ({reason}); choose another folder") from None
+    return pathlib.Path(directory)
 
 
 def _add_results(writer, results) -> None:

@@ -178,6 +178,12 @@ def _pictures(model, images, targets) -> dict:
     }
 
 
+def check_extra() -> None:
+    """Raises MissingExtra where a page could not be rendered."""
+    for module in ("jinja2", "matplotlib"):
+        require(module, "report")
+
+
 def _environment():
     jinja2 = require("jinja2", "report")
     environment = jinja2.Environment(

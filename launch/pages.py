@@ -68,9 +68,22 @@ def write_measured(
     return {"report": written(page), "metrics": written(metrics)}
 
 
+def write_layers(
+    folder: pathlib.Path, config: JobConfig, results: dict, model: Model, images: Mapping[str, np.ndarray], **shown
+) -> pathlib.Path | str:
+    """Of a job that keeps no quantized model: FOLDER/report.html with `layer_by_layer`."""
+
+    def page():
+        report.check_extra()  # before what takes minutes
+        layers = layer_by_layer(config, model, images)
+        return _write(report.render_page, folder, config, results, model=model, images=images, **shown, **layers)
+
+    return written(page)
+
+
 def layer_by_layer(config: JobConfig, model: Model, sets: Mapping[str, np.ndarray]) -> dict:
-    """Ranges and sensitivities for `write`, of a job that keeps no quantized model: of its first recipe and calibration
-    set, at the last of its bits that are whole numbers; ranges alone where none are.
+    """Ranges and sensitivities for `report.render_page`: of the job's first recipe and calibration set, at the last of
+    its bits that are whole numbers; ranges alone where none are.
 
     What sensitivities take of a model are its bits and, of recipe "paper", its grids: ranges tell both.
     """

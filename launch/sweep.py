@@ -33,14 +33,15 @@ def run_sweep(config, workdir):
 
     def write_page(result, model, pictures):
         name = result["model"]
-        found, layers = result | describe_machine(), pages.layer_by_layer(config, model, pictures["images"])
-        written[name] = pages.write(workdir / sweep.slug(name), config, found, model=model, **pictures, **layers)
+        written[name] = pages.write_layers(
+            workdir / sweep.slug(name), config, result | describe_machine(), model, **pictures
+        )
 
     results = sweep.run_sweep(
         config, workdir, console.bar, lambda so_far: sweep_tables.write(workdir, so_far),
         launch_config.CHECKPOINT_SECONDS.value, write_page,
     )  # fmt: skip
-    print(sweep_tables.plain(results))
+    print(sweep_tables.table(results).plain())
     print(f"  figures are of {report.images_text(results[0])}")
     for title, path in sweep_tables.write(workdir, results).items():
         print(f"  {title}: {path}")

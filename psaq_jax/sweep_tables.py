@@ -5,9 +5,9 @@ import io
 import pathlib
 from collections.abc import Iterable, Iterator
 
-from psaq_jax import files, text_tables
+from psaq_jax import files
 from psaq_jax.report.settings import Setting, Spread, settings
-from psaq_jax.text_tables import one_line
+from psaq_jax.text_tables import Table, one_line
 
 SECONDS = ("synthesis_seconds", "quantization_seconds")
 FIGURES = ("top1", "lost", "top5", "loss", "agreement", *SECONDS)
@@ -31,12 +31,8 @@ def rows(results: Iterable[dict]) -> Iterator[list[str]]:
             yield [name, s.recipe, s.bits, s.calibration, str(len(s.seeds)), *figures]
 
 
-def markdown(results: Iterable[dict]) -> str:
-    return text_tables.markdown(HEADER, rows(results), WORDS)
-
-
-def plain(results: Iterable[dict]) -> str:
-    return text_tables.plain(HEADER, rows(results), WORDS)
+def table(results: Iterable[dict]) -> Table:
+    return Table("Sweep", HEADER, list(rows(results)), WORDS)
 
 
 def as_csv(results: Iterable[dict]) -> str:
@@ -61,7 +57,7 @@ def write(workdir: pathlib.Path, results: list[dict]) -> dict[str, pathlib.Path]
     return {
         "runs": files.write_json(workdir / "runs.json", results),
         "table": files.write_text(workdir / "sweep.csv", as_csv(results)),
-        "Markdown": files.write_text(workdir / "sweep.md", markdown(results) + "\n"),
+        "Markdown": files.write_text(workdir / "sweep.md", table(results).markdown() + "\n"),
     }
 
 

@@ -155,13 +155,13 @@ def test_one_page_shows_both_sides(data, clone, tmp_path):
         assert part in written
     html = pages["report"].read_text()
     for part in (
-        "the command",
         "release, top-1 %",
         "Images synthesized by the release",
         "torch 2",
         "An iteration of the synthesis",
     ):
         assert part in html
+    assert html.count('<span class="word">the</span> <span class="word">command</span>') == 1 == html.count(">command<")
     assert html.count("<figure><img") == 2 * 4
     assert "seconds per iteration" in text and (workdir / "images" / "release.png").exists()
     assert b"what a release prints" in (workdir / "release" / "release.log").read_bytes()

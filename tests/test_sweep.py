@@ -17,6 +17,7 @@ from psaq_jax.config import QuantizationConfig, from_mapping
 from psaq_jax.data import dataset
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits
+from psaq_jax.extras import MissingExtra
 from psaq_jax.models.loading import load_model
 from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
 from psaq_jax.report import measure_sensitivity, render_page, summary_line
@@ -152,6 +153,17 @@ def test_a_page_has_the_layers_of_the_first_recipe_at_its_last_whole_bits(recipe
     floats = dataclasses.replace(quantization, bits=("auto:4a8", "w4a32"))
     assert list(pages.layer_by_layer(config(data, quantization=floats), model, {"noise": pixels})) == ["ranges"]
     assert pages.layer_by_layer(config(data), model, {}) == {"ranges": {}}
+
+
+def test_nothing_is_measured_for_a_page_that_cannot_be_written(data, tmp_path, monkeypatch):
+    def missing():
+        raise MissingExtra("jinja2: cannot be imported")
+
+    monkeypatch.setattr(pages.report, "check_extra", missing)
+    forbid(monkeypatch, "launch.pages.layer_by_layer")
+    said = pages.write_layers(tmp_path, config(data), {}, load_model(TINY), {})
+    assert said == "not written, jinja2: cannot be imported"
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_are_decoded_once(data, tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def compare_with_release(
         machine = describe_machine()
         found = {"model": config.model, "seed": config.seed} | machine | {"baseline": versions} | found
         files.write_json(workdir / "comparison.json", found)
-        facts = _facts(config, model, machine, versions, identity["baseline_source"], command)
+        facts = _facts(config, model, machine, versions, identity["baseline_source"])
         return page.console(found), _write_pages(config, model, workdir, found, facts, sets, command)
 
 
@@ -79,6 +79,8 @@ def _write_pages(config, model, workdir, found, facts, sets, command) -> dict[st
     """comparison.md beside images/, and report.html with all in one."""
     grids = write_images(workdir / "images", model, {"psaq_jax": sets[BY_US], "release": sets[BY_RELEASE]})
     shown = {name: str(path.relative_to(workdir)) for name, path in grids.items()}
+    ours = {"psaq_jax": ", ".join(f"{name} {version}" for name, version in found["versions"].items())}
+    text = page.markdown(found, facts | ours | {"command": command}, shown)
 
     def html():
         tables = [*page.tables(found), Table("What was run", ("", ""), list(facts.items()), 2)]
@@ -89,13 +91,13 @@ def _write_pages(config, model, workdir, found, facts, sets, command) -> dict[st
         )  # fmt: skip
 
     return {
-        "comparison": files.write_text(workdir / "comparison.md", page.markdown(found, facts, shown)),
+        "comparison": files.write_text(workdir / "comparison.md", text),
         "report": written(lambda: files.write_text(workdir / "report.html", html())),
     }
 
 
-def _facts(config, model, machine, versions, source, command) -> dict[str, str]:
-    """What was run, for the page."""
+def _facts(config, model, machine, versions, source) -> dict[str, str]:
+    """What was run, but for what report.html says of every run."""
     synthesis, size = config.synthesis, "x".join(map(str, model.image_size))
     return {
         "model": f"{config.model}, {size} pixels, {model.classes} classes",
@@ -103,8 +105,6 @@ def _facts(config, model, machine, versions, source, command) -> dict[str, str]:
         "data": config.data or "none: agreement on images synthesized by psaq_jax that no calibration saw",
         "seed": str(config.seed),
         "machine": machine["device"] if jax.default_backend() == "cpu" else f"{machine['device']}, {processor()}",
-        "psaq_jax": ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
         "release": f"sources {source[:12]}, python {versions['python']}, torch {versions['torch']}, timm "
         f"{versions['timm']}, on {versions['device']}",
-        "command": command,
     }

@@ -1,8 +1,7 @@
 """Results as text: the table at the end of the console output, and the same in Markdown."""
 
-from psaq_jax import text_tables
 from psaq_jax.report.settings import Setting, images_text, settings
-from psaq_jax.text_tables import one_line
+from psaq_jax.text_tables import Table, one_line
 
 BOLD, DIM, GREEN, YELLOW, RED, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[31m", "\033[0m"
 
@@ -21,9 +20,9 @@ def results_table(results: dict, color: bool = False) -> str:
     Returns:
       Lines joined by newlines, without one at the end; characters that move the cursor are replaced.
     """
-    header, rows = _cells(results)
-    head, rule, *rest = text_tables.plain(header, rows, header.index("calibration") + 1).split("\n")
-    lines = [title(results), "", head, rule, *rest]
+    table = _table(results)
+    head, rule, *rest = table.plain().split("\n")
+    lines = [table.title, "", head, rule, *rest]
     if color:
         shades = [BOLD] * bool(results.get("float")) + [_shade(s) for s in settings(results)]
         lines = [
@@ -35,8 +34,7 @@ def results_table(results: dict, color: bool = False) -> str:
 
 def markdown_table(results: dict) -> str:
     """The rows of `results_table` as a Markdown table, for a README or a model card; cells are escaped."""
-    header, rows = _cells(results)
-    return text_tables.markdown(header, rows, header.index("calibration") + 1)
+    return _table(results).markdown()
 
 
 def title(results: dict) -> str:
@@ -53,8 +51,8 @@ def title(results: dict) -> str:
     return " · ".join(parts)
 
 
-def _cells(results) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of text, without the columns that nothing fills."""
+def _table(results) -> Table:
+    """Without the columns that nothing fills."""
     found, base = settings(results), results.get("float") or {}
     several = len({s.recipe for s in found}) > 1
     columns = ["recipe"] * several + ["bits", "calibration"]
@@ -72,7 +70,7 @@ def _cells(results) -> tuple[list[str], list[list[str]]]:
         names = names if group != before else [""] * len(names)
         before = group
         rows.append([*names, one_line(s.calibration), *(_text(s, field) for field in shown.values())])
-    return [*columns, *shown], rows
+    return Table(title(results), [*columns, *shown], rows, len(columns))
 
 
 def _float_cell(base, field) -> str:

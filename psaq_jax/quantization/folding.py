@@ -19,7 +19,7 @@ def changed(params: dict, changes: dict) -> dict:
 
 
 def blocks(params: dict) -> list[str]:
-    """The names of a model's blocks, such as "block_0" or "stage_1/block_0"."""
+    """The names of a model's blocks, such as "block_0" or "stage_1/block_0"; params: a tree, or flat by "/"."""
     end = "/attention/qkv/kernel"
     return [name.removesuffix(end) for name in traverse_util.flatten_dict(params, sep="/") if name.endswith(end)]
 

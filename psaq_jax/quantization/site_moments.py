@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from psaq_jax.models.model import Model
 from psaq_jax.quantization import folding
@@ -94,7 +93,7 @@ def _moments(name: str, sums, rows) -> Moments:
 def with_kernels(moments: dict[str, Moments], flat: dict) -> dict[str, Moments]:
     """With what rounding qkv's kernels adds to queries, keys and values."""
     changed = dict(moments)
-    for block in folding.blocks(traverse_util.unflatten_dict(flat, sep="/")):
+    for block in folding.blocks(flat):
         sites = [f"{block}/attention/{name}" for name in ("query", "key", "value")]
         kernel, heads = np.asarray(flat[f"{block}/attention/qkv/kernel"]), moments[sites[0]].spread.shape[:2]
         for i, site in enumerate(sites):

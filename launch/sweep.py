@@ -2,11 +2,11 @@
 
     python -m launch.sweep --config=configs/sweeps/demo.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-Writes DIR/sweep.csv and DIR/sweep.md (mean and standard deviation over seeds, wall time) and DIR/runs.json (every run),
-after every seed, and DIR/MODEL/report.html, with the first seed's images and what its first recipe loses layer by
-layer, after a model's last. Recipe "distill" is what "default" makes, trained as `launch.distill` does; model
-"hard:SOURCE" is a copy of SOURCE with outlier channels that computes the same. Killed at any moment, the same command
-goes on; with more seeds, models or bits it computes what is new.
+Writes DIR/sweep.csv and DIR/sweep.md (mean and deviation over seeds, what could run in integers, wall time) and
+DIR/runs.json (every run), after every seed, and DIR/MODEL/report.html, with the first seed's images and what its first
+recipe loses layer by layer, after a model's last. Recipe "distill" is what "default" makes, trained as `launch.distill`
+does; model "hard:SOURCE" is a copy of SOURCE with outlier channels that computes the same. Killed at any moment, the
+same command goes on; with more seeds, models or bits it computes what is new.
 """
 
 from absl import flags

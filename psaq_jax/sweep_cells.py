@@ -25,6 +25,7 @@ from psaq_jax.distillation.job import distill_in_folder
 from psaq_jax.errors import InputError
 from psaq_jax.evaluation import Metrics, metrics
 from psaq_jax.progress import Bars
+from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.transform import QuantizedModel
 from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis.job import synthesize_for_job
@@ -141,7 +142,8 @@ class Cells:
             for run, q in self.quantized(some, title, sets[calibration], recipes):
                 bar = self.bars(f"{title} {run['bits']}-{run['recipe']}-{calibration}")
                 scores = pipeline.score(q, examples, float_logits, config.batch_size, bar)
-                yield (run["recipe"], calibration, run["bits"]), run | shared | scores
+                integers = {"integer_share": 100 * integer_plan.coverage(integer_plan.plan(q))}
+                yield (run["recipe"], calibration, run["bits"]), run | shared | scores | integers
 
     def quantized(
         self, config: SweepConfig, title: str, pixels: np.ndarray, recipes: dict[str, list[str]]

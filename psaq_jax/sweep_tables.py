@@ -10,11 +10,11 @@ from psaq_jax.report.settings import Setting, Spread, settings
 from psaq_jax.text_tables import Table, one_line
 
 SECONDS = ("synthesis_seconds", "quantization_seconds")
-FIGURES = ("top1", "lost", "top5", "loss", "agreement", *SECONDS)
-DECIMALS = {"loss": 4} | dict.fromkeys(SECONDS, 1)
+FIGURES = ("top1", "lost", "top5", "loss", "agreement", "integer_share", *SECONDS)
+DECIMALS = {"loss": 4, "integer_share": 1} | dict.fromkeys(SECONDS, 1)
 HEADER = (
     "model", "recipe", "bits", "calibration", "seeds", "top-1 %", "points lost", "top-5 %", "loss", "agreement %",
-    "synthesis s", "quantization s",
+    "integer %", "synthesis s", "quantization s",
 )  # fmt: skip
 WORDS = 4  # columns of words
 
@@ -24,7 +24,7 @@ def rows(results: Iterable[dict]) -> Iterator[list[str]]:
     for result in results:
         name, base = one_line(result["model"]), result["float"]
         if base:
-            figures = [f"{base['top1']:.2f}", "", f"{base['top5']:.2f}", f"{base['loss']:.4f}", "", "", ""]
+            figures = [f"{base['top1']:.2f}", "", f"{base['top5']:.2f}", f"{base['loss']:.4f}", "", "", "", ""]
             yield [name, "", "float", "", "", *figures]
         for s in settings(result):
             figures = [_text(getattr(s, field), DECIMALS.get(field, 2)) for field in FIGURES]

@@ -19,6 +19,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.evaluation import agreement, collect_logits
 from psaq_jax.extras import MissingExtra
 from psaq_jax.models.loading import load_model
+from psaq_jax.quantization import integer_plan
 from psaq_jax.quantization.recipes import DefaultRecipe, read_recipe
 from psaq_jax.report import measure_sensitivity, render_page, summary_line
 from psaq_jax.sweep import run_sweep
@@ -86,7 +87,8 @@ def test_figures_are_those_of_the_same_models_outside_of_a_sweep(done, data):
                 run for run in results["runs"]
                 if (run["seed"], run["calibration"], run["bits"]) == (seed, "noise", f"w{bits}a8")
             )  # fmt: skip
-            for name in sweep_cells.FIGURES:
+            expected["integer_share"] = 100 * integer_plan.coverage(integer_plan.plan(q))
+            for name in (*sweep_cells.FIGURES, "integer_share"):
                 assert run[name] == expected[name], name
     assert (drawn[0] != drawn[1]).all()
 
@@ -131,6 +133,7 @@ def test_a_page_shows_the_first_seeds_images_and_none_is_synthesized_for_it(done
     np.testing.assert_array_equal(pictures["images"]["noise"], noise)
     assert len(pictures["targets"]) == 4 and all(len(values) == 2 for values in pictures["history"].values())
     page = render_page(shown, model=model, **pictures)
+    assert '<th class="number">in integers, %</th>' in page
     assert "of seed 1" in page and "Synthesis loss by term, seed 1" in page and "Patch similarity by layer" in page
     shutil.rmtree(kept.parent)
     run_sweep(config(data, seeds=seeds), tmp_path, show=lambda *given: told.append(given))
@@ -233,7 +236,7 @@ def test_tables_hold_mean_and_deviation_over_seeds(done, tmp_path):
         assert (line["synthesis_seconds_mean"] == "") == (line["calibration"] == "noise")
         np.testing.assert_allclose(float(line["lost_mean"]), float(line["float_top1"]) - float(line["top1_mean"]))
     text = written["Markdown"].read_text().splitlines()
-    assert len(text) == 2 + 1 + 4 and "±" in text[3] and {line.count("|") for line in text} == {13}
+    assert len(text) == 2 + 1 + 4 and "±" in text[3] and {line.count("|") for line in text} == {14}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Heat(NamedTuple):
 def answer(results: dict) -> dict:
     """Rows of the first table, and the tiles above it: float, then each pair of bits on one calibration."""
     found = settings(results)
-    figures = {"top1", "top5", "loss", "agreement", "lost"}
+    figures = {"top1", "top5", "loss", "agreement", "lost", "integer_share"}
     has = {field for field in figures if any(getattr(s, field) for s in found)}
     base = results.get("float") or None
     headline = {}

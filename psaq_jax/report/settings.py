@@ -7,7 +7,7 @@ CARD = {
     "top1": ("top-1 (%)", ".2f"), "top5": ("top-5 (%)", ".2f"), "loss": ("cross-entropy (nats)", ".4f"),
     "agreement": ("same top-1 as the float model (%)", ".2f"),
 }  # fmt: skip
-MEASURED = ("top1", "top5", "loss", "agreement", "synthesis_seconds", "quantization_seconds")
+MEASURED = ("top1", "top5", "loss", "agreement", "integer_share", "synthesis_seconds", "quantization_seconds")
 
 
 class Spread(NamedTuple):
@@ -44,6 +44,7 @@ class Setting(NamedTuple):
     loss: Spread | None
     agreement: Spread | None
     lost: Spread | None  # points of top-1 below the float model; negative where the quantized model is better
+    integer_share: Spread | None  # percent of all multiply-adds that can run in integers; of sweeps alone
     synthesis_seconds: Spread | None  # wall time; None where no images were made, or nobody took the time
     quantization_seconds: Spread | None
 

@@ -109,6 +109,8 @@ class JobConfig:
             raise InputError(f"calibration is empty, expected some of {', '.join(CALIBRATIONS)}")
         if set(wanted) == {"real"} and not self.data:
             raise InputError("calibration is ('real',) and data is '': nothing to calibrate on; give one or the other")
+        for name in ("model", "data"):
+            object.__setattr__(self, name, plain_source(getattr(self, name)))
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("data_errors", self.data_errors, ("stop", "skip"))
         for name, least in (("batch_size", 1), ("image_size", 0), ("data_workers", 0)):
@@ -123,6 +125,11 @@ class JobConfig:
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data_workers", "data_errors")}
         contents = {"data_contents": dataset.identity()} if dataset is not None else {}
         return settings | {"model_fingerprint": model.fingerprint()} | contents
+
+
+def plain_source(name: str) -> str:
+    """The one way to write a folder, which runs are told apart by: "DIR", not "DIR/" as shells complete it."""
+    return name.rstrip("/") or name
 
 
 def parse_bits(setting: str, field: str = "quantization.bits") -> tuple[int | AverageBits, int | None]:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from psaq_jax.checks import check_seed
-from psaq_jax.config import DISTILL, JobConfig, QuantizationConfig
+from psaq_jax.config import DISTILL, JobConfig, QuantizationConfig, plain_source
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model
@@ -47,7 +47,7 @@ class SweepConfig(JobConfig):
                 raise InputError(f"models has {name!r}, expected sources such as 'bundled:fashion_mnist_vit'")
         for seed in seeds:
             check_seed(seed, "one of seeds")
-        object.__setattr__(self, "models", tuple(dict.fromkeys(models)))
+        object.__setattr__(self, "models", tuple(dict.fromkeys(map(plain_source, models))))
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(seeds)))
         if self.crop_fraction and not 0.1 <= self.crop_fraction <= 1:
             raise InputError(f"crop_fraction is {self.crop_fraction!r}, expected 0.1 to 1, or 0: the checkpoint's own")

@@ -12,6 +12,7 @@ from psaq_jax import config
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.errors import InputError
 from psaq_jax.quantization.recipes import WITH, WITHOUT, DefaultRecipe, read_recipe
+from psaq_jax.sweep_config import SweepConfig
 from psaq_jax.synthesis.config import SynthesisConfig
 
 PAPERS = {
@@ -237,6 +238,12 @@ def test_what_is_given_twice_counts_once():
     assert quantization.bits == ("w4a8", "w8a8") and quantization.recipes == ("paper", "default")
     assert config.JobConfig(model="a", calibration=("noise", "noise")).calibration == ("noise",)
     assert config.JobConfig(model="a", calibration="noise, real,noise", data="b").calibration == ("noise", "real")
+
+
+def test_a_folder_has_one_name():
+    job = config.JobConfig(model="hard:a/b/", data="folder:c//")
+    assert (job.model, job.data) == ("hard:a/b", "folder:c") and config.JobConfig(model="/").model == "/"
+    assert SweepConfig(models=("a/", "a", "b")).models == ("a", "b")
 
 
 def test_what_is_no_name_is_refused_before_it_is_counted():

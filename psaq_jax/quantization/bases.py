@@ -133,8 +133,7 @@ def _with_heads(params: dict, attention: str, moments: dict[str, Moments], gener
     """The parameters with queries, keys and values of every head in their best bases."""
     query, key, value, output = (moments[f"{attention}/{n}"] for n in ("query", "key", "value", "attention_output"))
     of_queries = head_bases(_sum(query.spread, key.cost), _sum(key.spread, query.cost), query.spread, generator)
-    sizes = (np.trace(y, axis1=1, axis2=2)[:, None, None] for y in (value.spread, output.spread))
-    costs = sum(size * y.cost for size, y in zip(sizes, (value, output), strict=True))
+    costs = sum(_size(y.spread) * y.cost for y in (value, output))
     of_values = head_bases(_sum(value.spread, output.spread), costs, value.spread, generator)
     undone = np.linalg.inv(of_queries).swapaxes(1, 2)
     of_queries, of_values = (
@@ -146,8 +145,15 @@ def _with_heads(params: dict, attention: str, moments: dict[str, Moments], gener
 
 
 def _sum(*matrices: np.ndarray) -> np.ndarray:
-    """Of [h, d, d] each, every head's with a trace of one."""
-    return sum(y / np.maximum(np.trace(y, axis1=1, axis2=2), 1e-30)[:, None, None] for y in matrices)
+    """Of [h, d, d] each, every head's of size one."""
+    return sum(y / _size(y) for y in matrices)
+
+
+def _size(matrices: np.ndarray) -> np.ndarray:
+    """The geometric mean of each diagonal, without zeros, [h, 1, 1]: channels that are scaled change the sizes of what
+    is summed up alike, and with a trace they would outweigh all others.
+    """
+    return np.exp(np.ma.log(np.einsum("hii->hi", matrices)).mean(1).filled(0))[:, None, None]
 
 
 def head_bases(spread: np.ndarray, cost: np.ndarray, kept: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -98,8 +98,8 @@ def with_kernels(moments: dict[str, Moments], flat: dict) -> dict[str, Moments]:
         kernel, heads = np.asarray(flat[f"{block}/attention/qkv/kernel"]), moments[sites[0]].spread.shape[:2]
         for i, site in enumerate(sites):
             each = kernel.reshape(-1, 3, *heads)[:, i].swapaxes(0, 1)
-            spread = moments[site].spread + kernel_spread(each, moments[f"{block}/norm1_output"])
-            changed[site] = moments[site]._replace(spread=spread)
+            added = kernel_rows(each, moments[f"{block}/norm1_output"])
+            changed[site] = moments[site]._replace(spread=moments[site].spread + added.swapaxes(1, 2) @ added)
     return changed
 
 
@@ -107,11 +107,11 @@ def written(flat: dict, block: str, moments: dict[str, Moments]) -> Iterator[Mom
     """Of what rounding the kernels that write into the stream adds to it."""
     for layer, (inputs, outputs) in WRITERS.items():
         kernel, (_, cost, rows) = np.asarray(flat[f"{block}/{layer}/kernel"])[None], moments[f"{block}/{outputs}"]
+        added = kernel_rows(kernel, moments[f"{block}/{inputs}"])
         some = np.linspace(0, kernel.shape[1] - 1, rows.shape[1]).astype(int)
-        yield Moments(kernel_spread(kernel, moments[f"{block}/{inputs}"]), cost, kernel[:, some])
+        yield Moments(added.swapaxes(1, 2) @ added, cost, added[:, some].astype(np.float32))
 
 
-def kernel_spread(kernels: np.ndarray, inputs: Moments) -> np.ndarray:
-    """WᵀDW [h, o, o] of kernels W [h, i, o], which all take the i channels of `inputs`."""
-    kernels, variances = kernels.astype(np.float64), np.einsum("hii->hi", inputs.spread).reshape(-1, 1)
-    return kernels.swapaxes(1, 2) @ (variances * kernels)
+def kernel_rows(kernels: np.ndarray, inputs: Moments) -> np.ndarray:
+    """√D·W [h, i, o] of kernels W [h, i, o], which all take the i channels of `inputs`: WᵀDW is their square."""
+    return np.sqrt(np.einsum("hii->hi", inputs.spread).reshape(-1, 1)) * kernels.astype(np.float64)

@@ -8,10 +8,13 @@ import pytest
 from flax import traverse_util
 
 import psaq_jax
-from psaq_jax.quantization import bases, importance, site_moments
+from psaq_jax.quantization import bases, importance, site_moments, streaming
+from psaq_jax.quantization.channel_folding import Bits, fold
+from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.importance import site_gradients
 from psaq_jax.quantization.preparation import InBases, as_rounded, prepare
 from psaq_jax.quantization.recipes import DefaultRecipe
+from psaq_jax.quantization.segments import chain, parts_of
 from psaq_jax.quantization.transform import kernel_sizes
 from tests.quantization.artefacts import MODULES, random_model
 from tests.quick_recipe import QUICK
@@ -119,9 +122,10 @@ def test_rounding_a_kernel_adds_to_the_spread_of_its_outputs():
     x, kernels = generator.normal(size=(400, 8)) * np.arange(1, 9), generator.normal(size=(2, 8, 3))
     inputs = site_moments.Moments(np.cov(x.T, bias=True).reshape(1, 8, 8), None, None)
     expected = np.einsum("n,hno,hnp->hop", x.var(0), kernels, kernels)
-    np.testing.assert_allclose(site_moments.kernel_spread(kernels, inputs), expected, rtol=1e-9)
     by_heads = site_moments.Moments(x.var(0).reshape(4, 2, 1) * np.eye(2), None, None)
-    np.testing.assert_allclose(site_moments.kernel_spread(kernels, by_heads), expected, rtol=1e-9)
+    for given in (inputs, by_heads):
+        rows = site_moments.kernel_rows(kernels, given)
+        np.testing.assert_allclose(rows.swapaxes(1, 2) @ rows, expected, rtol=1e-9)
 
 
 def test_every_kernel_adds_where_its_outputs_go():
@@ -143,18 +147,18 @@ def test_every_kernel_adds_where_its_outputs_go():
             expected = columns.T @ np.diag(np.diagonal(found["block_0/norm1_output"].spread[0])) @ columns
             np.testing.assert_allclose(added[head], expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
     projection, dense2 = site_moments.written(flat, "block_0", found)
-    for site, layer, outputs in (
-        (projection, "attention/projection", "residual1"),
-        (dense2, "mlp/dense2", "residual2"),
+    for site, layer, inputs, outputs in (
+        (projection, "attention/projection", "attention/attention_output", "residual1"),
+        (dense2, "mlp/dense2", "mlp/activation_output", "residual2"),
     ):
         np.testing.assert_array_equal(site.cost, found[f"block_0/{outputs}"].cost)
-        kernel = np.asarray(flat[f"block_0/{layer}/kernel"])
+        kernel = np.asarray(flat[f"block_0/{layer}/kernel"], np.float64)
+        variances = np.diagonal(found[f"block_0/{inputs}"].spread, axis1=1, axis2=2).reshape(-1, 1)
+        np.testing.assert_allclose(site.spread[0], kernel.T @ (variances * kernel), rtol=1e-9)
+        rows = (np.sqrt(variances) * kernel).astype(np.float32)
         assert site.rows.shape == found[f"block_0/{outputs}"].rows.shape
-        assert {*map(bytes, site.rows[0])} <= {*map(bytes, kernel)}
+        assert {*map(bytes, site.rows[0])} <= {*map(bytes, rows)}
         assert len({*map(bytes, site.rows[0])}) == min(len(kernel), site.rows.shape[1])
-    variances = found["block_0/mlp/activation_output"].spread.reshape(-1, 1)
-    kernel = np.asarray(flat["block_0/mlp/dense2/kernel"], np.float64)
-    np.testing.assert_allclose(dense2.spread[0], kernel.T @ (variances * kernel), rtol=1e-9)
 
 
 def test_there_are_so_many_rows_at_most(monkeypatch):
@@ -271,12 +275,34 @@ def test_a_heads_basis_follows_channels_that_are_scaled():
         np.testing.assert_allclose(x / np.linalg.norm(x), y / np.linalg.norm(y), atol=1e-9)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_hard_copy_comes_to_the_originals_kernels(name):
+    """Whatever is compared or summed up on the way, channels that are a hundred times larger must not outweigh it."""
+    model, pixels = random_model(FAMILIES[name]), random_pixels(FAMILIES[name], 8)
+    options = DefaultRecipe()
+    found = []
+    for each in (model, hard_copy(model)):
+        there, x = as_rounded(each, pixels, options, 4, 4), pixels
+        params = there.params
+        for link in chain(there.module, params, there.image_shape):
+            part = link.parameters(params)
+            parts = parts_of(link.segment, part, x)
+            part = fold(link.segment, parts, part, x, Bits(dict.fromkeys(parts.layers, 4), 4), options)
+            params, x = link.replaced(params, part), streaming.propagate_float(link.segment, part, x)[0]
+        found.append(traverse_util.flatten_dict(params, sep="/"))
+    one, other = found
+    for path, value in one.items():
+        if path.endswith("kernel"):
+            np.testing.assert_allclose(other[path], value, atol=0.02 * np.abs(value).max(), err_msg=path)
+
+
 def test_channels_that_nothing_excites_stay_finite():
     spread, cost = np.zeros((1, 4, 4)), np.zeros((1, 4, 4))
     spread[0, 0, 0] = cost[0, 1, 1] = 1
     found = bases.head_bases(spread, cost, spread, np.random.default_rng(0))
     assert np.isfinite(found).all() and np.isfinite(np.linalg.inv(found)).all()
     assert np.isfinite(bases.head_bases(0 * spread, 0 * cost, 0 * spread, np.random.default_rng(0))).all()
+    np.testing.assert_allclose(bases._sum(spread, 0 * spread, 4 * cost), spread + cost)  # zeros have no say in the size
 
 
 @pytest.mark.parametrize("given, weights, activations, expected", [

@@ -8,15 +8,14 @@ import pytest
 from flax import traverse_util
 
 import psaq_jax
-from psaq_jax.quantization import bases, importance, site_moments, streaming
-from psaq_jax.quantization.channel_folding import Bits, fold
+from psaq_jax.quantization import bases, importance, site_moments
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.importance import site_gradients
 from psaq_jax.quantization.preparation import InBases, as_rounded, prepare
 from psaq_jax.quantization.recipes import DefaultRecipe
-from psaq_jax.quantization.segments import chain, parts_of
 from psaq_jax.quantization.transform import kernel_sizes
 from tests.quantization.artefacts import MODULES, random_model
+from tests.quantization.folded_models import folded_model
 from tests.quick_recipe import QUICK
 from tests.random_models import random_pixels
 
@@ -280,17 +279,8 @@ def test_a_hard_copy_comes_to_the_originals_kernels(name):
     """Whatever is compared or summed up on the way, channels that are a hundred times larger must not outweigh it."""
     model, pixels = random_model(FAMILIES[name]), random_pixels(FAMILIES[name], 8)
     options = DefaultRecipe()
-    found = []
-    for each in (model, hard_copy(model)):
-        there, x = as_rounded(each, pixels, options, 4, 4), pixels
-        params = there.params
-        for link in chain(there.module, params, there.image_shape):
-            part = link.parameters(params)
-            parts = parts_of(link.segment, part, x)
-            part = fold(link.segment, parts, part, x, Bits(dict.fromkeys(parts.layers, 4), 4), options)
-            params, x = link.replaced(params, part), streaming.propagate_float(link.segment, part, x)[0]
-        found.append(traverse_util.flatten_dict(params, sep="/"))
-    one, other = found
+    rounded = (as_rounded(m, pixels, options, 4, 4) for m in (model, hard_copy(model)))
+    one, other = (traverse_util.flatten_dict(folded_model(m, pixels, 4, options).params, sep="/") for m in rounded)
     for path, value in one.items():
         if path.endswith("kernel"):
             np.testing.assert_allclose(other[path], value, atol=0.02 * np.abs(value).max(), err_msg=path)

@@ -9,13 +9,14 @@ import pytest
 from flax import traverse_util
 
 import psaq_jax
-from psaq_jax.quantization import folding, gptq, streaming
+from psaq_jax.quantization import folding, gptq
 from psaq_jax.quantization.channel_folding import Bits, fold
 from psaq_jax.quantization.hard_copies import hard_copy
 from psaq_jax.quantization.recipes import DefaultRecipe
 from psaq_jax.quantization.segments import chain, parts_of
 from psaq_jax.sites import observe, record
 from tests.golden_files import GOLDEN, reference_vit
+from tests.quantization.folded_models import folded_model
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -29,18 +30,6 @@ def model():
 
 def pixels(model, count=3):
     return np.random.default_rng(0).normal(size=(count, *model.image_shape)).astype(np.float32)
-
-
-def folded_model(model, images, activation_bits, options):
-    """The float model with its per-channel ranges folded in: the same function, and what is quantized afterwards."""
-    params, x = model.params, images
-    for link in chain(model.module, model.params, model.image_shape):
-        own = link.parameters(params)
-        parts = parts_of(link.segment, own, x)
-        folded = fold(link.segment, parts, own, x, Bits(dict.fromkeys(parts.layers, 8), activation_bits), options)
-        x = streaming.propagate(link.segment, folded, {}, x)
-        params = link.replaced(params, folded)
-    return model.replace(params=params)
 
 
 def factors(channels, seed):

@@ -14,7 +14,7 @@ import optax
 from psaq_jax import meshes
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.loop import adam, generator_config, generator_step, rates, student_step, weights
-from psaq_jax.distillation.student import Grids, Learned, check_bases, start, units
+from psaq_jax.distillation.student import Grids, Learned, start, units
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.preparation import as_rounded
 from psaq_jax.quantization.transform import QuantizedModel
@@ -54,12 +54,11 @@ def enter(
     """The state before tick 0, on the most of the devices that divide the batch.
 
     Raises:
-      InputError: images that `q` was not made of, where its bases follow from them.
+      InputError: a model that `q` was not made of, or images, where its bases follow from them.
     """
     placement = meshes.over_divisors(devices, config.batch_size)
     bits = min(bits for _, bits in q.kernel_bits), q.activation_bits
     teacher = as_rounded(model.with_dtype(q.module.dtype), images, q.options, *bits)
-    check_bases(teacher, q)
     teacher = teacher.with_dtype(model.module.dtype)
     grids, learned = start(teacher, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)

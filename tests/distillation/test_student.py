@@ -11,11 +11,14 @@ import psaq_jax
 from psaq_jax.distillation import student, turns
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.distillation.student import KernelQuantizer, fake_quantize
+from psaq_jax.errors import InputError
 from psaq_jax.quantization import transform
+from psaq_jax.quantization.folding import change_bases
 from psaq_jax.quantization.representation import LogQuantizer, QuantizedKernel, UniformQuantizer
 from tests.golden_files import GOLDEN, golden, nhwc
 from tests.quantization.artefacts import MODULES, random_model
 from tests.quick_recipe import QUICK
+from tests.random_models import random_pixels
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -126,10 +129,24 @@ def test_kernels_start_where_the_folded_original_lies():
     folded = original * rng.uniform(0.2, 5, (40, 1)).astype(np.float32) * rng.uniform(0.2, 5, 30).astype(np.float32)
     scale = np.abs(folded).max(0) / 7.5
     codes = np.clip(np.rint(folded / scale), -8, 7)
-    found = np.asarray(student.unrounded(original, QuantizedKernel(codes.astype(np.int8), scale))) / scale
+    kernel = QuantizedKernel(codes.astype(np.int8), scale)
+    found = np.asarray(student.unrounded(student.as_scaled(original, kernel), kernel)) / scale
     assert np.abs(found - codes).max() < 0.5, "rounding gives the codes"
     near = np.clip(folded / scale, codes - student.LEAN, codes + student.LEAN)
     assert np.abs(found - near).mean() < 0.25 * np.abs(codes - near).mean()
+
+
+def test_a_model_whose_heads_lie_in_other_bases_is_refused():
+    """At 2 bits, rounded to nearest, where the same kernels are farthest apart. Tokens don't show it."""
+    model = random_model(MODULES["dinov2"].clone(depth=2, width=96))
+    images, turned = random_pixels(model.module), np.linalg.qr(np.random.default_rng(0).normal(size=(2, 3, 32, 32)))[0]
+    q = psaq_jax.quantize(model, psaq_jax.calibrate(model, images), 2, 8)
+    student.start(model, q)
+    params = change_bases(model.params, "block_1/attention/qkv", "block_1/attention/projection", *turned)
+    copy = dataclasses.replace(model, params=params)
+    np.testing.assert_allclose(copy(images), model(images), rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError, match="block_1/attention/qkv/kernel is 0.9. of its size away .* expected at most"):
+        student.start(copy, q)
 
 
 def test_kernels_start_where_the_rotated_original_lies():

@@ -102,13 +102,15 @@ def check_data(dataset: Dataset | None, model: Model | QuantizedModel) -> None:
         check_labelled(dataset, model.classes)
 
 
-def calibration_images(config: JobConfig, model: Model, dataset: Dataset | None, synthesized) -> dict[str, np.ndarray]:
-    """{name: normalised images}: as many noise and real images as synthesized ones; real only where there is data, and
-    at most as many as it has."""
-    count, sets = config.synthesis.num_images, {}
+def calibration_images(
+    config: JobConfig, model: Model, dataset: Dataset | None, synthesized: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """{name: normalised images}: as many noise and real images as synthesized ones, or as the config has where there
+    are none; real only where there is data, and at most as many as it has."""
+    count, sets = config.synthesis.num_images if synthesized is None else len(synthesized), {}
     for name in config.calibration:
         if name == "synthesized":
-            sets[name] = np.asarray(synthesized)
+            sets |= {} if synthesized is None else {name: np.asarray(synthesized)}
         elif name == "noise":
             key = jax.random.fold_in(jax.random.key(config.seed), 2**31)  # a stream that no group of images uses
             sets[name] = np.asarray(jax.random.normal(key, (count, *model.image_shape), jnp.float32))

@@ -36,7 +36,7 @@ IMAGES = "calibration_images"  # of a cell: how many; cells of earlier versions 
 
 
 class Cells:
-    """No image is read and nothing computed where no cell is missing."""
+    """Where no cell is missing `complete` reads no image and computes nothing."""
 
     def __init__(
         self, config: SweepConfig, source: str, dataset: Dataset | None, folder: pathlib.Path, bars: Bars,
@@ -102,27 +102,28 @@ class Cells:
 
     def pictures(self) -> dict:
         """What a page shows of the first seed, as `report.render_page` takes it: its calibration images and, where they
-        were synthesized, the classes that they were made for and the losses. Nothing is synthesized for it.
+        were synthesized, the classes that they were made for and the losses. Synthesized images are those that the
+        cells kept: none is made for it, but for what a disk has damaged.
         """
-        seed, names, made, images = self.config.seeds[0], self.config.calibration, {}, ()
-        config, folder = dataclasses.replace(self.config, seed=seed, seeds=(seed,)), self.seed_folder(seed, "")
-        if "synthesized" in names and (folder / "checkpoints").is_dir():
-            result, _ = synthesize_for_job(config, self.model, folder)
+        seed, made, images = self.config.seeds[0], {}, None
+        config = dataclasses.replace(self.config, seed=seed, seeds=(seed,))
+        if "synthesized" in config.calibration and (self.seed_folder(seed, "") / "checkpoints").is_dir():
+            result, _ = self.synthesized(config)
             images, made = result.images, {"targets": result.labels, "history": result.history}
-        else:
-            names = tuple(name for name in names if name != "synthesized")
-        shown = dataclasses.replace(config, calibration=names)
-        return made | {"images": pipeline.calibration_images(shown, self.model, self.dataset, images)}
+        return made | {"images": pipeline.calibration_images(config, self.model, self.dataset, images)}
+
+    def synthesized(self, config: SweepConfig):
+        """The images of a seed, and those held out: `synthesize_for_job`."""
+        bar = self.bars(f"{self.source} seed {config.seed} synthesize")
+        return synthesize_for_job(config, self.model, self.seed_folder(config.seed, ""), bar, self.every_seconds)
 
     def compute(self, config: SweepConfig, cells: list):
         """Yields (cell, its figures)."""
         result, held_out, title = None, None, f"{self.source} seed {config.seed}"
         if self.dataset is None or any(calibration == "synthesized" for _, calibration, _ in cells):
-            bar = self.bars(f"{title} synthesize")
-            folder = self.seed_folder(config.seed, "")
-            result, held_out = synthesize_for_job(config, self.model, folder, bar, self.every_seconds)
+            result, held_out = self.synthesized(config)
         wanted = tuple(dict.fromkeys(calibration for _, calibration, _ in cells))
-        images = result.images if result else ()
+        images = result.images if result else None
         sets = pipeline.calibration_images(
             dataclasses.replace(config, calibration=wanted), self.model, self.dataset, images
         )

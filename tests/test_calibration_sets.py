@@ -20,7 +20,7 @@ def config(seed=7, calibration=("synthesized", "noise", "real")):
     return JobConfig("m", seed=seed, calibration=calibration, synthesis=SynthesisConfig(num_images=6, group_size=3))
 
 
-def sets(model, dataset=None, synthesized=(), **changes):
+def sets(model, dataset=None, synthesized=None, **changes):
     return pipeline.calibration_images(config(**changes), model, dataset, synthesized)
 
 
@@ -41,7 +41,11 @@ def test_real_images_are_those_to_calibrate_on(model):
         return images
 
     dataset = types.SimpleNamespace(for_calibration=types.SimpleNamespace(sample=sample))
-    found = sets(model, dataset, [1, 2])
+    found = sets(model, dataset, [1, 2, 3])
     assert list(found) == ["synthesized", "noise", "real"] and found["real"] is images
-    assert asked == [((model.preprocessing, 6, 7), {"fewer": True})]
-    assert list(sets(model, calibration=("real", "synthesized"))) == ["synthesized"]  # there is no data
+    assert len(found["noise"]) == 3, "as many as synthesized: of a large job, those that lie in memory"
+    assert asked == [((model.preprocessing, 3, 7), {"fewer": True})]
+    sets(model, dataset)
+    assert asked[1] == ((model.preprocessing, 6, 7), {"fewer": True})
+    assert list(sets(model, None, [1], calibration=("real", "synthesized"))) == ["synthesized"]  # there is no data
+    assert list(sets(model, calibration=("real", "synthesized"))) == []

@@ -76,7 +76,7 @@ def test_figures_are_those_of_the_same_models_outside_of_a_sweep(done, data):
     float_logits, _ = collect_logits(model, data, 20)
     for seed in (0, 1):
         job = config(data, seed=seed, calibration=("noise",))
-        pixels = sweep.pipeline.calibration_images(job, model, None, ())["noise"]
+        pixels = sweep.pipeline.calibration_images(job, model, None, None)["noise"]
         drawn.append(pixels)
         ranges = psaq_jax.calibrate(model, pixels)
         for bits in (8, 4):
@@ -129,7 +129,7 @@ def test_a_page_shows_the_first_seeds_images_and_none_is_synthesized_for_it(done
     assert shown["float"] == results["float"] and model.fingerprint() == load_model(TINY).fingerprint()
     (kept,) = (tmp_path / sweep.slug(TINY) / "seed_1" / "checkpoints").glob("*.npz")
     np.testing.assert_array_equal(pictures["images"]["synthesized"], np.load(kept)["images"].reshape(4, 32, 32, 3))
-    noise = sweep.pipeline.calibration_images(config(data, seed=1, calibration=("noise",)), model, None, ())["noise"]
+    noise = sweep.pipeline.calibration_images(config(data, seed=1, calibration=("noise",)), model, None, None)["noise"]
     np.testing.assert_array_equal(pictures["images"]["noise"], noise)
     assert len(pictures["targets"]) == 4 and all(len(values) == 2 for values in pictures["history"].values())
     page = render_page(shown, model=model, **pictures)
@@ -138,6 +138,10 @@ def test_a_page_shows_the_first_seeds_images_and_none_is_synthesized_for_it(done
     shutil.rmtree(kept.parent)
     run_sweep(config(data, seeds=seeds), tmp_path, show=lambda *given: told.append(given))
     assert list(told[1][2]) == ["images"] and list(told[1][2]["images"]) == ["noise"]
+    alone = config(data, seeds=seeds, calibration=("synthesized",))
+    run_sweep(alone, tmp_path, show=lambda *given: told.append(given))
+    assert told[2][2] == {"images": {}} and len(told[2][0]["runs"]) == 4
+    assert "Synthesis loss" not in render_page(told[2][0], model=model, **told[2][2])
 
 
 @pytest.mark.parametrize("recipe", ["paper", "distill"])

@@ -81,6 +81,7 @@ def distill_for_job(
         write_images(folder, model, {"generated": result.images[-config.distillation.batch_size :]})
     resumption.write_npz(folder / HISTORY, result.history)
     resumption.write_figures(folder / SUMMARY, _summary(result))
+    shutil.rmtree(folder / START, ignore_errors=True)
     return result.model
 
 
@@ -90,8 +91,8 @@ def distill_in_folder(
 ) -> DistillationResult:  # fmt: skip
     """Distils with the job's dtype, synthesis and seed, or goes on from FOLDER.
 
-    FOLDER/start keeps the start until the end: made anew on other devices it would have other last bits. SIGTERM and
-    Ctrl-C end the process with its state on the disk.
+    FOLDER/start keeps the start, until the caller has what it wants of the student: made anew on other devices it would
+    have other last bits. SIGTERM and Ctrl-C end the process with its state on the disk.
     """
     kept = saved_model(folder / START)
     if kept is None:
@@ -101,7 +102,6 @@ def distill_in_folder(
         result = distill(
             passes, student, images, distillation, config.synthesis, config.seed, progress, checkpoints=checkpoints
         )
-    shutil.rmtree(folder / START, ignore_errors=True)
     return result
 
 

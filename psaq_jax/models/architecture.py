@@ -50,6 +50,6 @@ def _check_swin(module: SwinTransformer, where: str) -> None:
             f"{where} has image size {list(module.image_size)}, patch size {list(module.patch_size)} and "
             f"{len(module.depths)} stages; each stage halves the map, and nothing is left of it"
         )
-    largest = max(min(s, w) for s, w in zip(module.map_size(0), module.window, strict=True))
+    largest = max(max(module.window_size(stage)) for stage in range(len(module.depths)))
     if largest > LARGEST_WINDOW:
         raise InputError(f"{where} has windows of {largest} patches, expected at most {LARGEST_WINDOW}")

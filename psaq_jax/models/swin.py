@@ -223,11 +223,14 @@ class SwinTransformer(nn.Module):
             return tuple(i // p // 2**stage for i, p in zip(self.image_size, self.patch_size, strict=True))
         return tuple(-(-i // (p * 2**stage)) for i, p in zip(self.image_size, self.patch_size, strict=True))
 
+    def window_size(self, stage: int) -> tuple[int, int]:
+        """(rows, columns) of the windows of a stage."""
+        return window_and_shift(self.map_size(stage), self.window, False, self.convention)[0]
+
     def pads(self, stage: int) -> bool:
         """Whether tokens of zeros fill up the windows of a stage."""
-        window, _ = window_and_shift(self.map_size(stage), self.window, False, self.convention)
         sides = (-(-side // 2**stage) for side in self.map_size(0))  # mergings pad, whatever sizes the windows
-        return any(side % w for side, w in zip(sides, window, strict=True))
+        return any(side % w for side, w in zip(sides, self.window_size(stage), strict=True))
 
     @nn.compact
     def __call__(self, pixels):

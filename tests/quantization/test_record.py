@@ -30,6 +30,7 @@ def test_the_untouched_module_is_read():
     ({"image_size": [1024, 1025], "patch_size": [1, 1]}, "module: patches is 1049600, expected at most 1048576"),
     ({"image_size": [1024, 1024], "patch_size": [2, 2], "window": [LARGEST_WINDOW + 1, 1]},
      f"windows of {LARGEST_WINDOW + 1} patches, expected at most {LARGEST_WINDOW}"),
+    ({"window": [2, LARGEST_WINDOW + 1], "convention": "transformers"}, f"windows of {LARGEST_WINDOW + 1} patches"),
     ({"depths": [2, 5]}, "module: blocks is 7, expected at most 3"),
 ])  # fmt: skip
 def test_more_than_a_model_has_is_not_traced(changes, message, monkeypatch):

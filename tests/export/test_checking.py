@@ -40,6 +40,18 @@ def test_a_step_is_none_either(q):
         checking.check(lambda x: np.asarray(model(x)) * 1.01, model, "FILE")
 
 
+@pytest.mark.parametrize("recipe, bits", [("paper", 3), ("default", 2)])
+def test_a_step_of_few_bits_excuses_no_other_model(recipe, bits):
+    """It is as large as the logits are."""
+    q = random_quantized(VIT, 4, bits, recipe)
+    logits = np.asarray(q(random_pixels()))
+    assert checking.step(q, logits) > 0.5 * np.abs(logits - logits.mean()).mean() > 0
+    assert checking.check(q, q, "FILE")["mean_difference"] < 0.2 * np.std(logits)
+    for damage in (np.zeros_like, lambda logits: logits[:, ::-1]):
+        with pytest.raises(InputError, match="off on average"):
+            checking.check(lambda pixels, damage=damage: damage(np.asarray(q(pixels))), q, "FILE")
+
+
 def test_what_is_told_of_a_trial():
     """Both batch sizes are tried; one logit of 20 that is off by a tenth of what the mean may be."""
     model, sizes = random_model(), []

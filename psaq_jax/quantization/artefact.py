@@ -105,7 +105,8 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
     record = read_record(directory / CONFIG, config, of_config)
     names = check_file(weights, record, of_weights)
     module, parameters = read_module(record, of_config)
-    parameters |= packing.activation_scales(parameters, names)
+    if not getattr(module, "swiglu", False):
+        parameters |= packing.activation_scales(parameters, names)
     weight_bits = consistency.weight_bits_of(record, parameters, of_config)
     preprocessor = read_artefact_json(directory / PREPROCESSOR)
     preprocessing = consistency.preprocessing_of(directory / PREPROCESSOR, preprocessor, module.image_size)
@@ -116,7 +117,7 @@ def _load(directory: pathlib.Path) -> QuantizedModel:
     consistency.check_sites(module, parameters, sites, record, of_config)
     consistency.check_bits(sites, record, of_weights)
     consistency.check_scales(record, tensors, of_config)
-    check_hash(config["quantization_config"], preprocessor, of_config)
+    check_hash(config, preprocessor, of_config)
     return QuantizedModel(
         params=params, sites=sites, module=module, labels=record.labels, preprocessing=preprocessing,
         source=record.source, weight_bits=weight_bits, activation_bits=record.activation_bits,

@@ -89,7 +89,7 @@ def model_card(q: QuantizedModel, record: Record, figures: Mapping[str, Any]) ->
         activations=_activations(q), **(INTEGER if q.sites else FLOAT),
         recipe=_escaped(q.recipe), trained=", then distillation" if q.distillations else "", method=_method(q),
         source=_escaped(q.source or "not recorded"),
-        hashes="\n".join(f"- {_escaped(n)}: SHA-256 {x}" for n, x in record.source_sha256.items())
+        hashes="\n".join(f"- {_escaped(n)}: SHA-256 {_escaped(x)}" for n, x in record.source_sha256.items())
         or "The hash of its weights was not recorded: no folder of this name held them.",
         versions=", ".join(f"{_escaped(n)} {_escaped(x)}" for n, x in sorted(record.versions.items())),
         figures="\n".join(["| figure | value |", "|---|---|", *rows]) if rows else "None were recorded.",

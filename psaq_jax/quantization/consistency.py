@@ -14,9 +14,9 @@ from psaq_jax.models.preprocessing_configs import LARGEST_SIDE, LEAST_FRACTION, 
 from psaq_jax.models.sources import WEIGHTS
 from psaq_jax.quantization import packing
 from psaq_jax.quantization.packing import Refuse, shown
-from psaq_jax.quantization.recipes import site_filter
+from psaq_jax.quantization.recipes import LOGARITHMIC, site_filter
 from psaq_jax.quantization.record import Record, check_keys, decoded_file, fields_of, refuse_for
-from psaq_jax.quantization.representation import average_bits
+from psaq_jax.quantization.representation import LogQuantizer, average_bits
 from psaq_jax.quantization.transform import bits_by_layer
 from psaq_jax.sites import site_names
 
@@ -82,6 +82,10 @@ def check_sites(module, parameters, sites: Mapping, record: Record, refuse: Refu
     for found, name in zip([*sites, None], [*expected, None], strict=False):
         if found != name:
             raise refuse(f"quantization_config.sites has {shown(found)} where the model has {shown(name)}")
+    may = () if record.options is None else LOGARITHMIC
+    for name, quantizer in sites.items():
+        if isinstance(quantizer, LogQuantizer) and name.rpartition("/")[2] not in may:
+            raise refuse(f"quantization_config.sites: {name} has a LogQuantizer, expected a UniformQuantizer there")
 
 
 def check_scales(record: Record, tensors: Mapping, refuse: Refuse) -> None:

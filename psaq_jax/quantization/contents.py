@@ -27,8 +27,8 @@ from psaq_jax.quantization.record import (
     Record,
     encoded,
     fields_of,
+    hash_of,
     read_artefact_json,
-    record_hash,
 )
 from psaq_jax.quantization.transform import QuantizedModel
 
@@ -67,11 +67,12 @@ def contents(q: QuantizedModel, figures: Mapping[str, Any]) -> dict[str, bytes]:
     )  # fmt: skip
     nested = {"options": q.options and encoded(q.options), "distillations": [encoded(x) for x in q.distillations]}
     fields, preprocessing = encoded(record) | nested, encoded(q.preprocessing)
-    _json([fields, preprocessing])  # names what JSON cannot hold, which the hash would trip over
-    hashed = fields | {HASH: record_hash(fields, preprocessing)}
+    config = _without_nan(known.config) | {"quantization_config": fields}
+    _json([config, preprocessing])  # names what JSON cannot hold, which the hash would trip over
+    hashed = fields | {HASH: hash_of(config, preprocessing)}
     return {
         WEIGHTS: weights,
-        CONFIG: _json(_without_nan(known.config) | {"quantization_config": hashed}),
+        CONFIG: _json(config | {"quantization_config": hashed}),
         PREPROCESSOR: _json(preprocessing),
         CARD: files.encoded(model_card(q, record, figures)),
     }

@@ -56,25 +56,34 @@ class Record:
     sites: tuple[dict, ...]  # name, kind (a key of packing.KINDS) and that kind's fields, in running order
     labels: tuple[str, ...]
     source: str
-    source_sha256: dict  # {file of weights: hash}; empty where the source was out of reach
+    source_sha256: dict[str, str]  # {file of weights: hash}; empty where the source was out of reach
     model_bytes: int  # of model.safetensors
     model_sha256: str
-    versions: dict
+    versions: dict[str, str]
 
 
-HASH = "sha256"  # in `quantization_config`: of the rest of it and of the preprocessing
+HASH = "sha256"  # in `quantization_config`: of the rest of config.json and of the preprocessing
 
 
-def record_hash(record: Mapping, preprocessing: Mapping) -> str:
-    """SHA-256 of `quantization_config` without its hash and of preprocessor_config.json."""
-    rest = {name: value for name, value in record.items() if name != HASH}
-    return checksums.of_json([rest, preprocessing])
+def hash_of(config: Mapping, preprocessing: Mapping) -> str:
+    """SHA-256 of config.json without its hash and of preprocessor_config.json."""
+    return checksums.of_json([config | {"quantization_config": _without_hash(config)}, preprocessing])
 
 
-def check_hash(record: Mapping, preprocessing: Mapping, refuse: Refuse) -> None:
-    """Artefacts of before there was a hash have none."""
-    if HASH in record and record[HASH] != record_hash(record, preprocessing):
-        raise refuse(f"quantization_config.{HASH} is not that of the rest of it and of {PREPROCESSOR}")
+def check_hash(config: Mapping, preprocessing: Mapping, refuse: Refuse) -> None:
+    """Earlier artefacts have a hash of `quantization_config` and the preprocessing alone, or none."""
+    if HASH not in config["quantization_config"]:
+        return
+    try:
+        hashes = hash_of(config, preprocessing), checksums.of_json([_without_hash(config), preprocessing])
+    except RecursionError:  # what a decoder just takes, the encoder may not
+        raise refuse("is nested too deeply") from None
+    if config["quantization_config"][HASH] not in hashes:
+        raise refuse(f"quantization_config.{HASH} is not that of the rest of {CONFIG} and of {PREPROCESSOR}")
+
+
+def _without_hash(config: Mapping) -> dict:
+    return {name: value for name, value in config["quantization_config"].items() if name != HASH}
 
 
 def refuse_for(path: pathlib.Path) -> Refuse:
@@ -93,7 +102,8 @@ def decoded(kind, value, where: str, refuse: Refuse):
     """A JSON value as what an annotation says: the opposite of `encoded`.
 
     Args:
-      kind: a dataclass (its fields exactly), tuple[...], X | None, jnp.dtype, float, int, bool, str or dict.
+      kind: a dataclass (its fields exactly), tuple[...], dict[str, ...], X | None, jnp.dtype, float, int, bool, str or
+        dict.
       where: the field's name, for errors.
     Raises:
       InputError: anything else, by `refuse`.
@@ -106,6 +116,8 @@ def decoded(kind, value, where: str, refuse: Refuse):
         return kind(**{n: decoded(fields[n], value[n], f"{where}.{n}", refuse) for n in fields})
     if origin in (types.UnionType, typing.Union):
         return None if value is None else decoded(args[0], value, where, refuse)
+    if origin is dict:
+        return {n: decoded(args[1], x, f"{where}.{n}", refuse) for n, x in decoded(dict, value, where, refuse).items()}
     if origin is tuple:
         many = args[-1] is Ellipsis
         if isinstance(value, list) and (many or len(value) == len(args)):

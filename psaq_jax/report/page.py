@@ -100,7 +100,7 @@ def render_tables(
       results: where it ran, as `machine.describe_machine` tells; "seconds" and "peak_memory_bytes" as in results.json.
       heading: what was measured, such as a model; kind: of report; lead: the answer in a sentence or two.
       galleries: {title: pictures}, below the tables.
-      command, config, errors: as `render_page`.
+      command, config: as `render_page`.
     """
     return _render(
         "tables.html.jinja",

@@ -1,13 +1,16 @@
 """Artefacts whose JSON was damaged or altered: refused in one line. (Weights: test_tampered_weights.py.)"""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
 import pytest
 
+from psaq_jax import InputError, checksums
 from psaq_jax.distillation.config import DistillationConfig
 from psaq_jax.quantization.artefact import load_quantized
+from psaq_jax.quantization.record import check_hash
 from tests.quantization.tampering import NAMES, SITE, mend_hash, put, refused, retensor, rewrite
 
 
@@ -83,6 +86,8 @@ CONFIGS = {
     "another model that fits": ("module.activation", "relu", "quantization_config.sha256"),
     "other labels": ("labels", ["b", "a", "c"], "quantization_config.sha256"),
     "another hash": ("sha256", "0" * 64, "quantization_config.sha256"),
+    "a version of numbers": ("versions.jax", [1], "quantization_config.versions.jax is [1], expected text"),
+    "a source's hash of an object": ("source_sha256", {"w": {"a": 1}}, "source_sha256.w is {'a': 1}, expected text"),
 }
 
 
@@ -163,6 +168,53 @@ def test_a_side_of_nothing(altered):
 def test_another_preprocessor_that_fits(altered):
     rewrite(altered / "preprocessor_config.json", lambda config: config | {"mean": [0.5, 0.5, 0.4]})
     refused(altered, "config.json", "quantization_config.sha256", "preprocessor_config.json")
+
+
+@pytest.mark.parametrize("change", [{"id2label": {"0": "evil"}}, {"model_type": "zzz"}])
+def test_what_the_source_said_has_a_hash_too(altered, change):
+    rewrite(altered / "config.json", lambda config: config | change)
+    refused(altered, "config.json", "quantization_config.sha256 is not that of the rest of config.json and of")
+
+
+def test_earlier_hashes_are_of_the_record_and_the_preprocessing(altered):
+    preprocessing = json.loads((altered / "preprocessor_config.json").read_text())
+
+    def earlier(config):
+        record = config["quantization_config"]
+        del record["sha256"]
+        record["sha256"] = checksums.of_json([record, preprocessing])
+        config["id2label"] = {"0": "of a source"}
+
+    rewrite(altered / "config.json", earlier)
+    assert load_quantized(altered).labels == ("a", "b", "c")
+    rewrite(altered / "config.json", put("labels", ["b", "a", "c"]))
+    refused(altered, "config.json", "quantization_config.sha256")
+
+
+def test_what_cannot_be_hashed_again_is_refused():
+    """JSON's decoder takes one level more than its encoder, called deeper, does."""
+    nested = {}
+    for _ in range(10_000):
+        nested = {"a": nested}
+    with pytest.raises(InputError, match="is nested too deeply"):
+        check_hash({"quantization_config": {"sha256": ""}, "a": nested}, {}, InputError)
+
+
+def test_a_logarithmic_grid_where_the_recipe_has_none(altered):
+    """In both files; an exported graph of it could not be made."""
+    name, fields = SITE.removeprefix("sites/"), {"scale": 0.5, "steps": 2.0, "bits": 8.0, "shift": 0.0}
+
+    def in_record(config):
+        sites = config["quantization_config"]["sites"]
+        sites[[site["name"] for site in sites].index(name)] = {"name": name, "kind": "LogQuantizer"} | fields
+
+    def in_tensors(tensors):
+        del tensors[f"{SITE}/zero_point"]
+        tensors.update({f"{SITE}/{field}": np.asarray(value, np.float32) for field, value in fields.items()})
+
+    rewrite(altered / "config.json", in_record)
+    retensor(altered, in_tensors)
+    refused(altered, "config.json", f"{name} has a LogQuantizer, expected a UniformQuantizer there")
 
 
 @pytest.mark.parametrize("shape", [(3,), (8,), (2, 1, 1, 1), (1,) * 5, (2**16, 1, 1)])

@@ -8,6 +8,7 @@ drawn without replacement: a pool for calibration on real images. PNG, lossless.
 images.
 """
 
+import os
 import pathlib
 
 import numpy as np
@@ -43,7 +44,7 @@ def main():
     if buckets.is_url(OUTPUT.value):
         raise InputError(f"--output={OUTPUT.value}: is a bucket, expected a folder of this machine; copy it from there")
     train, test = (read_split(DATA.value, name, 28, len(FASHION_MNIST_LABELS)) for name in ("train", "t10k"))
-    directory = pathlib.Path(OUTPUT.value)
+    directory = pathlib.Path(os.path.expanduser(OUTPUT.value))
     workdir.remove_unfinished(directory, below=False)
     kinds = array_records.features((28, 28, 1), FASHION_MNIST_LABELS)
     with temporary.folder() as folder:

@@ -33,7 +33,7 @@ def read_split(folder: str | pathlib.Path, split: str, side: int, classes: int) 
 
 
 def _found(folder: str | pathlib.Path, name: str) -> pathlib.Path:
-    plain = pathlib.Path(folder) / name
+    plain = pathlib.Path(os.path.expanduser(folder)) / name
     return plain if os.path.lexists(plain) else plain.with_name(f"{name}.gz")
 
 

@@ -23,7 +23,7 @@ SWIN_SIZES = {  # width of the first stage, depths, heads
 # Arguments that say nothing of inference, and arguments of which only the usual value is supported.
 TRAINING = {
     "drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate",
-    "weight_init", "strict_img_size", "dynamic_img_size",
+    "weight_init", "strict_img_size", "dynamic_img_size",  # the last is of `read`
 }  # fmt: skip
 USUAL = {
     "in_chans": 3, "class_token": True, "init_values": None, "qk_norm": False, "pre_norm": False,
@@ -128,7 +128,9 @@ def read(config: Mapping[str, Any], source: str, tensor_names: Callable[[], Iter
             wrapper = WRAPPER if found and all(name.startswith(WRAPPER) for name in found) else ""
             module, table = build(match, config, source, [name.removeprefix(wrapper) for name in found])
             table = {path: tuple(wrapper + name for name in sources) for path, sources in table.items()}
-            return Architecture(module, table, "", _labels(config, module.classes, where), False)
+            resizable = bool((config.get("model_args") or {}).get("dynamic_img_size"))
+            labels = _labels(config, module.classes, where)
+            return Architecture(module, table, "", labels, resizable, antialias=True)
     raise InputError(
         f"{where} has architecture = {architecture[:80]!r}; supported are timm's "
         "vit_SIZE_patchN_IMAGE, deit_SIZE[_distilled]_patchN_IMAGE and swin_SIZE_patchN_windowN_IMAGE, "
@@ -137,10 +139,14 @@ def read(config: Mapping[str, Any], source: str, tensor_names: Callable[[], Iter
 
 
 def _labels(config: Mapping, classes: int, where: str) -> tuple[str, ...]:
+    cfg = config.get("pretrained_cfg")
+    own = cfg if isinstance(cfg, Mapping) else {}
     name = "labels" if config.get("label_names") is None else "label_names"  # as timm 0.6 and before called it
     labels = config.get(name)
-    if labels is None:
+    if labels is None and (labels := own.get("label_names")) is None:
         return tuple(str(i) for i in range(classes))
-    if not isinstance(labels, list) or len(labels) != classes:
-        raise Fields(config, where).error(name, f"a list of {classes} names, as many as num_classes")
+    if isinstance(labels, Mapping):  # by index
+        labels = [labels.get(str(i)) for i in range(len(labels))]
+    if not isinstance(labels, list | tuple) or len(labels) != classes or None in labels:
+        raise Fields(config, where).error(name, f"{classes} names, as many as num_classes")
     return tuple(map(str, labels))

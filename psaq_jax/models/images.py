@@ -11,8 +11,8 @@ SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 def to_rgb(image: Image.Image) -> Image.Image:
     """A PIL image of any mode -> upright mode RGB.
 
-    EXIF rotation is applied (torchvision leaves it to the caller). Transparency is dropped, not blended: the
-    stored colours count, as in torchvision and transformers.
+    EXIF rotation is applied (torchvision leaves it to the caller), where the EXIF can be read. Transparency is dropped,
+    not blended: the stored colours count, as in torchvision and transformers.
     16-bit grey is scaled by 1/257 (Pillow's own conversion clips at 255); mode "I" is taken for 16 bits.
 
     Raises:
@@ -22,8 +22,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()  # Pillow opens a file and leaves the rest of it for now
     except Exception as error:  # Pillow's readers raise whatever they run into, from OSError to TypeError
         raise InputError(f"image: cannot be decoded ({reason_of(error)}); replace or remove it") from None
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "RGB":
         return image
     if image.mode in SIXTEEN_BIT:
@@ -41,6 +40,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     except ValueError:
         raise InputError(f"image: cannot convert mode {image.mode} to RGB; save it as 8-bit PNG") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return image if image.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(image)
+    except Exception:  # as above; the pixels are whole
+        return image
 
 
 def as_list_or_stack(images) -> list | np.ndarray:

@@ -38,8 +38,8 @@ def load_model(source: str, image_size: int | tuple[int, int] | None = None, rev
       source: a local directory, a hub id such as "facebook/deit-tiny-patch16-224", or
         "bundled:fashion_mnist_vit".
       image_size: pixels (one number, or height and width) to run a ViT, DeiT or DINOv2 at; its position
-        embeddings are interpolated as transformers does. Default: the checkpoint's own size; of DINOv2, which runs
-        at any, its preprocessor's.
+        embeddings are interpolated as transformers or timm does. Default: the checkpoint's own size; of DINOv2, which
+        runs at any, its preprocessor's.
       revision: branch, tag or commit of a hub id.
     Returns:
       The `Model`, parameters in float32.

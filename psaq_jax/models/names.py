@@ -186,5 +186,6 @@ def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
     if problems:
         raise InputError(
             f"{source}: the tensors do not fit its config.json: {'; '.join(problems)}. "
-            "Give the config.json of these weights, or save the checkpoint again from its own library."
+            "Give the config.json of these weights, or save the checkpoint again by its own library's save_pretrained, "
+            "with the names that it gives tensors by default."
         )

@@ -1,6 +1,6 @@
-"""Position embeddings at another resolution, as in transformers: torch's bicubic, align_corners=False.
+"""Position embeddings at another resolution, as in transformers and timm: torch's bicubic, align_corners=False.
 
-DINOv2 with registers asks for antialiasing, the other families don't.
+timm and DINOv2 with registers ask for antialiasing, transformers' other families don't.
 """
 
 import numpy as np

@@ -34,6 +34,7 @@ LEAST_STD = 1e-6
 LARGEST_SIDE = 2**14  # pixels
 BEYOND = 1e30  # every number is smaller
 LEAST_FRACTION = 0.01
+TYPES = {"deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}  # of a file that names none; others: "ViT"
 SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 
 # Evaluation of a family whose checkpoint has no preprocessor file: (crop fraction, mean, std), bicubic.
@@ -56,7 +57,7 @@ def from_huggingface(config: Mapping, preprocessor: Mapping | None) -> dict:
             raise bad("config.json: model_type", family, known, "add a preprocessor_config.json")
         fraction, mean, std = FAMILIES[family]
         return fractional(model_size, fraction, "center") | {"mean": mean, "std": std}
-    defaults = PROCESSORS[processor_type(preprocessor)]
+    defaults = PROCESSORS[processor_type(config, preprocessor)]
     fields = defaults | {key: value for key, value in preprocessor.items() if value is not None}
     resize, before = resize_fields(fields, defaults)
     mentioned = preprocessor.get("do_center_crop") is not None or preprocessor.get("crop_size") is not None
@@ -108,8 +109,11 @@ def fractional(size, fraction, mode) -> dict:
     }  # fmt: skip
 
 
-def processor_type(preprocessor: Mapping) -> str:
-    name = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or "ViTImageProcessor"
+def processor_type(config: Mapping, preprocessor: Mapping) -> str:
+    """A key of PROCESSORS: what the files name, or what transformers takes for the model's type."""
+    name = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type")
+    if name is None:
+        name = config.get("image_processor_type") or f"{TYPES.get(config.get('model_type'), 'ViT')}ImageProcessor"
     for suffix in SUFFIXES:
         if isinstance(name, str) and name.endswith(suffix) and name.removesuffix(suffix) in PROCESSORS:
             return name.removesuffix(suffix)

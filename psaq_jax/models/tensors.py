@@ -38,7 +38,8 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
     raise InputError(
         f"{directory}: found {', '.join(others[:8]) or 'no weights'}, expected {WEIGHTS} (or {INDEX}); "
         "pickled weights are never read: convert them where you trust them, with "
-        "model.save_pretrained(DIR, safe_serialization=True) or safetensors.torch.save_file(state_dict, FILE)"
+        "model.save_pretrained(DIR, safe_serialization=True), or for timm "
+        "safetensors.torch.save_file(model.state_dict(), FILE)"
     )
 
 

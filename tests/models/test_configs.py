@@ -91,6 +91,12 @@ def test_labels():
     assert read_architecture(TIMM, "DIR").labels == ("0", "1", "2", "3", "4")
     for name in ("label_names", "labels"):  # timm 0.6 and before wrote the second
         assert read_architecture(TIMM | {name: list("abcde")}, "DIR").labels == tuple("abcde")
+    assert read_architecture(TIMM | {"pretrained_cfg": {"label_names": list("vwxyz")}}, "DIR").labels == tuple("vwxyz")
+    by_index = {
+        "pretrained_cfg": {"label_names": list("vwxyz")},
+        "label_names": dict(zip("43210", "edcba", strict=True)),
+    }
+    assert read_architecture(TIMM | by_index, "DIR").labels == tuple("abcde")
     ten = {str(i): f"c{i}" for i in reversed(range(11))}
     assert read_architecture(VIT | {"id2label": ten}, "DIR").labels == tuple(f"c{i}" for i in range(11))
 
@@ -105,6 +111,7 @@ def test_dinov2_alone_takes_the_image_size_of_its_preprocessor():
         found = read_architecture({"architectures": [name], "num_labels": 2}, "DIR")
         assert found.resizable == model_type.startswith("dinov2"), name
     assert not any(read_architecture(config, "DIR").resizable for config in (TIMM, TIMM_SWIN))
+    assert read_architecture(TIMM | {"model_args": {"dynamic_img_size": True}}, "DIR").resizable
 
 
 def test_activations_are_their_formulas():
@@ -201,6 +208,7 @@ BAD = {
     ),
     "timm pooling at the top": (TIMM | {"global_pool": "avg"}, "global_pool = 'avg', expected one of token"),
     "timm labels": (TIMM | {"label_names": ["a"]}, "label_names"),
+    "timm labels from 1": (TIMM | {"label_names": dict(zip("12345", "abcde", strict=True))}, "label_names"),
 }
 
 

@@ -55,6 +55,14 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation):
         np.testing.assert_array_equal(np.asarray(to_rgb(opened)), upright)
 
 
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path, kind):
+    stored = Image.new("RGB", (16, 8), "red")
+    stored.save(tmp_path / f"x.{kind}", exif=b"Exif\0\0garbagegarbage")
+    with Image.open(tmp_path / f"x.{kind}") as opened:
+        assert to_rgb(opened).size == (16, 8)
+
+
 @pytest.mark.parametrize(
     "image, found",
     {

@@ -34,13 +34,16 @@ def test_antialiased_as_pillow_does_it(before, after):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_dinov2_with_registers_alone_is_antialiased():
-    for name, antialiased in (("hf_dinov2_registers", True), ("hf_dinov2_swiglu", False)):
-        own, small = (psaq_jax.load_model(GOLDEN / "checkpoints" / name, size) for size in (None, 32))
-        table, grids = own.params["position_embedding"], (own.module.grid, small.module.grid)
-        expected = interpolate(np.asarray(table), *grids, antialias=antialiased)
-        np.testing.assert_array_equal(small.params["position_embedding"], expected)
-        assert grids[0] != grids[1]
+@pytest.mark.parametrize("name, size, antialiased", [
+    ("hf_dinov2_registers", 32, True), ("hf_dinov2_swiglu", 32, False), ("hf_vit", 48, False), ("timm_vit", 48, True),
+])  # fmt: skip
+def test_dinov2_with_registers_and_timm_alone_are_antialiased(name, size, antialiased):
+    """Which in torch changes the kernel of a larger grid too."""
+    own, other = (psaq_jax.load_model(GOLDEN / "checkpoints" / name, size) for size in (None, size))
+    table, grids = np.asarray(own.params["position_embedding"]), (own.module.grid, other.module.grid)
+    expected, not_so = (interpolate(table, *grids, antialias=which) for which in (antialiased, not antialiased))
+    np.testing.assert_array_equal(other.params["position_embedding"], expected)
+    assert np.abs(expected - not_so).max() > 0.01
 
 
 @pytest.mark.parametrize("special", [1, 2])

@@ -56,6 +56,20 @@ def test_forms_of_the_preprocessor_file(preprocessor, geometry):
     assert (found.resize, found.resize_size, found.image_size) == geometry
 
 
+@pytest.mark.parametrize("config, expected", [
+    ({"model_type": "vit"}, "ViT"), ({"model_type": "swin"}, "ViT"), ({}, "ViT"), ({"model_type": "deit"}, "DeiT"),
+    ({"model_type": "dinov2"}, "Bit"), ({"model_type": "dinov2_with_registers"}, "Bit"),
+    ({"model_type": "vit", "image_processor_type": "DeiTImageProcessor"}, "DeiT"),
+])  # fmt: skip
+def test_a_file_without_a_type_is_of_the_models(config, expected):
+    """As transformers' AutoImageProcessor has it."""
+    config, file = config | {"image_size": 32}, {"size": 40, "crop_size": 32}
+    found = Preprocessing.from_huggingface(config, file)
+    assert found == Preprocessing.from_huggingface(config, file | {"image_processor_type": f"{expected}ImageProcessor"})
+    assert found.resize == ("cover" if expected == "Bit" else "exact")
+    assert found.interpolation == ("bilinear" if expected == "ViT" else "bicubic")
+
+
 def test_flags_switch_off_rescaling_and_normalising():
     found = Preprocessing.from_huggingface(CONFIG, VIT | {"do_rescale": False, "do_normalize": False})
     image = picture(32, 32)

@@ -170,7 +170,9 @@ def head_bases(spread: np.ndarray, cost: np.ndarray, kept: np.ndarray, generator
         base *= np.where(base @ np.sqrt(np.diag(spread_h)) < 0, -1, 1)[:, None]  # eigenvectors have either sign
         base = np.linalg.qr(generator.normal(size=base.shape))[0] @ base
         size, size_there = np.trace(kept_h), np.trace(base @ kept_h @ base.T)
-        found.append(base * np.sqrt(size / size_there) if size > 0 else base)
+        if size <= 0:  # nothing moves in that head
+            size, size_there = len(base), np.square(base).sum()
+        found.append(base * np.sqrt(size / size_there))
     return np.stack(found)
 
 

@@ -18,6 +18,7 @@ from psaq_jax.quantization.output_moments import COMBINATIONS
 from psaq_jax.quantization.statistics import has_heads
 
 ROWS, ROWS_A_BATCH = 512, 64  # of a site's tensor, from which its channels' kurtosis is known
+ROUNDING = 1e-6  # part of a mean square: a variance below is what float32's sums leave of a constant channel
 NORMS = ("norm1_output", "norm2_output")
 WRITERS = {  # layers of a block that write into the stream: what they take, and where their errors arrive
     "attention/projection": ("attention/attention_output", "residual1"),
@@ -87,6 +88,8 @@ def _moments(name: str, sums, rows) -> Moments:
     rows = rows[:, np.unique(np.linspace(0, rows.shape[1] - 1, ROWS).astype(int))]
     if name.rpartition("/")[2] != "query":
         spread, rows = spread - mean[:, :, None] * mean[:, None, :], rows - mean[:, None]
+        moves = np.einsum("hii->hi", spread) > ROUNDING * np.einsum("hii->hi", square / count)
+        spread, rows = spread * (moves[:, :, None] & moves[:, None, :]), rows * moves[:, None]
     return Moments(spread, cost, rows.astype(np.float32))
 
 

@@ -286,6 +286,50 @@ def test_a_hard_copy_comes_to_the_originals_kernels(name):
             np.testing.assert_allclose(other[path], value, atol=0.02 * np.abs(value).max(), err_msg=path)
 
 
+def constant(name, value):
+    """A change of parameters: all of one leaf, and its bias another number in each channel."""
+
+    def change(flat):
+        flat[name] = flat[name] * 0 + value
+        bias = f"{name.rpartition('/')[0]}/bias"
+        if bias in flat:
+            flat[bias] = np.linspace(-1, 1.3, flat[bias].size, dtype=np.float32)
+
+    return change
+
+
+def pruned(flat):
+    """Four hidden units that no input reaches."""
+    flat["block_0/mlp/dense1/kernel"] = flat["block_0/mlp/dense1/kernel"].at[:, 3:7].set(0)
+    flat["block_0/mlp/dense1/bias"] = flat["block_0/mlp/dense1/bias"].at[3:7].set(np.array([0.7, 0.3, 1.1, 0.9]))
+
+
+@pytest.mark.parametrize("change", [
+    pruned, constant("block_0/mlp/dense1/kernel", 0), constant("block_0/attention/qkv/kernel", 0),
+    constant("block_0/norm1/scale", 0), constant("block_1/norm2/scale", 0),
+])  # fmt: skip
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_units_that_never_move(change, qkv_bias):
+    """Their variance, a difference of sums in float32, is rounding noise of either sign."""
+    model = random_model(MODULES["vit"].clone(depth=2, qkv_bias=qkv_bias))
+    flat, pixels = traverse_util.flatten_dict(model.params, sep="/"), random_pixels(model.module, 6)
+    change(flat)
+    model = model.replace(params=traverse_util.unflatten_dict(flat, sep="/"))
+    options = dataclasses.replace(QUICK, rotate=True, bases=True)
+    found, expected = as_rounded(model, pixels, options, 8, None), np.asarray(model(pixels))
+    np.testing.assert_allclose(found(pixels), expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("value", [0.3, 0.7, -1.1, 0.0])
+def test_images_of_one_brightness(value):
+    """Of a Swin, which has no positions, all tokens are alike."""
+    model, images = random_model(FAMILIES["swin"]), np.full((2, 16, 16, 3), value, np.float32)
+    found = as_rounded(model, images, dataclasses.replace(QUICK, rotate=True, bases=True, plain_grounds=False), 8, None)
+    pixels = random_pixels(model.module, 3)
+    expected = np.asarray(model(pixels))
+    np.testing.assert_allclose(found(pixels), expected, atol=2e-5 * np.abs(expected).max())
+
+
 def test_channels_that_nothing_excites_stay_finite():
     spread, cost = np.zeros((1, 4, 4)), np.zeros((1, 4, 4))
     spread[0, 0, 0] = cost[0, 1, 1] = 1

@@ -53,7 +53,9 @@ def rotates(model: Model, options: DefaultRecipe) -> bool:
 
 
 def streams(module: VisionTransformer | SwinTransformer, flat: dict) -> list[Stream]:
-    """Those that a rotation passes; of a Swin transformer from the second stage on, where windows fill the maps."""
+    """Those that a rotation passes; of a Swin transformer from the second stage on, where windows fill the maps and the
+    merging behind can take the bias before it.
+    """
     end = "norm", tuple(head for head in ("head", "distillation_head") if f"{head}/kernel" in flat)
     if isinstance(module, VisionTransformer):
         return [Stream(module.width, "patch_embedding", tuple(f"block_{i}" for i in range(module.depth)), end)]
@@ -62,9 +64,20 @@ def streams(module: VisionTransformer | SwinTransformer, flat: dict) -> list[Str
         merging = f"stage_{i}/merging"
         blocks = tuple(f"stage_{i}/block_{k}" for k in range(module.depths[i]))
         ends = end if i == last else (f"{merging}/norm", (f"{merging}/reduction",))
-        if not module.pads(i):
+        if not module.pads(i) and (i == last or _takes_bias(flat, *ends)):
             found.append(Stream(module.widths[i], f"stage_{i - 1}/merging/reduction", blocks, ends))
     return found
+
+
+def _takes_bias(flat: dict, norm: str, layers: tuple[str, ...]) -> bool:
+    """Whether some bias before the merging gives what the LayerNorm's gives now, once its scale is in the kernel: not
+    where too many scales are zero.
+    """
+    names = f"{norm}/scale", f"{norm}/bias", f"{layers[0]}/kernel"
+    scale, bias, kernel = (np.asarray(flat[name], np.float64) for name in names)
+    scaled, constant = scale[:, None] * kernel, bias @ kernel
+    found = np.linalg.lstsq(scaled.T, constant, rcond=1e-6)[0] @ scaled
+    return bool(np.linalg.norm(found - constant) <= 1e-4 * np.linalg.norm(constant))
 
 
 def rotation(width: int, seed: int) -> np.ndarray:

@@ -45,6 +45,19 @@ def test_a_rotated_model_is_the_same_function(name):
         np.testing.assert_allclose(after[site], x @ turn, atol=1e-5 * np.abs(x).max(), err_msg=site)
 
 
+@pytest.mark.parametrize("dead, turned", [(8, True), (24, False), (32, False)])
+def test_a_stage_whose_merging_has_lost_too_many_channels_stays(dead, turned):
+    """Fewer are left than the merging has outputs: no bias before it gives what its LayerNorm's gave."""
+    model, images = varied(random_model(SWIN)), random_pixels(SWIN)
+    flat = traverse_util.flatten_dict(model.params, sep="/")
+    assert flat["stage_1/merging/norm/scale"].shape == (64,) and flat["stage_1/merging/reduction/kernel"].shape[1] == 32
+    flat["stage_1/merging/norm/scale"] = flat["stage_1/merging/norm/scale"].at[: 2 * dead].set(0)
+    model = model.replace(params=traverse_util.unflatten_dict(flat, sep="/"))
+    found, expected = rotated(model, DefaultRecipe()), np.asarray(model(images))
+    np.testing.assert_allclose(found(images), expected, atol=1e-5 * np.abs(expected).max())
+    assert [stream.width for stream in streams(model.module, flat)] == [16] * turned + [32]
+
+
 @pytest.mark.parametrize("convention", ["transformers", "timm"])
 def test_a_swin_transformer_turns_its_stages_but_the_first(convention):
     """The biases of mergings' LayerNorms, which no layer behind them can take, included."""

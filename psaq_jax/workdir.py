@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 from psaq_jax import buckets, distributed, files, resumption, temporary
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, Unreadable
 
 LOCK = ".lock"
 
@@ -127,10 +127,15 @@ def keep_settings(file: pathlib.Path, settings: Mapping, whose: str, action: str
     """Notes in a JSON file of a folder what its results depend on.
 
     Raises:
-      InputError: "FILE: WHOSE NAME OLD, which is NEW now; ACTION" where it holds others, or it is unreadable.
+      InputError: "FILE: WHOSE NAME OLD, which is NEW now; ACTION" where it holds others, or it is damaged.
+      TryAgain: the system fails to read it.
     """
-    settings = json.loads(json.dumps(settings))  # tuples are lists there
-    before = files.read_json(file, "remove its folder and start again") if file.exists() else settings
+    settings = before = json.loads(json.dumps(settings))  # tuples are lists there
+    if file.exists():
+        try:
+            before = files.read_json(file, "remove its folder and start again")
+        except Unreadable as error:
+            raise resumption.unreadable(error.path, error.reason) from None
     changed = [f"{name} {old!r}, which is {new!r} now" for name, old, new in _differences("", before, settings)]
     if changed:
         raise InputError(f"{file}: {whose} {', '.join(changed)}; {action}")

@@ -39,7 +39,8 @@ def calibrate(model: Model, pixels, recipe: str = "paper", batch_size: int = 32)
     pixels = check_pixels(model, pixels)
     batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
     # Repeated images change no minimum, and compile nothing anew.
-    batches = [np.concatenate([x, np.repeat(x[-1:], len(batches[0]) - len(x), axis=0)]) for x in batches]
+    missing = len(batches[0]) - len(batches[-1])
+    batches[-1] = np.concatenate([batches[-1], np.repeat(batches[-1][-1:], missing, axis=0)])
     own = distributed.share(batches)
     devices = jax.local_devices()[: len(own)]
     placement = meshes.over(devices)

@@ -85,9 +85,12 @@ def output_costs(prepared: Preparation, link: Link, params, x_float) -> dict[str
 
 
 def wants_reconstruction(bits: Bits, options: DefaultRecipe) -> bool:
-    """Where the options leave it open: at most 3 bits of weights or 4 of activations (docs/experiments.md)."""
+    """Where the options leave it open: at most 3 bits of weights or 4 of activations (docs/experiments.md), or more for
+    it to learn.
+    """
     few = min(bits.weights.values()) <= 3 or (bits.activations or 32) <= 4
-    return few if options.reconstruct is None else options.reconstruct
+    learns = options.learn_rounding or options.learn_scales
+    return bool(few or learns) if options.reconstruct is None else options.reconstruct
 
 
 def choose_quantizers(

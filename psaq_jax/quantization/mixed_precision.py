@@ -72,8 +72,8 @@ def kernel_costs(
 
     Args:
       pixels: calibration images [n, height, width, 3] normalised; at most the first 128.
-      prepared: None for recipe "paper", or of recipe "default": kernels are rotated, folded and rounded as there, so
-        that every function-preserving copy has these costs.
+      prepared: None for recipe "paper", or of recipe "default": kernels are rotated, folded and rounded as there, but
+        not in `bases`, so that every function-preserving copy has these costs.
       progress: called with (layers done, in all).
     Raises:
       InputError: no float model, one class, images of another shape, an unknown layer.

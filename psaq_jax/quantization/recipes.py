@@ -62,7 +62,7 @@ class DefaultRecipe:
       close_ups: and in the second moments that kernels are rounded by twice more, a part of it enlarged (`views`).
       first_last_8bit: patch embedding and heads keep 8-bit weights and inputs, as in RepQ-ViT and its successors.
       rotate: the residual stream (a Swin transformer's from its second stage on) is rotated, so that no channel is
-        larger than the others (`rotation`).
+        larger than the others (`rotation`); not where qkv has no bias.
       bases: that stream turned on, and each head's queries, keys and values in bases of their own, by what errors in
         their channels cost (`bases`); None: where activations have at most 4 bits or no more than weights; True; False.
       fold_norms: per-channel scales and shifts at LayerNorm outputs, folded into LayerNorm and the next layer.
@@ -86,7 +86,8 @@ class DefaultRecipe:
         because synthesized ones know the inputs' second moments only roughly.
       search_weight_scales: weight scales by least weighted squared error; off: the largest weight.
       bias_correction: biases make up for the mean error of each layer's output.
-      reconstruct: None: where weights have at most 3 bits or activations at most 4; True; False.
+      reconstruct: None: where weights have at most 3 bits or activations at most 4, and with learn_scales=True or
+        learn_rounding; True; False.
       learn_scales: whether reconstruction also learns the activations' scales; None: of those with more than 4 bits.
         With 4 they fit the calibration images, which helps where these are like what will be seen.
       learn_rounding: reconstruction also learns which weights are rounded up; for many images.

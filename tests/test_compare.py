@@ -105,15 +105,16 @@ def test_parity_counts_codes():
 
 
 def synthesis(**changes):
-    figures = {"iterations": 500, "seconds_per_iteration": 3.0, "seconds_per_iteration_min": 1.0}
+    figures = {"made": "by all", "iterations": 500, "seconds_per_iteration": 3.0, "seconds_per_iteration_min": 1.0}
     return figures | {"compile_seconds": None, "peak_memory_bytes": 2e9, "device_peak_bytes": None} | changes
 
 
 def test_speeds_stand_beside_each_other_with_their_quotient():
-    ours = synthesis(seconds_per_iteration=1.5, compile_seconds=9.0, peak_memory_bytes=1e9)
+    ours = synthesis(made="by us", seconds_per_iteration=1.5, compile_seconds=9.0, peak_memory_bytes=1e9)
     (_, head, rows, *_) = page.tables(found(synthesis={"release": synthesis(), "psaq_jax": ours}))[1]
     assert head == ("", "release", "psaq_jax", "release / psaq_jax")
     assert rows == [
+        ["synthesis", "by all", "by us", ""],
         ["iterations of synthesis", "500", "500", ""],
         ["seconds per iteration, mean", "3.000", "1.500", "2.0"],
         ["seconds per iteration, fastest", "1.000", "1.000", "1.0"],
@@ -122,7 +123,7 @@ def test_speeds_stand_beside_each_other_with_their_quotient():
     ]
     on_a_gpu = {"release": synthesis(device_peak_bytes=4e9), "psaq_jax": synthesis(device_peak_bytes=1e9)}
     rows = page.tables(found(synthesis=on_a_gpu))[1].rows
-    assert rows[5:] == [["peak memory of the device, synthesis", "4,000 MB", "1,000 MB", "4.0"]]
+    assert rows[6:] == [["peak memory of the device, synthesis", "4,000 MB", "1,000 MB", "4.0"]]
 
 
 def found(**changes):
@@ -135,7 +136,14 @@ def found(**changes):
         "range_difference": 1e-6, "parity": parity,
     }  # fmt: skip
     base = of_float | {"examples": 8, "release": {"top1": 9.0, "agreement": 9.5}, "largest_difference": 1e-5}
-    return {"float": base, "rows": [row], "synthesis": {"release": synthesis(), "psaq_jax": synthesis()}} | changes
+    both = {"release": synthesis(), "psaq_jax": synthesis()}
+    return {"float": base, "rows": [row], "synthesis": both, "calibrated_on": {}} | changes
+
+
+def test_real_images_of_those_measured_on_are_told():
+    for evaluated in (False, True):
+        real = {"real": {"images": 8, "evaluated": evaluated}}
+        assert ("Real images are of those measured on" in page.tables(found(calibrated_on=real))[0].note) == evaluated
 
 
 def test_every_figure_stands_below_whose_it_is():

@@ -211,6 +211,14 @@ def test_bits_that_the_release_has_not_are_refused_before_anything_is_written(bi
     assert not (tmp_path / "workdir").exists()
 
 
+@pytest.mark.parametrize("changes", [{"image_size": 112}, {"revision": "main"}])
+def test_a_shape_has_one_size_and_no_revision(changes, clone, tmp_path):
+    settings = config(model="deit_tiny", **changes)
+    with pytest.raises(InputError, match="are of sources; deit_tiny is a shape at 224 px"):
+        compare_with_release(settings, tmp_path / "workdir", clone, sys.executable)
+    assert not (tmp_path / "workdir").exists()
+
+
 def test_a_recipe_that_is_for_sweeps_is_refused_before_anything_is_written(clone, tmp_path):
     settings = config(quantization=SweepQuantization(("w8a8",), "paper,distill"))
     with pytest.raises(InputError, match="quantization.recipe is 'distill', known are paper, default"):

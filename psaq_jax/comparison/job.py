@@ -57,6 +57,8 @@ def compare_with_release(
         found, expected = getattr(config.synthesis, name), getattr(papers, name)
         if found != expected:
             raise InputError(f"synthesis.{name} is {found}, the release's is always {expected}; leave it out")
+    if config.model in SHAPES and (config.image_size or config.revision):
+        raise InputError(f"image_size and revision are of sources; {config.model} is a shape at 224 px: leave them out")
     iterations = iterations or config.synthesis.iterations
     root = check_clone(clone)
     model = config.preprocessed(case_model(config.model) if config.model in SHAPES else pipeline.load_float(config))

@@ -67,8 +67,12 @@ def compare_live(
     }
     found = [compared.rows(name, images) for name, images in sets.items()]
     rows = [row for at_these_bits in zip(*found, strict=True) for row in at_these_bits]
-    synthesis = {"psaq_jax": ours, "release": theirs}
-    return {"float": base, "rows": rows, "synthesis": synthesis, "release_evaluation": evaluation}, sets
+    made = f"recipe {config.synthesis.recipe}, {config.synthesis.parametrization}, {config.dtype}"
+    synthesis = {"psaq_jax": ours | {"made": made}, "release": theirs | {"made": "recipe paper, pixels, float32"}}
+    return {
+        "float": base, "rows": rows, "synthesis": synthesis, "release_evaluation": evaluation,
+        "calibrated_on": results.calibrated_on({name: len(images) for name, images in sets.items()}, dataset),
+    }, sets  # fmt: skip
 
 
 class _Pace:

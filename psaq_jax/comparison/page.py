@@ -29,6 +29,8 @@ def _accuracy(found, recipes):
         f"On {found['float']['examples']:,} images, the same for both. Agreement: how often top-1 is the float model's."
         f" The float logits of both differ by {found['float']['largest_difference']:.1e} at most."
     )
+    if found["calibrated_on"].get("real", {}).get("evaluated"):
+        note += " Real images are of those measured on, which favours them."
     return Table("Accuracy", ("bits", "calibration images", *names), rows, 2, note)
 
 
@@ -49,6 +51,7 @@ def _speed(synthesis):
         return f"{value / 1e6:,.0f} MB"
 
     rows = [
+        line("synthesis", "made", str, compared=False),
         line("iterations of synthesis", "iterations", str, compared=False),
         line("seconds per iteration, mean", "seconds_per_iteration", lambda s: f"{s:.3f}"),
         line("seconds per iteration, fastest", "seconds_per_iteration_min", lambda s: f"{s:.3f}"),

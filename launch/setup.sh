@@ -1,10 +1,11 @@
 # Sourced by launch/demo.sh and tests/run.sh: makes .venv in the repository root from the hashed requirements.txt.
 # Does nothing when .venv already matches; an interrupted set-up starts anew. PYTHON picks the interpreter.
 unset CDPATH  # with it, cd prints where it went
+if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON"); fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 stamp=$(sha256sum requirements.txt | cut -d' ' -f1)
-made() { [ "$(cat .venv/requirements.sha256 2>/dev/null)" = "$stamp" ]; }
+made() { [ "$(cat .venv/requirements.sha256 2>/dev/null)" = "$stamp" ] && .venv/bin/python -c "" 2>/dev/null; }
 if ! made && command -v flock > /dev/null; then  # of two first starts at once, one makes it
     exec 9< requirements.txt
     flock 9 || echo "set-up: this file system has no locks; start one job at a time until .venv is made" >&2

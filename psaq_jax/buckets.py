@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from psaq_jax import temporary
 from psaq_jax.bucket_lock import Lock, read, reported
 from psaq_jax.errors import InputError, TryAgain
+from psaq_jax.extras import how_to_install
 
 EVERY = 15.0  # seconds between copies, and between the lock's signs of life
 PAUSES = 1.0, 5.0, 15.0  # seconds between attempts to copy what a job ends with
@@ -44,7 +45,7 @@ def open_bucket(url: str):
     try:
         return fsspec.core.url_to_fs(url.rstrip("/"), use_listings_cache=False, **options)
     except ImportError as error:
-        raise InputError(f'{url}: {error}; for gs:// that is pip install "psaq_jax[cloud]"') from None
+        raise InputError(f"{url}: {error}; psaq_jax installs it {how_to_install('cloud')}") from None
     except ValueError as error:
         raise InputError(f"{url}: {error}; expected a folder, or gs://BUCKET/PATH") from None
 

@@ -129,7 +129,8 @@ class JobConfig:
 
 def plain_source(name: str) -> str:
     """The one way to write a folder, which runs are told apart by: "DIR", not "DIR/" as shells complete it."""
-    return name.rstrip("/") or name
+    plain = name.rstrip("/")
+    return name if not plain or plain.endswith(":") else plain  # "/", "folder:/"
 
 
 def parse_bits(setting: str, field: str = "quantization.bits") -> tuple[int | AverageBits, int | None]:

@@ -1,6 +1,7 @@
 """Optional packages, imported where they are used."""
 
 import importlib
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +23,12 @@ def require(module: str, extra: str) -> types.ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MissingExtra(
-            f'{package}: cannot be imported ({error}); install it with: pip install "psaq_jax[{extra}]"'
-        ) from None
+        raise MissingExtra(f"{package}: cannot be imported ({error}); install it {how_to_install(extra)}") from None
+
+
+def how_to_install(extra: str) -> str:
+    """The package is on no index: what installs an extra of it."""
+    return f'in its repository with: {sys.executable} -m pip install ".[{extra}]"'
 
 
 def written(write: Callable[[], Any]) -> Any:

@@ -152,7 +152,7 @@ def test_without_the_extra_for_pages_a_run_says_so(tmp_path, monkeypatch):
     page = launch_benchmark.pages.write_tables(
         tmp_path, benchmark.BenchmarkConfig(("m",)), [table], heading="m", kind="speed report", lead="Fast."
     )
-    assert page.startswith("not written, jinja2: cannot be imported") and 'pip install "psaq_jax[report]"' in page
+    assert page.startswith("not written, jinja2: cannot be imported") and '-m pip install ".[report]"' in page
     assert not list(tmp_path.iterdir())
 
 

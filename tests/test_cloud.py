@@ -78,12 +78,23 @@ def test_pods_have_names_that_kubernetes_takes(workdir, name):
 def test_only_jobs_that_run_there_are_started(target):
     """Several processes: those that `launch.config.run` lets share the work."""
     several, one = {"evaluate", "quantize", "synthesize"}, {"distill", "sweep"}
-    accepted = {
-        job
-        for job in several | one | {"nosuch", "config", "train_demo", "a b"}
-        if launch("--dryrun", target, "gs://b/x", JOB=job, **CLUSTER).returncode == 0
-    }
-    assert accepted == (several | one if target in ("gpu", "tpu") else several)
+
+    def accepted(*flags):
+        jobs, command = (
+            several | one | {"nosuch", "config", "curve", "train_demo", "a b"},
+            ("--dryrun", target, "gs://b/x"),
+        )
+        return {job for job in jobs if launch(*command, *flags, JOB=job, **CLUSTER).returncode == 0}
+
+    there = several | one if target in ("gpu", "tpu") else several
+    assert accepted("--config=configs/demo.py") == there
+    assert accepted() == there & {"synthesize", "quantize", "distill"}, "whose flags can be left out"
+
+
+def test_flags_of_xla_reach_the_machine():
+    command = shlex.split(launch("--dryrun", "gpu", "gs://b/x", XLA_FLAGS="--a=true --b=true").stdout.splitlines()[0])
+    assert "XLA_FLAGS=--a=true --b=true" in command
+    assert "XLA_FLAGS" not in launch("--dryrun", "gpu", "gs://b/x").stdout
 
 
 FLAGS = "--config=configs/demo.py", "--config.quantization.bits=('w8a8','w6a6')", "--config.data=folder:/a b"

@@ -22,6 +22,13 @@ PAPERS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("given, plain", [
+    ("DIR/", "DIR"), ("folder:DIR//", "folder:DIR"), ("/", "/"), ("folder:/", "folder:/"), ("a/b", "a/b"), ("", ""),
+])  # fmt: skip
+def test_a_folder_is_written_in_one_way(given, plain):
+    assert config.plain_source(given) == plain
+
+
 def test_the_synthesis_defaults_are_the_papers():
     """The release's numbers, spelled out; a round has 500 iterations, of which 100 warm up."""
     found = SynthesisConfig()

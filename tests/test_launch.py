@@ -222,7 +222,8 @@ def test_no_extra_is_needed(tmp_path, model, data):
     command = [sys.executable, "-m", "launch.quantize", "--config=configs/demo.py", "--quiet", *arguments]
     done = subprocess.run(command, timeout=600, **settings)
     assert done.returncode == 0, done.stderr
-    missing = 'not written, {}: cannot be imported (not installed); install it with: pip install "psaq_jax[{}]"\n'
+    install = f'install it in its repository with: {sys.executable} -m pip install ".[{{}}]"'
+    missing = f"not written, {{}}: cannot be imported (not installed); {install}\n"
     for title, package, extra in (
         ("report", "jinja2", "report"), ("metrics", "tensorboardX", "log"), ("loss curves", "matplotlib", "report"),
     ):  # fmt: skip

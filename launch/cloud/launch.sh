@@ -24,12 +24,13 @@ case $target in
     gpus | tpu_slice | gke) needed="several=True" expected="one that several processes share:" ;;
     *) fail "found the target '$target', expected gpu, gpus, tpu, tpu_slice or gke" ;;
 esac
-jobs=$(cd "$here/.." && grep -lF "$needed" *.py | sed 's/\.py$//')  # the scripts themselves say it
+jobs=$(cd "$here/.." && grep -lF define_config $(grep -lF "$needed" *.py) | sed 's/\.py$//')  # the scripts themselves say it
 grep -qxF -e "$job" <<< "$jobs" || fail "found JOB=$job for $target, expected $expected" $jobs
 for flag in "$@"; do
     if [[ $flag =~ ^--?dry[-_]?run ]]; then fail "found $flag among the flags, give --dryrun before the target"; fi
 done
 if [ $# = 0 ]; then
+    [[ $job == @(synthesize|quantize|distill) ]] || fail "found no flags for JOB=$job, expected its --config=... first of all"
     set -- --config=configs/default.py --config.model=timm/deit_base_patch16_224.fb_in1k --config.data= --config.dtype=bfloat16
 fi
 flags=$(printf '%q ' "$@")  # a shell reads them again on the machine
@@ -44,11 +45,12 @@ if [ "$target" = gke ]; then
     command=(xpk workload create --cluster "$CLUSTER" --zone "$ZONE" --project "$PROJECT"
         --workload "$name" --tpu-type "${TPU_TYPE:-v5litepod-256}" --num-slices "${SLICES:-1}" --spot
         --max-restarts 100 --restart-on-exit-codes 75,143
-        --base-docker-image python:3.11 --script-dir "$here/../.."
+        --base-docker-image python:3.11 --script-dir .
         --command "bash launch/cloud/setup.sh tpu && exec .venv/bin/python -m launch.$job $flags --workdir=$(printf %q "$workdir") --quiet --distributed=on")
 else
     command=(sky jobs launch --yes --detach-run "$here/$target.yaml"
         --env "WORKDIR=$workdir" --env "JOB=$job" --env "FLAGS=$flags")
+    if [ -n "${XLA_FLAGS:-}" ]; then command+=(--env "XLA_FLAGS=$XLA_FLAGS"); fi  # such as those for equal bits on a GPU
 fi
 if [ -n "$dryrun" ]; then
     printf '%q ' "${command[@]}"

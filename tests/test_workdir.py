@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from psaq_jax import files, workdir
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, TryAgain
 from psaq_jax.workdir import open_workdir, results_folder
 from tests import jobs
 
@@ -55,6 +55,18 @@ def test_settings_are_kept_from_the_first_run_on(tmp_path):
     with pytest.raises(InputError, match=re.escape(f"settings.json: the job had {changed}; x")):
         workdir.keep_settings(file, {"b": 3, "c": 4}, "the job had", "x")
     assert json.loads(file.read_text()) == {"a": 1, "b": [1, 2]}
+
+
+def test_settings_that_cannot_be_read_now_are_no_reason_to_remove_anything(tmp_path, monkeypatch):
+    file = tmp_path / "settings.json"
+    workdir.keep_settings(file, {"a": 1}, "the job had", "choose another folder")
+
+    def fails(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(type(file), "read_bytes", fails)
+    with pytest.raises(TryAgain, match=r"cannot be read \(Input/output error\); nothing was removed"):
+        workdir.keep_settings(file, {"a": 1}, "the job had", "choose another folder")
 
 
 def test_a_field_that_an_earlier_version_did_not_know_is_another_config(tmp_path):

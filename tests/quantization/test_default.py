@@ -193,6 +193,9 @@ def test_blocks_are_reconstructed_where_few_bits_are_left(weights, activations, 
     assert wants_reconstruction(bits, DefaultRecipe()) == wanted
     assert wants_reconstruction(bits, DefaultRecipe(reconstruct=True))
     assert not wants_reconstruction(bits, DefaultRecipe(reconstruct=False))
+    assert wants_reconstruction(bits, DefaultRecipe(learn_rounding=True))
+    assert wants_reconstruction(bits, DefaultRecipe(learn_scales=True))
+    assert not wants_reconstruction(bits, DefaultRecipe(reconstruct=False, learn_rounding=True))
 
 
 def test_works_with_ranges_alone(model):

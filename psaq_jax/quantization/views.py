@@ -6,10 +6,12 @@ moments that never saw the other fail there. Pure functions of arrays.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 SHRINKS = 0.4, 0.8  # side of what is set on a plain ground, of the whole
 ENLARGEMENTS = 2.0, 8.0  # of a close-up
+BATCH = 128  # images that are placed at once, which takes three times their memory
 
 
 def with_plain_grounds(images: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -60,10 +62,14 @@ def _offsets(images, scales, generator):
     return generator.uniform(size=scales.shape).astype(np.float32) * free
 
 
-@jax.jit
 def _placed(images, scales, offsets):
     """Each image scaled by its scales [n, 2], with its corner at its offsets [n, 2], on zeros."""
+    batches = (slice(i, i + BATCH) for i in range(0, len(images), BATCH))
+    return jnp.concatenate([_placed_batch(images[some], scales[some], offsets[some]) for some in batches])
 
+
+@jax.jit
+def _placed_batch(images, scales, offsets):
     def one(image, scale, offset):
         return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, offset, "cubic")
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from psaq_jax.quantization.views import ENLARGEMENTS, SHRINKS, close_ups, with_plain_grounds
+from psaq_jax.quantization.views import ENLARGEMENTS, SHRINKS, _placed_batch, close_ups, with_plain_grounds
 
 
 def test_every_image_comes_once_more_shrunk_on_a_plain_ground():
@@ -49,6 +49,21 @@ def test_views_follow_from_the_seed():
     for views in (with_plain_grounds, close_ups):
         np.testing.assert_array_equal(views(images, 3), views(images, 3))
         assert (views(images, 3) != views(images, 4)).any()
+
+
+def test_many_images_are_placed_some_at_a_time(monkeypatch):
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
+    expected, sizes = [make(images) for make in (with_plain_grounds, close_ups)], []
+
+    def counted(some, *rest):
+        sizes.append(len(some))
+        return _placed_batch(some, *rest)
+
+    monkeypatch.setattr("psaq_jax.quantization.views.BATCH", 2)
+    monkeypatch.setattr("psaq_jax.quantization.views._placed_batch", counted)
+    for make, whole in zip((with_plain_grounds, close_ups), expected, strict=True):
+        np.testing.assert_allclose(make(images), whole, atol=1e-6)
+    assert sizes == [2, 2, 1] * 5
 
 
 def test_grey_is_the_mean_of_the_colours():

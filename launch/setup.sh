@@ -1,7 +1,7 @@
 # Sourced by launch/demo.sh and tests/run.sh: makes .venv in the repository root from the hashed requirements.txt.
 # Does nothing when .venv already matches; an interrupted set-up starts anew. PYTHON picks the interpreter.
 unset CDPATH  # with it, cd prints where it went
-if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON"); fi
+case ${PYTHON:-} in /*) ;; */*) PYTHON=$PWD/$PYTHON ;; esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 stamp=$(sha256sum requirements.txt | cut -d' ' -f1)

@@ -19,7 +19,7 @@ IN_DEFAULT = FIRST_AND_LAST | {
     "activation_output",
 }  # fmt: skip
 MERGING = "merging/norm_output"
-LOGARITHMIC = ("attention_probabilities", "activation_output")  # the sites that may have logarithmic grids there
+LOGARITHMIC = ("attention_probabilities", "activation_output")  # the sites that it may give logarithmic grids
 LONGEST_NAME = 200  # of a recipe; names of files hold 255 letters
 
 # "default-gptq" is recipe "default" without that ingredient, "default+learn_rounding" with one that it leaves out.

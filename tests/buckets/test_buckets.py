@@ -239,7 +239,7 @@ def test_single_files_go_there_whole(url):
     "bad, message",
     [
         ("nonsense://b/x", "nonsense"),
-        ("gs://b/x", r'pip install "psaq_jax\[cloud\]"'),
+        ("gs://b/x", r'pip install "\.\[cloud\]"'),
         ("gs://", "^gs://: found nothing behind ://, expected gs://BUCKET/PATH"),
         ("file:///", "found nothing behind ://"),
     ],

@@ -215,7 +215,7 @@ def test_a_slice_of_no_image(data_dir, part):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(InputError, match=r'pip install "psaq_jax\[data\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[data\]"'):
         load_dataset("bundled:fashion_mnist")
 
 

@@ -195,5 +195,5 @@ def test_default_layer_lies_three_quarters_through():
 
 
 def test_a_missing_extra_is_named():
-    with pytest.raises(InputError, match=r'pip install "psaq_jax\[report\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[report\]"'):
         require("no_such_package_of_ours.figure", "report")

@@ -80,10 +80,8 @@ def test_only_jobs_that_run_there_are_started(target):
     several, one = {"evaluate", "quantize", "synthesize"}, {"distill", "sweep"}
 
     def accepted(*flags):
-        jobs, command = (
-            several | one | {"nosuch", "config", "curve", "train_demo", "a b"},
-            ("--dryrun", target, "gs://b/x"),
-        )
+        command = "--dryrun", target, "gs://b/x"
+        jobs = several | one | {"nosuch", "config", "curve", "train_demo", "a b"}
         return {job for job in jobs if launch(*command, *flags, JOB=job, **CLUSTER).returncode == 0}
 
     there = several | one if target in ("gpu", "tpu") else several

@@ -99,10 +99,9 @@ def distill_in_folder(
         save_quantized(start, folder / START)
     with open_checkpoints(folder, every_seconds) as checkpoints:
         passes, student = model.with_dtype(config.dtype), kept or start
-        result = distill(
+        return distill(
             passes, student, images, distillation, config.synthesis, config.seed, progress, checkpoints=checkpoints
         )
-    return result
 
 
 def summaries(config: DistillationJob, workdir: pathlib.Path) -> dict[str, dict]:

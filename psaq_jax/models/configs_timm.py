@@ -43,14 +43,17 @@ def _arguments(config: Mapping, name_says: dict[str, Any], source: str) -> Field
             raise fields.error(name, f"{USUAL[name]!r}, the only supported value")
         if name not in USUAL and name not in TRAINING and name not in name_says:
             raise fields.error(name, f"only {', '.join(name_says)}")
-    cfg = config.get("pretrained_cfg")
-    cfg = cfg if isinstance(cfg, Mapping) else {}
-    defaults = dict(name_says)
+    cfg, defaults = _pretrained_cfg(config), dict(name_says)
     if cfg.get("fixed_input_size") and isinstance(cfg.get("input_size"), list | tuple):
         defaults["img_size"] = list(cfg["input_size"][-2:])  # as timm does it
     defaults["global_pool"] = config.get("global_pool", name_says["global_pool"])
     defaults["num_classes"] = config.get("num_classes", cfg.get("num_classes", 1000))
     return Fields(defaults | dict(given), f"{where}'s model_args (or what its architecture says)")
+
+
+def _pretrained_cfg(config: Mapping) -> Mapping:
+    cfg = config.get("pretrained_cfg")
+    return cfg if isinstance(cfg, Mapping) else {}
 
 
 def _common(f: Fields) -> dict[str, Any]:
@@ -139,14 +142,17 @@ def read(config: Mapping[str, Any], source: str, tensor_names: Callable[[], Iter
 
 
 def _labels(config: Mapping, classes: int, where: str) -> tuple[str, ...]:
-    cfg = config.get("pretrained_cfg")
-    own = cfg if isinstance(cfg, Mapping) else {}
-    name = "labels" if config.get("label_names") is None else "label_names"  # as timm 0.6 and before called it
-    labels = config.get(name)
-    if labels is None and (labels := own.get("label_names")) is None:
-        return tuple(str(i) for i in range(classes))
-    if isinstance(labels, Mapping):  # by index
-        labels = [labels.get(str(i)) for i in range(len(labels))]
-    if not isinstance(labels, list | tuple) or len(labels) != classes or None in labels:
-        raise Fields(config, where).error(name, f"{classes} names, as many as num_classes")
-    return tuple(map(str, labels))
+    places = (
+        (config, where, "label_names"), (config, where, "labels"),  # as timm 0.6 and before called it
+        (_pretrained_cfg(config), f"{where}'s pretrained_cfg", "label_names"),
+    )  # fmt: skip
+    for fields, whose, name in places:
+        labels = fields.get(name)
+        if labels is None:
+            continue
+        if isinstance(labels, Mapping):  # by index
+            labels = [labels.get(str(i)) for i in range(len(labels))]
+        if not isinstance(labels, list | tuple) or len(labels) != classes or None in labels:
+            raise Fields(fields, whose).error(name, f"{classes} names, as many as num_classes")
+        return tuple(map(str, labels))
+    return tuple(str(i) for i in range(classes))

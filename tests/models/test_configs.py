@@ -208,6 +208,10 @@ BAD = {
     ),
     "timm pooling at the top": (TIMM | {"global_pool": "avg"}, "global_pool = 'avg', expected one of token"),
     "timm labels": (TIMM | {"label_names": ["a"]}, "label_names"),
+    "timm labels of the weights": (
+        TIMM | {"pretrained_cfg": {"label_names": ["a"]}},
+        "config.json's pretrained_cfg has label_names = ['a'], expected",
+    ),
     "timm labels from 1": (TIMM | {"label_names": dict(zip("12345", "abcde", strict=True))}, "label_names"),
 }
 

@@ -1,4 +1,5 @@
-"""export.json: what a program needs beside the exported files. Both formats may share a folder."""
+"""export.json: what a program needs beside the exported files. Both formats may share a folder. For a page: the same in
+tables."""
 
 import dataclasses
 import pathlib
@@ -9,8 +10,10 @@ from psaq_jax.errors import InputError
 from psaq_jax.machine import versions
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.transform import QuantizedModel
+from psaq_jax.text_tables import Table
 
 DESCRIPTION = "export.json"
+FIRST = 10  # labels, in a table
 
 
 def write_description(folder, model, format: str, written: list[pathlib.Path], checked: dict, **more) -> pathlib.Path:
@@ -55,3 +58,29 @@ def read_descriptions(folder) -> dict[str, dict]:
     others = newest.pop("others", None)
     found = {str(newest.get("format")): newest} | (others if isinstance(others, dict) else {})
     return {name: x for name, x in found.items() if isinstance(x, dict) and isinstance(x.get("files"), dict)}
+
+
+def answer(description: dict) -> str:
+    """What was exported and how near it is, in two sentences."""
+    checked = description["checked"]
+    return (
+        f"{' and '.join(description['files'])}: loaded and run. On {checked['images']} images of noise its logits are "
+        f"{checked['mean_difference']:.2g} off ours on average and {checked['largest_difference']:.2g} at most; on "
+        f"average {checked['tolerance']:.2g} were allowed."
+    )
+
+
+def tables(description: dict, folder, note: str) -> list[Table]:
+    """The exported files, and what a program needs to know that runs them; the note says what was exported."""
+    sizes = {name: (pathlib.Path(folder) / name).stat().st_size for name in description["files"]}
+    rows = [(name, checksum, f"{sizes[name] / 1e6:.2f}") for name, checksum in description["files"].items()]
+    said = {place: description[place] for place in ("input", "output")}
+    told = [(place, f"{x['name']}: {x['dtype']} [{', '.join(map(str, x['shape']))}]") for place, x in said.items()]
+    told += [(name, str(x)) for name, x in description["preprocessing"].items() if x is not None]
+    labels = description["labels"]
+    more = [f"and {len(labels) - FIRST:,} more"] if len(labels) > FIRST else []
+    told.append(("labels", ", ".join([*labels[:FIRST], *more]) or "none"))
+    return [
+        Table("Files", ("file", "SHA-256", "MB"), rows, 2, note),
+        Table("For a program that runs it", ("", ""), told, 2, "export.json has this for programs."),
+    ]

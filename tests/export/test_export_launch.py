@@ -1,5 +1,6 @@
 """The job from the command line: one line and exit code 2 for what cannot be exported."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -9,6 +10,7 @@ from psaq_jax import save_quantized
 from psaq_jax.workdir import results_folder
 from tests import jobs
 from tests.export.small_models import random_quantized
+from tests.report.parsed import Parsed, assert_complete
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -25,8 +27,15 @@ def test_an_artefact_becomes_stablehlo(tmp_path, monkeypatch):
     save_quantized(random_quantized(), tmp_path / "q")
     done = launch(f"--config.model={tmp_path / 'q'}", "--execution=integer", f"--workdir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "export.json", "model.stablehlo"]
-    assert "model.stablehlo" in done.stdout
+    written = [".lock", "export.json", "model.stablehlo", "report.html"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+    assert "model.stablehlo" in done.stdout and f"report: {tmp_path / 'out' / 'report.html'}" in done.stdout
+    description = json.loads((tmp_path / "out" / "export.json").read_text())
+    page = Parsed((tmp_path / "out" / "report.html").read_text())
+    assert_complete(page)
+    checksum, height, width = description["files"]["model.stablehlo"], *description["preprocessing"]["image_size"]
+    for shown in (checksum, f"pixels: float32 [batch, {height}, {width}, 3]", "block_0/attention/query_key"):
+        assert shown in page.text
     before = sorted((tmp_path / "q").iterdir())
     done = launch(f"--config.model={tmp_path / 'q'}", "--format=onnx", f"--workdir={tmp_path / 'q'}")
     assert done.returncode == 2 and "holds a saved quantized model" in done.stderr

@@ -44,12 +44,6 @@ def check_geometry(module: nn.Module, where: str) -> None:
 
 
 def _check_swin(module: SwinTransformer, where: str) -> None:
-    last = module.map_size(len(module.depths) - 1)
-    if min(last) < 1:
-        raise InputError(
-            f"{where} has image size {list(module.image_size)}, patch size {list(module.patch_size)} and "
-            f"{len(module.depths)} stages; each stage halves the map, and nothing is left of it"
-        )
     largest = max(max(module.window_size(stage)) for stage in range(len(module.depths)))
     if largest > LARGEST_WINDOW:
         raise InputError(f"{where} has windows of {largest} patches, expected at most {LARGEST_WINDOW}")

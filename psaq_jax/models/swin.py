@@ -196,8 +196,8 @@ class SwinTransformer(nn.Module):
     `widths`, `depths`, `heads` and `hidden` have one number a stage. `convention` is "transformers" or
     "timm": what happens where patches, windows or mergings don't fit the map. "transformers" pads the image
     to whole patches, pads the map and then rolls it; "timm" cuts the remainder of the image off, rolls the
-    map and then pads it, and sizes the windows by maps rounded down. The original release, which refuses such
-    images, equals both.
+    map and then pads it. The original release, which refuses such images, equals both. (timm before 1.0.31 sized
+    windows by maps rounded down.)
     """
 
     image_size: tuple[int, int]
@@ -218,10 +218,10 @@ class SwinTransformer(nn.Module):
     synthesis_learning_rate = 0.25  # the paper's for Swin
 
     def map_size(self, stage: int) -> tuple[int, int]:
-        """(rows, columns) of the map that sizes the windows of a stage."""
-        if self.convention == "timm":
-            return tuple(i // p // 2**stage for i, p in zip(self.image_size, self.patch_size, strict=True))
-        return tuple(-(-i // (p * 2**stage)) for i, p in zip(self.image_size, self.patch_size, strict=True))
+        """(rows, columns) of the map of a stage."""
+        cut = self.convention == "timm"
+        patches = (i // p if cut else -(-i // p) for i, p in zip(self.image_size, self.patch_size, strict=True))
+        return tuple(-(-n // 2**stage) for n in patches)
 
     def window_size(self, stage: int) -> tuple[int, int]:
         """(rows, columns) of the windows of a stage."""
@@ -229,8 +229,7 @@ class SwinTransformer(nn.Module):
 
     def pads(self, stage: int) -> bool:
         """Whether tokens of zeros fill up the windows of a stage."""
-        sides = (-(-side // 2**stage) for side in self.map_size(0))  # mergings pad, whatever sizes the windows
-        return any(side % w for side, w in zip(sides, self.window_size(stage), strict=True))
+        return any(side % w for side, w in zip(self.map_size(stage), self.window_size(stage), strict=True))
 
     @nn.compact
     def __call__(self, pixels):

@@ -197,7 +197,7 @@ BAD = {
     "swin window": (SWIN | {"window_size": 0}, "window_size = 0"),
     "swin huge window": (SWIN | {"window_size": 999, "image_size": 4000}, "windows of 999 patches"),
     "swin absolute": (SWIN | {"use_absolute_embeddings": True}, "use_absolute_embeddings = True"),
-    "timm swin image": (TIMM_SWIN | {"model_args": {"img_size": 16}}, "nothing is left"),
+    "timm swin image": (TIMM_SWIN | {"model_args": {"img_size": 3}}, "a patch must not be larger than the image"),
     "timm zero classes": (TIMM | {"num_classes": 0}, "num_classes = 0"),
     "timm argument": (TIMM | {"model_args": {"act_layer": "relu"}}, "act_layer = 'relu'"),
     "timm unusual": (TIMM | {"model_args": {"init_values": 1e-5}}, "init_values"),

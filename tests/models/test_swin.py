@@ -37,7 +37,7 @@ def test_projections_see_no_token_that_only_pads_the_map(name):
 
 
 def test_more_references_are_there():
-    assert len(MORE) == 8
+    assert len(MORE) == 9
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,16 @@ def test_more_references_are_there():
 )
 def test_window_and_shift(size, window, odd, convention, expected):
     assert swin.window_and_shift(size, window, odd, convention) == expected
+
+
+@pytest.mark.parametrize(
+    ("convention", "expected"),
+    [("transformers", [(10, 7), (5, 4), (3, 2), (2, 1)]), ("timm", [(9, 7), (5, 4), (3, 2), (2, 1)])],
+)
+def test_merging_rounds_up_what_it_halves(convention, expected):
+    module = swin.SwinTransformer((38, 28), (4, 4), (8,) * 4, (1,) * 4, (1,) * 4, (8,) * 4, (7, 7), 5)
+    module = module.clone(convention=convention)
+    assert [module.map_size(stage) for stage in range(4)] == expected
 
 
 def test_windows_are_image_major_and_row_major():

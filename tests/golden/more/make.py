@@ -30,6 +30,7 @@ TIMM_SWIN = {
     "timm_swin_padded": {"img_size": 26, "patch_size": 2, "window_size": 4},
     "timm_swin_oblong": {"img_size": [24, 40], "patch_size": 4, "window_size": 5},
     "timm_swin_clamped": {"img_size": 24, "patch_size": 2, "window_size": 8, "qkv_bias": False},
+    "timm_swin_halves": {"img_size": [36, 28], "patch_size": 4, "window_size": 4},  # maps of 9x7 and, rounded up, 5x4
 }
 VIT = {
     "hf_vit_oblong": {"image_size": [24, 16], "patch_size": 8, "hidden_act": "quick_gelu", "qkv_bias": False},

@@ -119,10 +119,11 @@ def read(config: Mapping[str, Any], source: str) -> Architecture:
     architectures = config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
     if not isinstance(architecture, str) or architecture not in FAMILIES:
+        found = f"architectures[0] = {str(architecture)[:80]!r}" if architecture is not None else "no architectures"
+        bare = isinstance(architecture, str) and "Classification" not in architecture
         raise InputError(
-            f"{where} has architectures[0] = {str(architecture)[:80]!r}; "
-            f"supported are {', '.join(FAMILIES)}, "
-            "and timm's vit_*, deit_* and swin_*"
+            f"{where} has {found}{', which is without a classifier' if bare else ''}; "
+            f"supported are {', '.join(FAMILIES)}, and timm's vit_*, deit_* and swin_*; take another model"
         )
     model_type, build = FAMILIES[architecture]
     given = Fields(config, where)

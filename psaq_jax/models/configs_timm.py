@@ -28,21 +28,21 @@ TRAINING = {
 USUAL = {
     "in_chans": 3, "class_token": True, "init_values": None, "qk_norm": False, "pre_norm": False,
     "fc_norm": None, "reg_tokens": 0, "no_embed_class": False, "always_partition": False, "head_dim": None,
+    "pos_embed": "learn", "final_norm": True, "embed_norm_layer": None, "block_fn": None, "act_layer": None,
+    "norm_layer": None,
 }  # fmt: skip
 
 
 def _arguments(config: Mapping, name_says: dict[str, Any], source: str) -> Fields:
     """`model_args` over what the name says; whatever else they ask for is refused, not ignored."""
     where = f"{source}: config.json"
-    given = config.get("model_args") or {}
-    if not isinstance(given, Mapping):
-        raise Fields(config, where).error("model_args", "an object")
+    given = Fields(config, where).object("model_args") if config.get("model_args") else {}
     fields = Fields(given, f"{where}'s model_args")
     for name, value in given.items():
         if name in USUAL and value != USUAL[name]:
-            raise fields.error(name, f"{USUAL[name]!r}, the only supported value")
+            raise fields.uncovered(name, repr(USUAL[name]))
         if name not in USUAL and name not in TRAINING and name not in name_says:
-            raise fields.error(name, f"only {', '.join(name_says)}")
+            raise fields.uncovered(name, f"only {', '.join(name_says)}")
     cfg, defaults = _pretrained_cfg(config), dict(name_says)
     if cfg.get("fixed_input_size") and isinstance(cfg.get("input_size"), list | tuple):
         defaults["img_size"] = list(cfg["input_size"][-2:])  # as timm does it
@@ -57,6 +57,8 @@ def _pretrained_cfg(config: Mapping) -> Mapping:
 
 
 def _common(f: Fields) -> dict[str, Any]:
+    if f.values["num_classes"] == 0:
+        raise f.unsupported("num_classes", "backbones without a classifier")
     return {
         "image_size": f.pair("img_size"), "patch_size": f.pair("patch_size"),
         "classes": f.whole("num_classes", MOST_CLASSES), "qkv_bias": f.flag("qkv_bias"),
@@ -114,7 +116,7 @@ WRAPPER = "timm_model."  # what transformers' TimmWrapperForImageClassification 
 _SIDE = r"\d{1,4}"
 FAMILIES: dict[str, Callable] = {
     rf"(vit|deit)_(?P<size>{'|'.join(VIT_SIZES)})(?P<distilled>_distilled)?"
-    rf"_patch(?P<patch>{_SIDE})_(?P<image>{_SIDE})": _vit,
+    rf"_patch(?P<patch>{_SIDE})_(?P<image>{_SIDE})(_in21k)?": _vit,
     rf"swin_(?P<size>{'|'.join(SWIN_SIZES)})"
     rf"_patch(?P<patch>{_SIDE})_window(?P<window>{_SIDE})_(?P<image>{_SIDE})(_in22k)?": _swin,
 }
@@ -137,7 +139,7 @@ def read(config: Mapping[str, Any], source: str, tensor_names: Callable[[], Iter
     raise InputError(
         f"{where} has architecture = {architecture[:80]!r}; supported are timm's "
         "vit_SIZE_patchN_IMAGE, deit_SIZE[_distilled]_patchN_IMAGE and swin_SIZE_patchN_windowN_IMAGE, "
-        f"and transformers' {', '.join(configs_huggingface.FAMILIES)}"
+        f"and transformers' {', '.join(configs_huggingface.FAMILIES)}; take another model"
     )
 
 

@@ -40,6 +40,10 @@ class Fields:
         """Of a field that may well be right."""
         return InputError(f"{self._found(name)}; {models} are not supported, take another model")
 
+    def uncovered(self, name: str, expected: str) -> InputError:
+        """Of a field that may well be right, but for the values that are covered."""
+        return InputError(f"{self._found(name)}, expected {expected}: others are not supported, take another model")
+
     def _found(self, name: str) -> str:
         found = repr(self.values[name]) if name in self.values else "missing"
         found = found if len(found) <= 80 else found[:77] + "..."
@@ -83,11 +87,18 @@ class Fields:
             raise self.error(name, "true or false")
         return value
 
+    def object(self, name: str) -> Mapping[str, Any]:
+        """An object of fields."""
+        value = self.values.get(name)
+        if not isinstance(value, Mapping):
+            raise self.error(name, "an object")
+        return value
+
     def choice(self, name: str, choices) -> str:
         """One of these strings."""
         value = self.values.get(name)
         if not isinstance(value, str) or value not in choices:
-            raise self.error(name, f"one of {', '.join(choices)}")
+            raise self.uncovered(name, f"one of {', '.join(choices)}")
         return value
 
     def hidden(self, width: int) -> int:

@@ -19,11 +19,11 @@ from psaq_jax.errors import InputError, first
 from psaq_jax.models import names
 from psaq_jax.models.architecture import Architecture
 from psaq_jax.models.configs import read_architecture
-from psaq_jax.models.fields import LARGEST_IMAGE
+from psaq_jax.models.fields import LARGEST_IMAGE, Fields
 from psaq_jax.models.model import Model
 from psaq_jax.models.positions import interpolate
 from psaq_jax.models.preprocessing import Preprocessing
-from psaq_jax.models.sources import CONFIG, PREPROCESSOR, find_checkpoint
+from psaq_jax.models.sources import CONFIG, PREPROCESSOR, PROCESSOR, find_checkpoint
 from psaq_jax.models.tensors import TensorReader, file_stamps, tensor_files
 
 LOG = logging.getLogger(__name__)
@@ -71,6 +71,11 @@ def load_model(source: str, image_size: int | tuple[int, int] | None = None, rev
     if size != module.image_size:
         module, params = resize(module, params, size, source, architecture.antialias)
     if preprocessing.image_size != size:
+        if image_size is None:
+            LOG.warning(
+                "%s: its preprocessing makes images of %dx%d pixels, its config.json is of %dx%d, which is what it "
+                "runs at here", source, *preprocessing.image_size, *size,
+            )  # fmt: skip
         preprocessing = preprocessing.with_image_size(*size)
     return Model(jax.tree.map(jnp.asarray, params), module, architecture.labels, preprocessing, source, stamps)
 
@@ -90,14 +95,13 @@ def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessi
             raise InputError(f"{path} has pretrained_cfg = {str(cfg)[:80]!r}, expected an object")
         make = functools.partial(Preprocessing.from_timm, cfg)
     else:
-        path = directory / PREPROCESSOR
-        preprocessor = files.read_json(path, "it holds the preprocessing") if os.path.lexists(path) else None
+        path, preprocessor = _read_preprocessor(directory)
         make = functools.partial(Preprocessing.from_huggingface, config, preprocessor)
     try:
         found = make()
     except InputError as error:
-        raise InputError(f"{path if path.exists() else directory}: {error}") from None
-    if not path.exists():
+        raise InputError(f"{path}: {error}") from None
+    if path == directory:
         LOG.warning("%s has no preprocessor_config.json; assumed is what is usual: %s", directory, found)
     least, greatest = found.pixel_range
     if max(-least, greatest) > USUAL_PIXELS:
@@ -107,6 +111,17 @@ def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessi
             path, least, greatest,
         )  # fmt: skip
     return found
+
+
+def _read_preprocessor(directory: pathlib.Path) -> tuple[pathlib.Path, Mapping | None]:
+    """Where a preprocessor's fields are, and these; the directory and None if nowhere."""
+    hint = "it holds the preprocessing"
+    if os.path.lexists(directory / PREPROCESSOR):
+        return directory / PREPROCESSOR, files.read_json(directory / PREPROCESSOR, hint)
+    if os.path.lexists(directory / PROCESSOR):
+        fields = Fields(files.read_json(directory / PROCESSOR, hint), str(directory / PROCESSOR))
+        return directory / PROCESSOR, fields.object("image_processor")
+    return directory, None
 
 
 def load_params(directory: pathlib.Path, architecture: Architecture, source: str) -> dict:

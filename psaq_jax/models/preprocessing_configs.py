@@ -10,8 +10,8 @@ HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's codes 0 to 5
 
-# The class defaults of transformers, for fields that a file leaves out. A number as size means a square,
-# except where the default is a shortest edge.
+# The class defaults of transformers, for fields that a file leaves out. A number as size means a square unless
+# `default_to_square` is false, as it is by default where the default size is a shortest edge.
 PROCESSORS = {
     "ViT": {"size": {"height": 224, "width": 224}, "resample": 2, "image_mean": HALF, "image_std": HALF},
     "DeiT": {
@@ -57,6 +57,8 @@ def from_huggingface(config: Mapping, preprocessor: Mapping | None) -> dict:
             raise bad("config.json: model_type", family, known, "add a preprocessor_config.json")
         fraction, mean, std = FAMILIES[family]
         return fractional(model_size, fraction, "center") | {"mean": mean, "std": std}
+    if preprocessor.get("do_pad"):
+        raise bad("do_pad", preprocessor["do_pad"], "false", "padding is not supported: pad before, or leave it out")
     defaults = PROCESSORS[processor_type(config, preprocessor)]
     fields = defaults | {key: value for key, value in preprocessor.items() if value is not None}
     resize, before = resize_fields(fields, defaults)
@@ -123,7 +125,7 @@ def processor_type(config: Mapping, preprocessor: Mapping) -> str:
 
 def resize_fields(fields, defaults) -> tuple[str, tuple[int, int]]:
     size, field = fields["size"], "size"
-    if isinstance(size, int) and "shortest_edge" in defaults["size"]:
+    if isinstance(size, int) and not flag(fields, "default_to_square", "shortest_edge" not in defaults["size"]):
         size = {"shortest_edge": size}
     if isinstance(size, Mapping) and "shortest_edge" in size:
         if size.get("longest_edge") is not None:

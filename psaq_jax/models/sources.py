@@ -8,8 +8,9 @@ from psaq_jax.errors import InputError
 
 ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+PROCESSOR = "processor_config.json"  # where transformers looks for the preprocessor too
 INDEX = "model.safetensors.index.json"
-DOWNLOADED = (CONFIG, PREPROCESSOR, WEIGHTS, "model-*.safetensors", INDEX)
+DOWNLOADED = (CONFIG, PREPROCESSOR, PROCESSOR, WEIGHTS, "model-*.safetensors", INDEX)
 
 
 def find_checkpoint(source: str, revision: str | None = None) -> pathlib.Path:

@@ -12,6 +12,7 @@ from psaq_jax.errors import InputError, reading, reason_of
 from psaq_jax.models.sources import INDEX, WEIGHTS
 
 OTHERS = {".bin", ".pth", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".safetensors"}
+POINTER = b"version https://git-lfs"
 FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -35,9 +36,11 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
     shards = [name for name in others if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
     if shards:
         raise InputError(f"{directory}: found {shards[0]}, but {INDEX} is missing; download it too")
+    safe = next((name for name in others if name.endswith(".safetensors")), None)
+    rename = f"rename {safe} if it holds the whole model (an adapter has to be merged into its model before); "
     raise InputError(
         f"{directory}: found {', '.join(others[:8]) or 'no weights'}, expected {WEIGHTS} (or {INDEX}); "
-        "pickled weights are never read: convert them where you trust them, with "
+        f"{rename if safe else ''}pickled weights are never read: convert them where you trust them, with "
         "model.save_pretrained(DIR, safe_serialization=True), or for timm "
         "safetensors.torch.save_file(model.state_dict(), FILE)"
     )
@@ -85,8 +88,10 @@ class TensorReader:
         self._types: dict[str, str] = {}
         self._files: dict[str, safetensors.safe_open] = {}
         for path in paths:
-            with reading(path):
-                path.open("rb").close()  # safetensors calls missing what it has no right to read
+            with reading(path), path.open("rb") as file:  # safetensors calls missing what it has no right to read
+                start = file.read(len(POINTER))
+            if start == POINTER:
+                raise InputError(f"{path}: is git-lfs's pointer to a file, expected the file; fetch it: git lfs pull")
             try:
                 self._add(path, safetensors.safe_open(path, framework="numpy"))
             except (OSError, ValueError, safetensors.SafetensorError) as error:

@@ -63,6 +63,22 @@ def test_other_weights_get_a_line_that_says_how_to_convert(vit, name):
     message = refused(vit)
     for part in (name, "never read", "safe_serialization=True", "safetensors.torch.save_file"):
         assert part in message
+    assert ("rename weights.safetensors if it holds the whole model" in message) == name.endswith(".safetensors")
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(vit):
+    (vit / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    assert "model.safetensors: is git-lfs's pointer to a file" in refused(vit)
+
+
+def test_a_preprocessor_in_processor_config(vit, tmp_path):
+    expected = psaq_jax.load_model(vit).preprocessing
+    fields = (vit / "preprocessor_config.json").read_text()
+    (vit / "preprocessor_config.json").unlink()
+    (vit / "processor_config.json").write_text(f'{{"image_processor": {fields}, "processor_class": "AutoProcessor"}}')
+    assert psaq_jax.load_model(vit).preprocessing == expected
+    (vit / "processor_config.json").write_text('{"image_processor": []}')
+    assert f"{vit / 'processor_config.json'} has image_processor = [], expected an object" in refused(vit)
 
 
 def make_hub_cache(cache, checkpoint, commit, revision):
@@ -228,3 +244,13 @@ def test_an_image_smaller_than_a_patch(vit):
 @pytest.mark.parametrize("name", ["hf_swin", "timm_swin"])
 def test_swin_runs_at_its_own_size_only(name):
     assert "this family runs at its own (32, 32) only" in refused(GOLDEN / "checkpoints" / name, image_size=64)
+
+
+@pytest.mark.parametrize("name", ["hf_swin", "hf_vit"])
+def test_a_preprocessor_of_another_size_is_warned_of(name, tmp_path, caplog):
+    checkpoint = copied(name, tmp_path)
+    assert psaq_jax.load_model(checkpoint).preprocessing.image_size == (32, 32) and not caplog.records
+    path = checkpoint / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"height": 48, "width": 40}}))
+    assert psaq_jax.load_model(checkpoint).preprocessing.image_size == (32, 32)
+    assert "its preprocessing makes images of 48x40 pixels, its config.json is of 32x32" in caplog.text

@@ -44,6 +44,13 @@ def test_families_without_a_preprocessor_file(model_type, size, before, mean):
             {"image_processor_type": "BitImageProcessorFast", "size": 40, "crop_size": 30},
             ("cover", (40, 40), (30, 30)),
         ),
+        "vit, integer size is the shortest edge": (
+            VIT | {"size": 40, "default_to_square": False, "do_center_crop": True, "crop_size": 30},
+            ("cover", (40, 40), (30, 30)),
+        ),
+        "bit, integer size is a square": (
+            BIT | {"size": 40, "default_to_square": True, "crop_size": 30}, ("exact", (40, 40), (30, 30)),
+        ),
         "no type": ({"size": {"height": 24, "width": 32}}, ("exact", (24, 32), (24, 32))),
         "crop switched off": (
             {"image_processor_type": "DeiTImageProcessor", "size": 40, "do_center_crop": False},
@@ -91,6 +98,8 @@ def test_flags_switch_off_rescaling_and_normalising():
         (BIT | {"crop_size": 41}, "crop_size"),
         (BIT | {"do_center_crop": False}, "do_center_crop"),
         (VIT | {"do_resize": "yes"}, "do_resize"),
+        (VIT | {"size": 40, "default_to_square": 0}, "default_to_square"),
+        (VIT | {"do_pad": True, "pad_size": 240}, "do_pad"),
         (VIT | {"rescale_factor": 0}, "rescale_factor"),
         (VIT | {"image_mean": [0.5, 0.5]}, "image_mean"),
         (VIT | {"image_std": [0.5, 0.5, 0.0]}, "image_std"),

@@ -73,7 +73,7 @@ class JobConfig:
 
     Attributes:
       model: source for `load_model`; "hard:SOURCE": a copy with outlier channels (`hard_copies`), the same function.
-      image_size: pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own size.
+      image_size: pixels to run the model at; 0: the checkpoint's own size.
       revision: branch, tag or commit of a hub id; "": its main one.
       data: data set spec, or "" for none.
       calibration: which calibration sets, out of synthesized, noise and real.

@@ -18,7 +18,7 @@ class Architecture:
     table: Table
     prefix: str  # what the name table's "{prefix}" stands for
     labels: tuple[str, ...]  # in the order of the logits
-    resizable: bool  # whether its own library runs it at any resolution (DINOv2, timm's dynamic_img_size)
+    resizable: bool  # whether its own library runs it at any resolution (DINOv2, Swin, timm's dynamic_img_size)
     antialias: bool = False  # whether it filters position embeddings for another grid (timm, DINOv2 with registers)
 
 

@@ -92,6 +92,8 @@ FAMILIES: dict[str, tuple[str, Callable]] = {  # architectures[0]: (model_type, 
     "Dinov2WithRegistersForImageClassification": ("dinov2_with_registers", _dinov2_registers),
 }
 
+RESIZABLE = ("swin", "dinov2", "dinov2_with_registers")  # run at the size that their preprocessor makes
+
 _BASE = {
     "image_size": 224, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12,
     "num_attention_heads": 12, "qkv_bias": True, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
@@ -133,7 +135,7 @@ def read(config: Mapping[str, Any], source: str) -> Architecture:
         raise given.unsupported("num_channels", "models of images that have not 3 channels")
     labels = _labels(given)
     module, arguments, table = build(Fields(DEFAULTS[model_type] | dict(config), where))
-    resizable, antialias = model_type.startswith("dinov2"), model_type == "dinov2_with_registers"
+    resizable, antialias = model_type in RESIZABLE, model_type == "dinov2_with_registers"
     return Architecture(module(**arguments, classes=len(labels)), table, model_type, labels, resizable, antialias)
 
 

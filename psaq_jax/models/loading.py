@@ -24,6 +24,7 @@ from psaq_jax.models.model import Model
 from psaq_jax.models.positions import interpolate
 from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.sources import CONFIG, PREPROCESSOR, PROCESSOR, find_checkpoint
+from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.tensors import TensorReader, file_stamps, tensor_files
 
 LOG = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ def load_model(source: str, image_size: int | tuple[int, int] | None = None, rev
     Args:
       source: a local directory, a hub id such as "facebook/deit-tiny-patch16-224", or
         "bundled:fashion_mnist_vit".
-      image_size: pixels (one number, or height and width) to run a ViT, DeiT or DINOv2 at; its position
-        embeddings are interpolated as transformers or timm does. Default: the checkpoint's own size; of DINOv2, which
-        runs at any, its preprocessor's.
+      image_size: pixels (one number, or height and width) to run at. Position embeddings are interpolated as
+        transformers or timm does; a Swin's windows stay as they are. Default: the checkpoint's own size; of DINOv2 and
+        transformers' Swin, which run at any, their preprocessor's.
       revision: branch, tag or commit of a hub id.
     Returns:
       The `Model`, parameters in float32.
@@ -183,15 +184,22 @@ _abstract_params_once = functools.lru_cache(maxsize=16)(abstract_params)  # trac
 
 
 def resize(module, params: dict, size: tuple[int, int], source: str, antialias: bool):
-    """(module, params) at another image size, by interpolated position embeddings.
+    """(module, params) at another image size, position embeddings interpolated.
 
     Raises:
-      InputError: Swin, whose windows belong to its image size; or an image smaller than one patch.
+      InputError: an image smaller than one patch, or than the windows of a Swin.
     """
-    if "position_embedding" not in params:
-        raise InputError(f"{source}: image_size={size}, but this family runs at its own {module.image_size} only")
     if size[0] < module.patch_size[0] or size[1] < module.patch_size[1]:
         raise InputError(f"{source}: image_size={size} is smaller than one patch {module.patch_size}")
     resized = module.clone(image_size=size)
+    if isinstance(module, SwinTransformer):
+        for stage in range(len(module.depths)):
+            found, expected = resized.window_size(stage), module.window_size(stage)
+            if found != expected:
+                raise InputError(
+                    f"{source}: image_size={size} makes windows of {found} in stage {stage}, its weights are for "
+                    f"{expected}; take another size"
+                )
+        return resized, params
     table = interpolate(params["position_embedding"], module.grid, resized.grid, antialias)
     return resized, params | {"position_embedding": table}

@@ -106,10 +106,10 @@ def test_activations_of_the_config(name):
     assert read_architecture(VIT | {"hidden_act": name}, "DIR").module.activation == name
 
 
-def test_dinov2_alone_takes_the_image_size_of_its_preprocessor():
+def test_dinov2_and_swin_take_the_image_size_of_their_preprocessor():
     for name, (model_type, _) in configs_huggingface.FAMILIES.items():
         found = read_architecture({"architectures": [name], "num_labels": 2}, "DIR")
-        assert found.resizable == model_type.startswith("dinov2"), name
+        assert found.resizable == (model_type == "swin" or model_type.startswith("dinov2")), name
     assert not any(read_architecture(config, "DIR").resizable for config in (TIMM, TIMM_SWIN))
     assert read_architecture(TIMM | {"model_args": {"dynamic_img_size": True}}, "DIR").resizable
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 import psaq_jax
 from psaq_jax.models.sources import DOWNLOADED, find_checkpoint
-from tests.golden_files import GOLDEN
+from tests.golden_files import GOLDEN, golden, nhwc
 from tests.models.checkpoints import BFLOAT16, copied, edit_config, refused, shard, tensors, write_tensors
 
 HEAD = "classifier.weight"
@@ -242,15 +242,29 @@ def test_an_image_smaller_than_a_patch(vit):
 
 
 @pytest.mark.parametrize("name", ["hf_swin", "timm_swin"])
-def test_swin_runs_at_its_own_size_only(name):
-    assert "this family runs at its own (32, 32) only" in refused(GOLDEN / "checkpoints" / name, image_size=64)
+def test_swin_at_another_size_matches_its_own_library(name):
+    """Made by tests/golden/more/make.py: maps that the windows do not divide."""
+    archive = golden(f"more/another_size/{name}.npz")
+    pixels = nhwc(archive["pixel_values_nchw"])
+    model = psaq_jax.load_model(GOLDEN / "checkpoints" / name, image_size=pixels.shape[1:3])
+    assert model.preprocessing.image_size == pixels.shape[1:3]
+    np.testing.assert_allclose(model(pixels), archive["logits"], atol=5e-6)
 
 
-@pytest.mark.parametrize("name", ["hf_swin", "hf_vit"])
-def test_a_preprocessor_of_another_size_is_warned_of(name, tmp_path, caplog):
+@pytest.mark.parametrize("name", ["hf_swin", "timm_swin"])
+def test_swin_with_smaller_windows_is_refused(name):
+    message = refused(GOLDEN / "checkpoints" / name, image_size=12)
+    assert "image_size=(12, 12) makes windows of (3, 3) in stage 1, its weights are for (4, 4)" in message
+
+
+@pytest.mark.parametrize("name, expected", [("hf_swin", (48, 40)), ("hf_vit", (32, 32))])
+def test_a_preprocessor_of_another_size(name, expected, tmp_path, caplog):
+    """transformers' Swin runs at it, and its ViT, which would not, is warned of."""
     checkpoint = copied(name, tmp_path)
     assert psaq_jax.load_model(checkpoint).preprocessing.image_size == (32, 32) and not caplog.records
     path = checkpoint / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"height": 48, "width": 40}}))
-    assert psaq_jax.load_model(checkpoint).preprocessing.image_size == (32, 32)
-    assert "its preprocessing makes images of 48x40 pixels, its config.json is of 32x32" in caplog.text
+    model = psaq_jax.load_model(checkpoint)
+    assert model.preprocessing.image_size == model.module.image_size == expected
+    warned = "its preprocessing makes images of 48x40 pixels, its config.json is of 32x32" in caplog.text
+    assert warned == (name == "hf_vit")

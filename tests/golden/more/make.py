@@ -3,7 +3,8 @@
 With torch 2.13.0, transformers 5.23.0, timm 1.0.31 (without its dependencies), safetensors, pillow.
 
 Small random models of geometries that the other references lack: padded windows and maps, windows as large as the map,
-images that are not square, patches that do not divide the image. Tests never run this file.
+images that are not square, patches that do not divide the image. And Swins of ../checkpoints at another image size:
+another_size/NAME.npz. Tests never run this file.
 """
 
 import importlib.abc
@@ -16,7 +17,7 @@ import types
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 HERE = pathlib.Path(__file__).parent
 SMALL = {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4], "mlp_ratio": 2.0}
@@ -82,6 +83,25 @@ def timm_swin(arguments, name, seed):
     save_reference(model, name, arguments["img_size"])
 
 
+def another_size(name, load):
+    """Of a checkpoint at a size whose maps its windows do not divide."""
+    pixels = torch.randn(3, 3, 41, 58, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = load(HERE.parent / "checkpoints" / name, pixels.shape[2:]).eval()(pixels)
+    (HERE / "another_size").mkdir(exist_ok=True)
+    logits = logits if isinstance(logits, torch.Tensor) else logits.logits
+    np.savez_compressed(HERE / "another_size" / f"{name}.npz", pixel_values_nchw=pixels.numpy(), logits=logits.numpy())
+
+
+def timm_checkpoint(folder, size):
+    import timm
+
+    arguments = json.loads((folder / "config.json").read_text())["model_args"] | {"img_size": tuple(size)}
+    model = timm.create_model("swin_tiny_patch4_window7_224", **arguments)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model
+
+
 class WithoutTorchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """timm imports torchvision for its transforms, which nothing here uses and which has no CPU build."""
 
@@ -116,6 +136,8 @@ if __name__ == "__main__":
     for i, (name, changes) in enumerate(VIT.items()):
         sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
         hugging_face(transformers.ViTConfig(**sizes, **changes), transformers.ViTForImageClassification, name, 10 + i)
+    another_size("hf_swin", lambda folder, size: transformers.SwinForImageClassification.from_pretrained(folder))
     sys.meta_path.insert(0, WithoutTorchvision())
+    another_size("timm_swin", timm_checkpoint)
     for i, (name, arguments) in enumerate(TIMM_SWIN.items()):
         timm_swin(arguments, name, 20 + i)

@@ -13,7 +13,7 @@ from launch.config import recipe_fields, synthesis_fields
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.model = "bundled:fashion_mnist_vit"  # hub id, directory in Hugging Face's or timm's layout, or bundled:NAME
-    c.image_size = 0  # pixels to run a ViT, DeiT or DINOv2 at; 0: the checkpoint's own
+    c.image_size = 0  # pixels to run the model at; 0: the checkpoint's own
     c.revision = ""  # branch, tag or commit of a hub id
     c.data = "bundled:fashion_mnist"  # bundled:, tfds:, folder: or npz:; "" for none: agreement replaces accuracy
     c.seed = 0  # of noise, labels, jitter and the choice of real images

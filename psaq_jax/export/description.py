@@ -1,12 +1,14 @@
-"""export.json: what a program needs beside the exported files. Both formats may share a folder. For a page: the same in
-tables."""
+"""export.json: what a program needs beside the exported files, and the same for a page.
+
+Both formats may share a folder.
+"""
 
 import dataclasses
 import pathlib
 
 from psaq_jax import checksums, files, resumption
 from psaq_jax.checks import check_folder_path
-from psaq_jax.errors import InputError
+from psaq_jax.errors import InputError, first
 from psaq_jax.machine import versions
 from psaq_jax.quantization.artefact import is_artefact
 from psaq_jax.quantization.transform import QuantizedModel
@@ -72,14 +74,13 @@ def answer(description: dict) -> str:
 
 def tables(description: dict, folder, note: str) -> list[Table]:
     """The exported files, and what a program needs to know that runs them; the note says what was exported."""
-    sizes = {name: (pathlib.Path(folder) / name).stat().st_size for name in description["files"]}
-    rows = [(name, checksum, f"{sizes[name] / 1e6:.2f}") for name, checksum in description["files"].items()]
-    said = {place: description[place] for place in ("input", "output")}
-    told = [(place, f"{x['name']}: {x['dtype']} [{', '.join(map(str, x['shape']))}]") for place, x in said.items()]
+    folder, told = pathlib.Path(folder), []
+    rows = [(name, sha, f"{(folder / name).stat().st_size / 1e6:.2f}") for name, sha in description["files"].items()]
+    for place in ("input", "output"):
+        x = description[place]
+        told.append((place, f"{x['name']}: {x['dtype']} [{', '.join(map(str, x['shape']))}]"))
     told += [(name, str(x)) for name, x in description["preprocessing"].items() if x is not None]
-    labels = description["labels"]
-    more = [f"and {len(labels) - FIRST:,} more"] if len(labels) > FIRST else []
-    told.append(("labels", ", ".join([*labels[:FIRST], *more]) or "none"))
+    told.append(("labels", first(description["labels"], FIRST)))
     return [
         Table("Files", ("file", "SHA-256", "MB"), rows, 2, note),
         Table("For a program that runs it", ("", ""), told, 2, "export.json has this for programs."),

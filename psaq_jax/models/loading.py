@@ -91,9 +91,8 @@ def _checked_size(image_size) -> tuple[int, int]:
 
 def _read_preprocessing(directory: pathlib.Path, config: Mapping) -> Preprocessing:
     if "architecture" in config:
-        path, cfg = directory / CONFIG, config.get("pretrained_cfg", config)
-        if not isinstance(cfg, Mapping):
-            raise InputError(f"{path} has pretrained_cfg = {str(cfg)[:80]!r}, expected an object")
+        path = directory / CONFIG
+        cfg = Fields(config, str(path)).object("pretrained_cfg") if "pretrained_cfg" in config else config
         make = functools.partial(Preprocessing.from_timm, cfg)
     else:
         path, preprocessor = _read_preprocessor(directory)

@@ -36,11 +36,11 @@ def tensor_files(directory: pathlib.Path) -> list[pathlib.Path]:
     shards = [name for name in others if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
     if shards:
         raise InputError(f"{directory}: found {shards[0]}, but {INDEX} is missing; download it too")
-    safe = next((name for name in others if name.endswith(".safetensors")), None)
-    rename = f"rename {safe} if it holds the whole model (an adapter has to be merged into its model before); "
+    safe = [name for name in others if name.endswith(".safetensors")]
+    rename = f"rename {safe[0]} if it holds the whole model (merge an adapter into its model before); " if safe else ""
     raise InputError(
         f"{directory}: found {', '.join(others[:8]) or 'no weights'}, expected {WEIGHTS} (or {INDEX}); "
-        f"{rename if safe else ''}pickled weights are never read: convert them where you trust them, with "
+        f"{rename}pickled weights are never read: convert them where you trust them, with "
         "model.save_pretrained(DIR, safe_serialization=True), or for timm "
         "safetensors.torch.save_file(model.state_dict(), FILE)"
     )

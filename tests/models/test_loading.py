@@ -71,7 +71,7 @@ def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(vit):
     assert "model.safetensors: is git-lfs's pointer to a file" in refused(vit)
 
 
-def test_a_preprocessor_in_processor_config(vit, tmp_path):
+def test_a_preprocessor_in_processor_config(vit):
     expected = psaq_jax.load_model(vit).preprocessing
     fields = (vit / "preprocessor_config.json").read_text()
     (vit / "preprocessor_config.json").unlink()
@@ -244,7 +244,7 @@ def test_an_image_smaller_than_a_patch(vit):
 @pytest.mark.parametrize("name", ["hf_swin", "timm_swin"])
 def test_swin_at_another_size_matches_its_own_library(name):
     """Made by tests/golden/more/make.py: maps that the windows do not divide."""
-    archive = golden(f"more/another_size/{name}.npz")
+    archive = golden(f"more/another_size/{name}/reference.npz")
     pixels = nhwc(archive["pixel_values_nchw"])
     model = psaq_jax.load_model(GOLDEN / "checkpoints" / name, image_size=pixels.shape[1:3])
     assert model.preprocessing.image_size == pixels.shape[1:3]

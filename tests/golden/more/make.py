@@ -4,7 +4,7 @@ With torch 2.13.0, transformers 5.23.0, timm 1.0.31 (without its dependencies), 
 
 Small random models of geometries that the other references lack: padded windows and maps, windows as large as the map,
 images that are not square, patches that do not divide the image. And Swins of ../checkpoints at another image size:
-another_size/NAME.npz. Tests never run this file.
+another_size/NAME. Tests never run this file.
 """
 
 import importlib.abc
@@ -50,6 +50,7 @@ def randomize(model, seed):
 
 
 def save_reference(model, name, size):
+    (HERE / name).mkdir(parents=True, exist_ok=True)
     height, width = size if isinstance(size, list) else (size, size)
     pixels = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -85,18 +86,14 @@ def timm_swin(arguments, name, seed):
 
 def another_size(name, load):
     """Of a checkpoint at a size whose maps its windows do not divide."""
-    pixels = torch.randn(3, 3, 41, 58, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        logits = load(HERE.parent / "checkpoints" / name, pixels.shape[2:]).eval()(pixels)
-    (HERE / "another_size").mkdir(exist_ok=True)
-    logits = logits if isinstance(logits, torch.Tensor) else logits.logits
-    np.savez_compressed(HERE / "another_size" / f"{name}.npz", pixel_values_nchw=pixels.numpy(), logits=logits.numpy())
+    size = [41, 58]
+    save_reference(load(HERE.parent / "checkpoints" / name, size).eval(), f"another_size/{name}", size)
 
 
 def timm_checkpoint(folder, size):
     import timm
 
-    arguments = json.loads((folder / "config.json").read_text())["model_args"] | {"img_size": tuple(size)}
+    arguments = json.loads((folder / "config.json").read_text())["model_args"] | {"img_size": size}
     model = timm.create_model("swin_tiny_patch4_window7_224", **arguments)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model

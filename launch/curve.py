@@ -9,16 +9,17 @@
     python -m launch.curve --workdir=DIR
 
 Reads DIR/*/config.json and runs.json; writes DIR/MODEL.png: points of top-1 lost and agreement with the float model,
-mean and standard deviation over seeds, a line a recipe and bandwidth, a column a pair of bit-widths.
+mean and standard deviation over seeds, a line a recipe and bandwidth, a column a pair of bit-widths; and
+DIR/report.html, with the pictures and their figures.
 """
 
 from absl import flags
 
 from launch import config as launch_config
-from psaq_jax import files
+from launch import pages
+from psaq_jax import files, sweep_curves
 from psaq_jax.report.figures import accuracy_curves
 from psaq_jax.sweep import slug
-from psaq_jax.sweep_curves import read_sweeps
 from psaq_jax.workdir import local_folder
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweeps' folders.", required=True)
@@ -26,8 +27,16 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweeps' folders.",
 
 def main():
     with local_folder(WORKDIR.value) as workdir:
-        for model, results in read_sweeps(workdir).items():
-            print(f"  curves of {model}: {files.write_bytes(workdir / f'{slug(model)}.png', accuracy_curves(results))}")
+        found = sweep_curves.read_sweeps(workdir)
+        drawn = {model: accuracy_curves(results) for model, results in found.items()}
+        for model, png in drawn.items():
+            print(f"  curves of {model}: {files.write_bytes(workdir / f'{slug(model)}.png', png)}")
+        page = pages.write_tables(
+            workdir, None, [table for model in found for table in sweep_curves.tables(model, found[model])],
+            heading=", ".join(found), kind="report of iterations", lead=sweep_curves.answer(found),
+            figures={f"{model}: accuracy over iterations": png for model, png in drawn.items()},
+        )  # fmt: skip
+        print(f"  report: {page}")
 
 
 if __name__ == "__main__":

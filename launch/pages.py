@@ -30,13 +30,14 @@ def write(folder: pathlib.Path, config: JobConfig, results: dict, **shown) -> pa
 
 def write_tables(folder: pathlib.Path, config, tables: Sequence[Table], **shown) -> pathlib.Path | str:
     """Writes FOLDER/report.html of a run that quantizes nothing, on this machine, with the memory that it took until
-    now; shown: as `report.render_tables` takes it."""
+    now; config: None for a script without one; shown: as `report.render_tables` takes it."""
     results = machine.describe_machine() | {"peak_memory_bytes": machine.peak_memory_bytes()}
     return written(lambda: _write(report.render_tables, folder, config, results, tables=tables, **shown))
 
 
 def _write(render: Callable[..., str], folder, config, results, **shown):
-    page = render(results, config=dataclasses.asdict(config), command=launch_config.command(), **shown)
+    settings = None if config is None else dataclasses.asdict(config)
+    page = render(results, config=settings, command=launch_config.command(), **shown)
     return files.write_text(folder / "report.html", page)
 
 

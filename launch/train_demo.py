@@ -4,7 +4,8 @@
 
 `--data_dir` holds the four idx files of Fashion-MNIST (Debian's package dataset-fashion-mnist, or
 github.com/zalandoresearch/fashion-mnist). A killed run resumes from its last epoch. The test set is looked at once an
-epoch for the log; the weights that are saved are those of the last epoch, whatever its figure.
+epoch for the log; the weights that are saved are those of the last epoch, whatever its figure. DIR/report.html has the
+log as a table.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from launch import config as launch_config
-from launch import console
+from launch import console, pages
 from psaq_jax import training
 from psaq_jax.checks import check_seed
 from psaq_jax.checksums import checksum
@@ -28,6 +29,7 @@ from psaq_jax.models.saving import save_huggingface
 from psaq_jax.models.swin import SwinTransformer
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.resumption import read_tree, write_tree
+from psaq_jax.text_tables import Table
 from psaq_jax.workdir import keep_settings, results_folder
 
 DATA = flags.DEFINE_string("data_dir", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files.")
@@ -37,7 +39,7 @@ BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1, 60_000)
 RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate of AdamW.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation, order and augmentation.", 0)
 FAMILY = flags.DEFINE_enum("family", "vit", ["vit", "swin"], "What is trained: the demo model, or a small Swin.")
-STATE, SETTINGS = "training_state.npz", "training_settings.json"
+STATE, SETTINGS, LOG = "training_state.npz", "training_settings.json", "training_log.jsonl"
 SIZE = (28, 28)
 MEAN, STD = 0.286, 0.353  # of the training images, as published with the data set
 MODULES = {
@@ -89,16 +91,20 @@ def train(images, labels, test, output: pathlib.Path) -> None:
     }  # fmt: skip
     keep_settings(output / SETTINGS, settings, "belongs to a training with", "choose another --output")
     state = restored(saved, training.initial_state(module, optimizer, images[:1], SEED.value))
-    for epoch in range(int(state.step) // epoch_steps, EPOCHS.value):
+    done = int(state.step) // epoch_steps
+    for epoch in range(done, EPOCHS.value):
         started = time.time()
         bar = console.bar(f"epoch {epoch + 1}")
         state, loss = training.train_epoch(step, state, images, labels, BATCH.value, SEED.value, epoch, bar)
         if not np.isfinite(loss):
             raise InputError(f"--learning_rate is {RATE.value}: epoch {epoch + 1} has no finite loss; take a lower one")
         test_top1 = training.top1(module, state.average, *test)
-        note(output / "training_log.jsonl", epoch, loss, test_top1, time.time() - started)
+        note(output / LOG, epoch, loss, test_top1, time.time() - started)
+        page = write_page(output, len(test[0]))
         write_tree(saved, state)
     save_huggingface(output, module, state.average, FASHION_MNIST_LABELS, mean=(MEAN,) * 3, std=(STD,) * 3)
+    if done < EPOCHS.value:
+        print(f"  report: {page}")
 
 
 def restored(saved: pathlib.Path, start):
@@ -118,6 +124,17 @@ def note(log: pathlib.Path, epoch: int, loss: float, test_top1: float, seconds: 
     print(text, flush=True)
     rows = log.read_text().splitlines()[:epoch] if log.exists() else []  # without one that a killed run wrote
     write_bytes(log, "".join(f"{line}\n" for line in (*rows, text)).encode())
+
+
+def write_page(output: pathlib.Path, tested: int) -> pathlib.Path | str:
+    """The log as a page; tested: images of the test set."""
+    log = [json.loads(line) for line in (output / LOG).read_text().splitlines()]
+    forms = {"epoch": "", "train_loss": ".4f", "test_top1": ".2f", "seconds": ".1f"}
+    rows = [[f"{row[name]:{form}}" for name, form in forms.items()] for row in log]
+    table = Table("Epochs", ("epoch", "training loss", "test top-1 %", "seconds"), rows, 0)
+    lead = f"{rows[-1][2]} % top-1 on {tested:,} test images after epoch {rows[-1][0]} of {EPOCHS.value}."
+    heading = f"{FAMILY.value} on Fashion-MNIST"
+    return pages.write_tables(output, None, [table], heading=heading, kind="training report", lead=lead)
 
 
 if __name__ == "__main__":

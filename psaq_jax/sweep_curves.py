@@ -1,13 +1,16 @@
-"""Sweeps that differ in the iterations and the bandwidth of the synthesis, read for `launch.curve`."""
+"""Sweeps that differ in the iterations and the bandwidth of the synthesis: read, and in tables, for `launch.curve`."""
 
 import json
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 
 from psaq_jax.errors import InputError, reading
+from psaq_jax.report.settings import Setting, images_text, settings
+from psaq_jax.text_tables import Table
 
-FIGURES = ("top1", "agreement")
+FIGURES = {"top1": "top-1", "agreement": "agreement with the float model"}
 
 
 def read_sweeps(folder: pathlib.Path) -> dict[str, dict[float, dict[int, dict]]]:
@@ -39,6 +42,37 @@ def read_sweeps(folder: pathlib.Path) -> dict[str, dict[float, dict[int, dict]]]
     if not found:
         raise InputError(f"{folder}: found no sweep (*/runs.json), expected those of configs/accuracy.py:iterations")
     return found
+
+
+def tables(model: str, curves: Mapping[float, Mapping[int, dict]]) -> list[Table]:
+    """Top-1 and agreement of one model of `read_sweeps`: a row a count of iterations, a column a pair of bit-widths."""
+    cells: dict[tuple[str, ...], dict[str, Setting]] = {}
+    for bandwidth in sorted(curves):
+        for iterations, results in sorted(curves[bandwidth].items()):
+            for s in settings(results):
+                row = (s.recipe, s.calibration, f"{bandwidth:g}", f"{iterations:,}")
+                cells.setdefault(row, {})[s.bits] = s
+    recipes = list(dict.fromkeys(row[:2] for row in cells))
+    order = sorted(cells, key=lambda row: recipes.index(row[:2]))  # all of a recipe and calibration together
+    bits = list(dict.fromkeys(pair for row in order for pair in cells[row]))
+    found = []
+    for name, title in FIGURES.items():
+        values = [[getattr(cells[row].get(pair), name, None) for pair in bits] for row in order]
+        if any(map(any, values)):
+            lines = [[*row, *(v.text() if v else "-" for v in line)] for row, line in zip(order, values, strict=True)]
+            header = ("recipe", "calibrated on", "bandwidth", "iterations", *bits)
+            found.append(Table(f"{model}: {title}, %", header, lines, 2))
+    return found
+
+
+def answer(found: Mapping[str, Mapping[float, Mapping[int, dict]]]) -> str:
+    """What the sweeps of `read_sweeps` are of, in a sentence."""
+    sweeps = [results for curves in found.values() for curve in curves.values() for results in curve.values()]
+    counts = sorted({iterations for curves in found.values() for curve in curves.values() for iterations in curve})
+    seeds = len({run["seed"] for run in sweeps[0]["runs"]})
+    spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    parts = [f"Accuracy after {', '.join(f'{n:,}' for n in counts)} iterations of the synthesis", spread]
+    return ", ".join(filter(None, (*parts, images_text(sweeps[0])))) + "."
 
 
 def _read_sweep(path: pathlib.Path) -> tuple[dict, int, float, list[dict]]:

@@ -32,6 +32,13 @@ def test_draws_a_curve_a_model_and_refuses_unlike_sweeps(tmp_path, monkeypatch):
     with Image.open(tmp_path / f"{slug('bundled:fashion_mnist_vit')}.png") as picture:
         picture.load()
         assert picture.format == "PNG"
+    page = (tmp_path / "report.html").read_text()
+    assert f"report: {ascii(str(tmp_path))[1:-1]}" in done.stdout and page.count('src="data:image/png;base64,') == 1
+    assert "Accuracy after 20, 100 iterations of the synthesis, mean and standard deviation over 2 seeds" in page
+    for iterations, bandwidth in ((20, 0.01), (100, 0.01), (20, 0.05)):
+        numbers = (bandwidth, iterations, "88.25 ± 0.35", "86.25 ± 0.35")
+        row = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
+        assert page.count(f'<td class="">paper</td><td class="">synthesized</td>{row}') == 1
     for other, complaint in (
         ((50, 0.01, {"data": "npz:FILE"}), "differs from the other sweeps in more than synthesis.iterations and"),
         ((20, 0.05, {}), "a second sweep of 20 iterations and bandwidth 0.05"),
@@ -59,6 +66,8 @@ def test_draws_agreement_where_there_was_no_data(tmp_path):
     (tmp_path / "20" / "runs.json").write_text(json.dumps([results(seeds=(0, 1), labelled=False)]))
     done = launch("curve", f"--workdir={tmp_path}", config=None)
     assert done.returncode == 0 and list(tmp_path.glob("*.png")), done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "agreement with the float model, %</h2>" in page and "top-1, %</h2>" not in page
 
 
 def test_refuses_what_is_no_sweep(tmp_path):

@@ -397,6 +397,8 @@ def test_a_training_shows_its_progress_and_goes_on(tmp_path):
     assert done.returncode == 0 and all(f"epoch {n}: 100%" in done.stderr for n in (1, 2, 3)), done.stderr
     written = {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()}
     assert "model.safetensors" in written and written["training_log.jsonl"].count(b"\n") == 3
+    assert b"top-1 on 4 test images after epoch 3 of 3." in written["report.html"]
+    assert f"report: {tmp_path / 'output' / 'report.html'}\n" in done.stdout
     again = launch("train_demo", *given, config=None)
     assert again.returncode == 0 and "epoch" not in again.stderr, again.stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()} == written

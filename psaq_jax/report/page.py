@@ -91,6 +91,7 @@ def render_tables(
     kind: str,
     lead: str,
     galleries: Mapping[str, Sequence[pictures.Picture]] | None = None,
+    figures: Mapping[str, bytes] | None = None,
     command: str = "",
     config: Mapping | None = None,
 ) -> str:
@@ -99,7 +100,7 @@ def render_tables(
     Args:
       results: where it ran, as `machine.describe_machine` tells; "seconds" and "peak_memory_bytes" as in results.json.
       heading: what was measured, such as a model; kind: of report; lead: the answer in a sentence or two.
-      galleries: {title: pictures}, below the tables.
+      figures: {title: PNG}, above the tables; galleries: {title: pictures}, below them.
       command, config: as `render_page`.
     """
     return _render(
@@ -110,6 +111,7 @@ def render_tables(
         lead=lead,
         tables=tables,
         galleries=galleries or {},
+        figures={title: pictures.data_address(png) for title, png in (figures or {}).items()},
         sizes=[],
         **_origin(results, command, config),
     )

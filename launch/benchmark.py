@@ -12,6 +12,8 @@ two factors, which is 2 to 7 percent more), in the time of the whole step, and o
 share_of_bf16_peak. On a CPU also processor_overhead_ratio, the quotient of processor times: it holds on a busy machine
 too. --profile writes a trace of the last case's step to DIR/profile/plugins/profile/TIME: open its
 perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
+--config.topology=v5e:2x2 compiles for a TPU chip that is not there (libtpu: extra `tpu`) and runs nothing: in the place
+of seconds are cycles_per_iteration and model_pass_cycles, which are the compiler's estimates.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from absl import flags
 
 from launch import config as launch_config
 from launch import console, pages
-from psaq_jax import benchmark, files
+from psaq_jax import benchmark, files, topologies
 from psaq_jax.cases import check_loadable
 from psaq_jax.workdir import results_folder
 
@@ -41,14 +43,19 @@ def main():
 def measure_cases(config, workdir):
     results = []
     check_loadable(config.cases)
+    told = topologies if config.topology else benchmark
+    chip = topologies.chip(config.topology) if config.topology else None
     for i, name in enumerate(config.cases):
-        profile = workdir / "profile" if PROFILE.value and i == len(config.cases) - 1 else None
-        bar, settings = console.bar(name), (config.batch_size, config.dtype, config.repeats)
-        results.append(benchmark.measure(name, *settings, profile=profile, progress=bar))
+        if chip:
+            results.append(topologies.estimate(name, config.batch_size, config.dtype, chip))
+        else:
+            profile = workdir / "profile" if PROFILE.value and i == len(config.cases) - 1 else None
+            bar, settings = console.bar(name), (config.batch_size, config.dtype, config.repeats)
+            results.append(benchmark.measure(name, *settings, profile=profile, progress=bar))
         files.write_json(workdir / "benchmark.json", results)
-    table = benchmark.table(results)
+    table = told.table(results)
     page = pages.write_tables(
-        workdir, config, [table], heading=", ".join(config.cases), kind="speed report", lead=benchmark.answer(results)
+        workdir, config, [table], heading=", ".join(config.cases), kind="speed report", lead=told.answer(results)
     )
     print(table.plain())
     print(f"  results: {workdir / 'benchmark.json'} on {results[0]['device']}\n  report: {page}")

@@ -46,12 +46,14 @@ class BenchmarkConfig:
 
     Attributes:
       cases: sources of `case_model`. batch_size: images of a group. dtype: of the passes. repeats: interleaved pairs.
+      topology: "", or TPU chips to compile for, such as "v5e:2x2", which need not be there: nothing is timed.
     """
 
     cases: tuple[str, ...]
     batch_size: int = 32
     dtype: str = "float32"
     repeats: int = 5
+    topology: str = ""
 
     def __post_init__(self):
         check_cases(self.cases)
@@ -75,7 +77,7 @@ def measure(
 
     `profile` is a folder to write a trace of the step to, for XProf and Perfetto; it is taken after the timing.
     """
-    model = case_model(name).with_dtype(dtype)
+    model = case_model(name).with_dtype(dtype).with_kernels_rounded()
     config = SynthesisConfig(num_images=batch_size, group_size=batch_size)
     state = jax.jit(functools.partial(initial_group, model, config))(0, 0)
     began = time.perf_counter()

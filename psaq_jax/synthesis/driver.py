@@ -118,7 +118,7 @@ def synthesize_parts(
         checkpoints.belong_to({"model": model.fingerprint(), "seed": int(seed), "synthesis": settings})
     if config.recipe == "default":
         model = balanced(model)
-    model = jax.device_put(model, placement.everywhere)
+    model = jax.device_put(model.with_kernels_rounded(), placement.everywhere)
     first = int(distributed.from_first({"first": np.int64(first)})["first"])
     for part in distributed.each_from_first(checkpoints.groups.read(first) if checkpoints else ()):
         if first >= config.groups:  # of a job of this folder that needed more of them

@@ -123,13 +123,26 @@ def kernel_density(similarity: jax.Array, grid: jax.Array, bandwidth: float = BA
 
       p(x) = mean_s exp(−(x−s)²/2h²) / (h·√(2π))
 
-    Point by point, so that nothing as large as [g, p, p] is held. Each point's kernel is first added up over `parts`
-    of the similarities, in one elementwise pass that writes only the sums.
+    Point by point, so that nothing as large as [g, p, p] is held.
+    """
+    in_parts, at_once = (functools.partial(f, bandwidth=bandwidth) for f in (_sums_in_parts, _sums_at_once))
+    sums = jax.lax.platform_dependent(similarity, grid, cpu=in_parts, default=at_once)
+    return sums * np.float32(1 / (bandwidth * np.sqrt(2 * np.pi) * similarity[0].size))
+
+
+def _sums_in_parts(similarity, grid, bandwidth):
+    """Each point's kernel [i, g], first added up over parts of the similarities: one elementwise pass, which writes
+    only these sums. Of ten reductions XLA makes ten passes on a CPU.
     """
     parts = max(n for n in range(1, MOST_PARTS + 1) if similarity[0].size % n == 0)
     split = similarity.reshape(len(similarity), parts, -1)
-    sums = jnp.stack([sum(_kernel(split[:, n], x, bandwidth) for n in range(parts)) for x in grid], axis=1)
-    return sums.sum(axis=-1) * np.float32(1 / (bandwidth * np.sqrt(2 * np.pi) * similarity[0].size))
+    return jnp.stack([sum(_kernel(split[:, n], x, bandwidth) for n in range(parts)) for x in grid], axis=1).sum(axis=-1)
+
+
+def _sums_at_once(similarity, grid, bandwidth):
+    """The same by reductions, of which XLA makes one pass elsewhere."""
+    axes = tuple(range(1, similarity.ndim))
+    return jnp.stack([jnp.sum(_kernel(similarity, x, bandwidth), axes) for x in grid], axis=1)
 
 
 def density_gradient(

@@ -21,10 +21,23 @@ def total_variation(images: jax.Array) -> jax.Array:
 
 
 def _norms(images):
-    """The four norms. The squares are added up over parts of the batch first, in one pass that writes only the sums."""
+    """The four norms."""
+    return jnp.sqrt(jax.lax.platform_dependent(images, cpu=_squares_in_parts, default=_squares_at_once))
+
+
+def _squares_in_parts(images):
+    """Sums of squares, added up over parts of the batch first: one pass, which writes only these sums. Of four
+    reductions XLA makes four passes on a CPU.
+    """
     parts = jnp.split(_with_border(images), max(n for n in range(1, 9) if len(images) % n == 0))
     squares = [sum(jnp.square(_differences(x, images.shape, *to)) for x in parts) for to in NEIGHBOURS]
-    return jnp.sqrt(jnp.stack(squares).sum(axis=(1, 2, 3)))
+    return jnp.stack(squares).sum(axis=(1, 2, 3))
+
+
+def _squares_at_once(images):
+    """The same by reductions, of which XLA makes one pass elsewhere."""
+    bordered = _with_border(images)
+    return jnp.stack([jnp.sum(jnp.square(_differences(bordered, images.shape, *to))) for to in NEIGHBOURS])
 
 
 def _with_border(images):

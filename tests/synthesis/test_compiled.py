@@ -18,6 +18,7 @@ from psaq_jax.synthesis.entropy import GRID_POINTS
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
 
 DEPTH, WIDTH, HIDDEN, SIDE, PATCHES = 2, 24, 96, 48, 144
+KERNELS = {(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH), (3 * 4 * 4, WIDTH), (WIDTH, 7)}
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,7 @@ def test_the_gradient_is_with_respect_to_the_images_alone(text):
     backward = 1 + DEPTH * (4 + 2 * 2) + 1  # one for every kernel, two for a product of two activations
     similarities = DEPTH * 2  # the Gram matrix, and its gradient by symmetry
     assert len(shapes) == forward + backward + similarities
-    kernels = {(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH), (3 * 4 * 4, WIDTH), (WIDTH, 7)}
-    kernels |= {shape[::-1] for shape in kernels}
+    kernels = KERNELS | {shape[::-1] for shape in KERNELS}
     assert not kernels & {tuple(map(int, shape.split(","))) for shape in shapes if shape}
 
 
@@ -87,6 +87,21 @@ def test_accelerators_take_the_step_and_do_not_branch_by_its_values(model, recip
         step.lower(lowering_platforms=(name,)).as_text().count("stablehlo.case") for name in ("cpu", "cuda", "tpu")
     )
     assert cpu - DEPTH == cuda == tpu
+
+
+def test_kernels_are_rounded_before_the_loop(model):
+    config = psaq_jax.SynthesisConfig(num_images=2, group_size=2)
+
+    def rounded(passes):
+        """Shapes of the parameters that the step rounds."""
+        state = initial_group(passes, config, 0, 0)
+        step = jax.jit(lambda model, state: scan_chunk(model, config, state, 0, 2)).trace(passes, state)
+        text = step.lower(lowering_platforms=("tpu",)).as_text()
+        found = re.findall(r"stablehlo.convert %arg\d+ : \(tensor<([\dx]+)xf32>\) -> tensor<[\dx]+xbf16>", text)
+        return {tuple(map(int, shape.split("x"))) for shape in found}
+
+    passes = model.with_dtype("bfloat16")
+    assert rounded(passes) >= KERNELS and not rounded(passes.with_kernels_rounded()) & KERNELS
 
 
 def test_memory_is_what_the_backward_pass_needs(model):

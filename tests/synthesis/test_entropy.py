@@ -33,6 +33,15 @@ def test_density_matches_the_release(name, images):
     np.testing.assert_allclose(density, ref["density"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bandwidth", [0.01, 0.2])
+def test_accelerators_sum_to_the_same_density(bandwidth):
+    similarity = np.random.default_rng(0).uniform(-0.3, 1, (3, 7, 11)).astype("f")
+    grid = np.linspace(-0.3, 1, 10, dtype="f")
+    found, expected = (f(similarity, grid, bandwidth) for f in (entropy._sums_at_once, entropy._sums_in_parts))
+    assert found.shape == (3, 10)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name, images", CASES.items())
 def test_entropy_and_gradient_match_the_release(name, images):
     ref = case(name)

@@ -196,8 +196,8 @@ class SwinTransformer(nn.Module):
     `widths`, `depths`, `heads` and `hidden` have one number a stage. `convention` is "transformers" or
     "timm": what happens where patches, windows or mergings don't fit the map. "transformers" pads the image
     to whole patches, pads the map and then rolls it; "timm" cuts the remainder of the image off, rolls the
-    map and then pads it. The original release, which refuses such images, equals both. (timm before 1.0.31 sized
-    windows by maps rounded down.)
+    map and then pads it. The original release, which refuses such images, equals both on square maps. (timm before
+    1.0.31 sized windows by maps rounded down.)
     """
 
     image_size: tuple[int, int]

@@ -126,13 +126,13 @@ def kernel_density(similarity: jax.Array, grid: jax.Array, bandwidth: float = BA
     Point by point, so that nothing as large as [g, p, p] is held.
     """
     in_parts, at_once = (functools.partial(f, bandwidth=bandwidth) for f in (_sums_in_parts, _sums_at_once))
-    sums = jax.lax.platform_dependent(similarity, grid, cpu=in_parts, default=at_once)
+    sums = jax.lax.platform_dependent(similarity, grid, tpu=at_once, default=in_parts)
     return sums * np.float32(1 / (bandwidth * np.sqrt(2 * np.pi) * similarity[0].size))
 
 
 def _sums_in_parts(similarity, grid, bandwidth):
     """Each point's kernel [i, g], first added up over parts of the similarities: one elementwise pass, which writes
-    only these sums. Of ten reductions XLA makes ten passes on a CPU.
+    only these sums. Of ten reductions XLA makes ten passes, but on a TPU.
     """
     parts = max(n for n in range(1, MOST_PARTS + 1) if similarity[0].size % n == 0)
     split = similarity.reshape(len(similarity), parts, -1)
@@ -140,7 +140,7 @@ def _sums_in_parts(similarity, grid, bandwidth):
 
 
 def _sums_at_once(similarity, grid, bandwidth):
-    """The same by reductions, of which XLA makes one pass elsewhere."""
+    """The same by reductions, of which XLA makes one pass on a TPU, and ten of the sums in parts."""
     axes = tuple(range(1, similarity.ndim))
     return jnp.stack([jnp.sum(_kernel(similarity, x, bandwidth), axes) for x in grid], axis=1)
 

@@ -22,12 +22,12 @@ def total_variation(images: jax.Array) -> jax.Array:
 
 def _norms(images):
     """The four norms."""
-    return jnp.sqrt(jax.lax.platform_dependent(images, cpu=_squares_in_parts, default=_squares_at_once))
+    return jnp.sqrt(jax.lax.platform_dependent(images, tpu=_squares_at_once, default=_squares_in_parts))
 
 
 def _squares_in_parts(images):
     """Sums of squares, added up over parts of the batch first: one pass, which writes only these sums. Of four
-    reductions XLA makes four passes on a CPU.
+    reductions XLA makes four passes, but on a TPU.
     """
     parts = jnp.split(_with_border(images), max(n for n in range(1, 9) if len(images) % n == 0))
     squares = [sum(jnp.square(_differences(x, images.shape, *to)) for x in parts) for to in NEIGHBOURS]
@@ -35,7 +35,7 @@ def _squares_in_parts(images):
 
 
 def _squares_at_once(images):
-    """The same by reductions, of which XLA makes one pass elsewhere."""
+    """The same by reductions, of which XLA makes one pass on a TPU."""
     bordered = _with_border(images)
     return jnp.stack([jnp.sum(jnp.square(_differences(bordered, images.shape, *to))) for to in NEIGHBOURS])
 

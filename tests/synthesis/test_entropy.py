@@ -34,7 +34,7 @@ def test_density_matches_the_release(name, images):
 
 
 @pytest.mark.parametrize("bandwidth", [0.01, 0.2])
-def test_accelerators_sum_to_the_same_density(bandwidth):
+def test_a_tpu_sums_to_the_same_density(bandwidth):
     similarity = np.random.default_rng(0).uniform(-0.3, 1, (3, 7, 11)).astype("f")
     grid = np.linspace(-0.3, 1, 10, dtype="f")
     found, expected = (f(similarity, grid, bandwidth) for f in (entropy._sums_at_once, entropy._sums_in_parts))

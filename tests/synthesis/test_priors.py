@@ -36,7 +36,7 @@ def test_total_variation_is_its_definition(shape):
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_accelerators_sum_to_the_same_total_variation():
+def test_a_tpu_sums_to_the_same_total_variation():
     images = nhwc(REFERENCE["tv/images"])
     value = np.sqrt(priors._squares_at_once(images)).sum()
     np.testing.assert_allclose(value, REFERENCE["tv/value"], rtol=1e-6)

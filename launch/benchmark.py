@@ -24,6 +24,7 @@ from launch import config as launch_config
 from launch import console, pages
 from psaq_jax import benchmark, files, topologies
 from psaq_jax.cases import check_loadable
+from psaq_jax.errors import InputError
 from psaq_jax.workdir import results_folder
 
 CONFIG = launch_config.define_config()
@@ -36,6 +37,9 @@ def main():
     config = launch_config.read_job(CONFIG, benchmark.BenchmarkConfig, "configs/benchmark.py")
     if CASES.value is not None:
         config = dataclasses.replace(config, cases=tuple(CASES.value))
+    if config.topology and PROFILE.value:
+        found = f"config.topology={config.topology} runs nothing that could be profiled"
+        raise InputError(f"{found}; leave --profile or the topology out")
     with results_folder(WORKDIR.value) as workdir:
         measure_cases(config, workdir)
 

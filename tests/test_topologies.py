@@ -60,8 +60,13 @@ def test_what_is_missing_is_named(tmp_path):
         assert "error: the topology 'nowhere' cannot be compiled for" in found
 
 
-def topologies_of(topology, tmp_path) -> str:
-    given = (f"--config.topology={topology}", "--cases=deit_tiny", f"--workdir={tmp_path}")
+def test_there_is_no_profile_of_what_does_not_run(tmp_path):
+    found = topologies_of("v5e:2x2", tmp_path, "--profile")
+    assert "error: config.topology=v5e:2x2 runs nothing that could be profiled; leave --profile or the" in found
+
+
+def topologies_of(topology, tmp_path, *more) -> str:
+    given = (f"--config.topology={topology}", "--cases=deit_tiny", f"--workdir={tmp_path}", *more)
     done = jobs.launch("benchmark", "--config=configs/benchmark.py", *given)
     assert done.returncode == 2 and not list(tmp_path.glob("*.json")), done.stderr
     return done.stderr

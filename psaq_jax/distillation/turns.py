@@ -62,7 +62,7 @@ def enter(
     teacher = teacher.with_dtype(model.module.dtype)
     grids, learned = start(teacher, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
-    original = balanced(model) if synthesis.recipe == "default" else model
+    original = (balanced(model) if synthesis.recipe == "default" else model).with_kernels_rounded()
     models, (grids, steps, learned, moments) = jax.device_put(((teacher, original), student), placement.everywhere)
     turn = generator_config(config, synthesis)
     arena = Arena(*models, grids, steps, config, turn, seed, placement)

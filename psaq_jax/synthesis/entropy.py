@@ -132,7 +132,7 @@ def kernel_density(similarity: jax.Array, grid: jax.Array, bandwidth: float = BA
 
 def _sums_in_parts(similarity, grid, bandwidth):
     """Each point's kernel [i, g], first added up over parts of the similarities: one elementwise pass, which writes
-    only these sums. Of ten reductions XLA makes ten passes, but on a TPU.
+    only these sums. Of ten reductions XLA makes ten passes, except on a TPU.
     """
     parts = max(n for n in range(1, MOST_PARTS + 1) if similarity[0].size % n == 0)
     split = similarity.reshape(len(similarity), parts, -1)

@@ -27,7 +27,7 @@ def _norms(images):
 
 def _squares_in_parts(images):
     """Sums of squares, added up over parts of the batch first: one pass, which writes only these sums. Of four
-    reductions XLA makes four passes, but on a TPU.
+    reductions XLA makes four passes, except on a TPU.
     """
     parts = jnp.split(_with_border(images), max(n for n in range(1, 9) if len(images) % n == 0))
     squares = [sum(jnp.square(_differences(x, images.shape, *to)) for x in parts) for to in NEIGHBOURS]

@@ -4,12 +4,14 @@ Real images excite diverse patch responses, noise excites like ones: the entropy
 pairwise cosine similarities tells them apart. Pure functions of arrays; no Flax.
 
 The gradient of the entropy is computed with its value, because both need the similarities and neither keeps them: a
-layer leaves [b, p, d] for the backward pass, in place of [b, p, p].
+layer leaves [b, p, d] for the backward pass, in place of [b, p, p]. On accelerators layers of one shape are computed
+together: of every layer's small operations alone each would wait for the one before.
 
 Shapes: b batch, h heads, n tokens, d head width, p patches (n without the special tokens), g grid points, i images.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ BANDWIDTH = 0.01
 SMOOTHING = 1e-4
 EPSILON = 1e-8  # the least norm of a patch response
 MOST_PARTS = 8  # of the sum over the similarities
+AT_ONCE = 2**25  # similarities of layers that are computed together: 128 MB of them, twice
 
 
 def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array:
@@ -36,17 +39,21 @@ def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array
       ValueError: attention is not 4-dimensional.
       InputError: no patch is left.
     """
-    return _products(_directions(attention, special_tokens))
+    return _products(_directions(_responses(attention, special_tokens)))
 
 
-def _directions(attention, special_tokens):
-    """The patches' responses, averaged over the heads, at length 1: [b, p, d]."""
+def _responses(attention, special_tokens):
+    """The patches' responses, averaged over the heads: [b, p, d]."""
     if attention.ndim != 4:
         raise ValueError(f"attention is {attention.shape}, expected [batch, heads, tokens, head_dim]")
     if not 0 <= special_tokens < attention.shape[2]:
         found = f"special_tokens={special_tokens} leaves no patch of a layer with {attention.shape[2]}"
         raise InputError(f"{found} tokens; give a larger image_size, or for Swin config.synthesis.recipe=default")
-    x = attention.astype(jnp.float32).mean(axis=1)[:, special_tokens:]
+    return attention.astype(jnp.float32).mean(axis=1)[:, special_tokens:]
+
+
+def _directions(x):
+    """The responses at length 1."""
     # The square root of a clamped sum: zero vectors get gradient zero, where a clamped norm would give NaN.
     # One division a patch, then a product: XLA makes this of x / norm too, but not in every partitioning.
     return x * (1 / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2)))
@@ -74,33 +81,68 @@ def patch_similarity_entropy(
     Raises:
       ValueError: the windows cannot be shared out among the images, or as `patch_similarity`.
     """
-    directions = _directions(attention, special_tokens)
-    images = len(directions) if images is None else images
-    if images < 1 or len(directions) % images:
-        raise ValueError(f"{len(directions)} windows cannot belong to {images} images alike")
-    return _directions_entropy(directions, images, bandwidth)
+    return total_entropy((attention,), images, special_tokens, bandwidth)
+
+
+def total_entropy(
+    attentions: Sequence[jax.Array], images: int | None = None, special_tokens: int = 1, bandwidth: float = BANDWIDTH
+) -> jax.Array:
+    """The sum of `patch_similarity_entropy` over layers: a scalar."""
+    responses = tuple(_responses(attention, special_tokens) for attention in attentions)
+    for x in responses:
+        if images is not None and (images < 1 or len(x) % images):
+            raise ValueError(f"{len(x)} windows cannot belong to {images} images alike")
+    return sum(_entropies(responses, images, bandwidth))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _directions_entropy(directions, images, bandwidth):
-    similarity = _products(directions).reshape(images, -1, directions.shape[1])
+def _entropies(responses, images, bandwidth):
+    """One scalar for each layer's responses [b, p, d]."""
+    return [_entropy(x, images or len(x), bandwidth) for x in responses]
+
+
+def _entropy(responses, images, bandwidth):
+    similarity = _products(_directions(responses)).reshape(images, -1, responses.shape[1])
     grid = similarity_grid(similarity)
     return _mean_entropy(kernel_density(similarity, grid, bandwidth), grid)
 
 
-def _entropy_and_gradient(directions, images, bandwidth):
+def _entropies_and_gradients(responses, images, bandwidth):
+    each = functools.partial(_entropy_and_gradient, images=images, bandwidth=bandwidth)
+    together = functools.partial(_together, each)
+    found = jax.lax.platform_dependent(*responses, cpu=lambda *layers: [each(x) for x in layers], default=together)
+    return [entropy for entropy, _ in found], [gradient for _, gradient in found]
+
+
+def _together(each, *layers):
+    """`each` of the layers, for those of one shape as one."""
+    found = {}
+    for shape in dict.fromkeys(x.shape for x in layers):
+        alike = [i for i, x in enumerate(layers) if x.shape == shape]
+        most = max(1, AT_ONCE // (shape[0] * shape[1] ** 2))
+        for some in (alike[i : i + most] for i in range(0, len(alike), most)):
+            results = jax.vmap(each)(jnp.stack([layers[i] for i in some]))
+            found |= {i: [y[k] for y in results] for k, i in enumerate(some)}
+    return [tuple(found[i]) for i in range(len(layers))]
+
+
+def _entropy_and_gradient(responses, images, bandwidth):
     """The entropy, and its derivative [b, p, d]: a similarity belongs to two patches, and its matrix is symmetric."""
+    directions, back = jax.vjp(_directions, responses)
     similarity = _products(directions)
-    pooled = similarity.reshape(images, -1, directions.shape[1])
-    grid = similarity_grid(similarity)
+    pooled = similarity.reshape(images or len(responses), -1, responses.shape[1])
+    grid = similarity_grid(pooled)
     entropy, weights = jax.value_and_grad(_mean_entropy)(kernel_density(pooled, grid, bandwidth), grid)
     slope = density_gradient(pooled, grid, weights, bandwidth).reshape(similarity.shape)
-    return entropy, 2 * jnp.einsum("bpq,bqd->bpd", slope, directions, precision="highest")
+    (gradient,) = back(2 * jnp.einsum("bpq,bqd->bpd", slope, directions, precision="highest"))
+    return entropy, gradient
 
 
-_directions_entropy.defvjp(
-    _entropy_and_gradient, lambda images, bandwidth, gradient, cotangent: (cotangent * gradient,)
-)
+def _entropies_backward(images, bandwidth, gradients, cotangents):
+    return (tuple(c * gradient for c, gradient in zip(cotangents, gradients, strict=True)),)
+
+
+_entropies.defvjp(_entropies_and_gradients, _entropies_backward)
 
 
 def similarity_grid(similarity: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from psaq_jax.models.model import Model, exact_products
 from psaq_jax.sites import record
 from psaq_jax.synthesis import frequencies
 from psaq_jax.synthesis.config import SynthesisConfig
-from psaq_jax.synthesis.entropy import patch_similarity_entropy
+from psaq_jax.synthesis.entropy import total_entropy
 from psaq_jax.synthesis.priors import IMAGENET_MEAN, IMAGENET_STD, clip, jitter, total_variation
 
 TERMS = ("loss", "entropy", "cross_entropy", "total_variation")
@@ -55,9 +55,7 @@ def _objective(model: Model, config: SynthesisConfig, images, labels, tv_target)
     special_tokens = 1 if config.recipe == "paper" else model.module.special_tokens
     with exact_products(model.module.dtype):
         logits, attention = record(model.module, model.params, images, "*/attention_output")
-    entropy = -sum(
-        patch_similarity_entropy(a, len(images), special_tokens, config.bandwidth) for a in attention.values()
-    )
+    entropy = -total_entropy(list(attention.values()), len(images), special_tokens, config.bandwidth)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     variation = jnp.abs(total_variation(images) - tv_target)
     loss = entropy + config.cross_entropy_weight * cross_entropy + config.total_variation_weight * variation

@@ -79,14 +79,26 @@ def test_the_host_is_not_called(text):
 
 @pytest.mark.parametrize("recipe, dtype", [("paper", "float32"), ("default", "bfloat16")])
 def test_accelerators_take_the_step_and_do_not_branch_by_its_values(model, recipe, dtype):
-    """On a CPU each layer's entropy chooses by how wide its grid is."""
+    """On a CPU each layer's entropy chooses by how wide its grid is. A choice by platform, two for a layer there and
+    for all of them here, is written as two cases of a constant.
+    """
     config = psaq_jax.SynthesisConfig(num_images=2, group_size=2, recipe=recipe)
     passes, state = model.with_dtype(dtype), initial_group(model, config, 0, 0)
     step = jax.jit(lambda model, state: scan_chunk(model, config, state, 0, 2)).trace(passes, state)
     cpu, cuda, tpu = (
         step.lower(lowering_platforms=(name,)).as_text().count("stablehlo.case") for name in ("cpu", "cuda", "tpu")
     )
-    assert cpu - DEPTH == cuda == tpu
+    assert cpu - DEPTH * (1 + 2 * 2) == cuda - 2 * 2 == tpu - 2 * 2
+
+
+def test_accelerators_take_the_layers_entropies_together(model):
+    """Two products for the similarities of all layers, which are alike; a CPU takes two for each."""
+    config = psaq_jax.SynthesisConfig(num_images=2, group_size=2)
+    state = initial_group(model, config, 0, 0)
+    step = jax.jit(lambda model, state: scan_chunk(model, config, state, 0, 2)).trace(model, state)
+    texts = (step.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu"))
+    cpu, cuda, tpu = (text.count("stablehlo.dot_general") for text in texts)
+    assert cpu - cuda == cpu - tpu == 2 * (DEPTH - 1)
 
 
 def test_kernels_are_rounded_before_the_loop(model):

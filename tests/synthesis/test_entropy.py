@@ -1,5 +1,7 @@
 """Patch-similarity entropy against the release's numbers, and its behaviour at the edges."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,41 @@ def test_gradient_is_the_one_of_the_value(images, bandwidth):
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     # The bandwidth multiplies rounding a hundredfold.
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_layers_add_up():
+    """Of any shapes, in one derivative."""
+    layers = [random_attention(shape, i) for i, shape in enumerate(((4, 2, 5, 3), (2, 1, 7, 4), (4, 3, 5, 3)))]
+
+    def one_by_one(layers):
+        return sum(entropy.patch_similarity_entropy(x, 2, bandwidth=0.05) for x in layers)
+
+    expected = jax.value_and_grad(one_by_one)(layers)
+    found = jax.value_and_grad(lambda layers: entropy.total_entropy(layers, 2, bandwidth=0.05))(layers)
+    assert abs(expected[0]) > 0.1
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 200, 2**25])
+def test_accelerators_take_layers_of_one_shape_together(monkeypatch, at_once):
+    """All, in pairs, or alone, as their similarities take space: what each gives alone."""
+    monkeypatch.setattr(entropy, "AT_ONCE", at_once)
+    shapes = (4, 2, 5, 3), (2, 1, 7, 4), (4, 2, 5, 3), (4, 2, 5, 3)
+    responses = [entropy._responses(random_attention(shape, i), 0) for i, shape in enumerate(shapes)]
+    sizes = []
+
+    def each(x):
+        sizes.append(x.shape)
+        return entropy._entropy_and_gradient(x, 2, 0.05)
+
+    expected = [entropy._entropy_and_gradient(x, 2, 0.05) for x in responses]
+    found = entropy._together(each, *responses)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+    assert len(sizes) == {1: 4, 200: 3, 2**25: 2}[at_once]  # traced once for all that are taken together
+
+
+def random_attention(shape, seed):
+    return np.random.default_rng(seed).normal(size=shape).astype("f")
 
 
 def test_zero_patches_have_finite_gradients():

@@ -98,13 +98,19 @@ def total_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _entropies(responses, images, bandwidth):
     """One scalar for each layer's responses [b, p, d]."""
-    return [_entropy(x, images or len(x), bandwidth) for x in responses]
+    return [_entropy(x, images, bandwidth) for x in responses]
 
 
 def _entropy(responses, images, bandwidth):
-    similarity = _products(_directions(responses)).reshape(images, -1, responses.shape[1])
+    similarity = _pooled(_directions(responses), images)
     grid = similarity_grid(similarity)
     return _mean_entropy(kernel_density(similarity, grid, bandwidth), grid)
+
+
+def _pooled(directions, images):
+    """The similarities, those of an image's windows together: [i, rows, p]."""
+    windows, patches, _ = directions.shape
+    return _products(directions).reshape(images or windows, -1, patches)
 
 
 def _entropies_and_gradients(responses, images, bandwidth):
@@ -115,7 +121,7 @@ def _entropies_and_gradients(responses, images, bandwidth):
 
 
 def _together(each, *layers):
-    """`each` of the layers, for those of one shape as one."""
+    """`each` of the layers, of one shape at once."""
     found = {}
     for shape in dict.fromkeys(x.shape for x in layers):
         alike = [i for i, x in enumerate(layers) if x.shape == shape]
@@ -129,11 +135,10 @@ def _together(each, *layers):
 def _entropy_and_gradient(responses, images, bandwidth):
     """The entropy, and its derivative [b, p, d]: a similarity belongs to two patches, and its matrix is symmetric."""
     directions, back = jax.vjp(_directions, responses)
-    similarity = _products(directions)
-    pooled = similarity.reshape(images or len(responses), -1, responses.shape[1])
-    grid = similarity_grid(pooled)
-    entropy, weights = jax.value_and_grad(_mean_entropy)(kernel_density(pooled, grid, bandwidth), grid)
-    slope = density_gradient(pooled, grid, weights, bandwidth).reshape(similarity.shape)
+    similarity = _pooled(directions, images)
+    grid = similarity_grid(similarity)
+    entropy, weights = jax.value_and_grad(_mean_entropy)(kernel_density(similarity, grid, bandwidth), grid)
+    slope = density_gradient(similarity, grid, weights, bandwidth).reshape(len(directions), -1, similarity.shape[-1])
     (gradient,) = back(2 * jnp.einsum("bpq,bqd->bpd", slope, directions, precision="highest"))
     return entropy, gradient
 

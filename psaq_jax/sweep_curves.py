@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 
 from psaq_jax.errors import InputError, reading
-from psaq_jax.report.settings import Setting, images_text, settings
+from psaq_jax.report.settings import Setting, cell, images_text, settings
 from psaq_jax.text_tables import Table
 
 FIGURES = {"top1": "top-1", "agreement": "agreement with the float model"}
@@ -59,7 +59,7 @@ def tables(model: str, curves: Mapping[float, Mapping[int, dict]]) -> list[Table
     for name, title in FIGURES.items():
         values = [[getattr(cells[row].get(pair), name, None) for pair in bits] for row in order]
         if any(map(any, values)):
-            lines = [[*row, *(v.text() if v else "-" for v in line)] for row, line in zip(order, values, strict=True)]
+            lines = [[*row, *map(cell, line)] for row, line in zip(order, values, strict=True)]
             header = ("recipe", "calibrated on", "bandwidth", "iterations", *bits)
             found.append(Table(f"{model}: {title}, %", header, lines, 2))
     return found

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from psaq_jax import files
-from psaq_jax.report.settings import Setting, Spread, settings
+from psaq_jax.report.settings import Setting, cell, settings
 from psaq_jax.text_tables import Table, one_line
 
 SECONDS = ("synthesis_seconds", "quantization_seconds")
@@ -27,7 +27,7 @@ def rows(results: Iterable[dict]) -> Iterator[list[str]]:
             figures = [f"{base['top1']:.2f}", "", f"{base['top5']:.2f}", f"{base['loss']:.4f}", "", "", "", ""]
             yield [name, "", "float", "", "", *figures]
         for s in settings(result):
-            figures = [_text(getattr(s, field), DECIMALS.get(field, 2)) for field in FIGURES]
+            figures = [cell(getattr(s, field), DECIMALS.get(field, 2)) for field in FIGURES]
             yield [name, s.recipe, s.bits, s.calibration, str(len(s.seeds)), *figures]
 
 
@@ -59,10 +59,6 @@ def write(workdir: pathlib.Path, results: list[dict]) -> dict[str, pathlib.Path]
         "table": files.write_text(workdir / "sweep.csv", as_csv(results)),
         "Markdown": files.write_text(workdir / "sweep.md", table(results).markdown() + "\n"),
     }
-
-
-def _text(value: Spread | None, decimals: int) -> str:
-    return "-" if value is None else value.text(decimals)
 
 
 def _numbers(setting: Setting) -> Iterator[float | None]:

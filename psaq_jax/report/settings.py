@@ -29,6 +29,11 @@ class Spread(NamedTuple):
         return f"{self.mean:.{decimals}f}{spread}"
 
 
+def cell(value: Spread | None, decimals: int = 2) -> str:
+    """A figure over seeds as tables have it: "-" where there is none."""
+    return "-" if value is None else value.text(decimals)
+
+
 class Setting(NamedTuple):
     """All runs of one recipe, pair of bit-widths and calibration set, whatever their seeds.
 

@@ -1,6 +1,6 @@
 """Results as text: the table at the end of the console output, and the same in Markdown."""
 
-from psaq_jax.report.settings import Setting, images_text, settings
+from psaq_jax.report.settings import Setting, cell, images_text, settings
 from psaq_jax.text_tables import Table, one_line
 
 BOLD, DIM, GREEN, YELLOW, RED, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[31m", "\033[0m"
@@ -69,17 +69,12 @@ def _table(results) -> Table:
         names = [one_line(s.recipe)] * several + [one_line(s.bits)]
         names = names if group != before else [""] * len(names)
         before = group
-        rows.append([*names, one_line(s.calibration), *(_text(s, field) for field in shown.values())])
+        rows.append([*names, one_line(s.calibration), *(cell(getattr(s, field)) for field in shown.values())])
     return Table(title(results), [*columns, *shown], rows, len(columns))
 
 
 def _float_cell(base, field) -> str:
     return f"{base['top1']:.2f}" if field == "top1" and base.get("top1") is not None else ""
-
-
-def _text(setting: Setting, field: str) -> str:
-    value = getattr(setting, field)
-    return value.text() if value else "-"
 
 
 def _shade(setting: Setting) -> str:

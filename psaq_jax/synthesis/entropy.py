@@ -101,6 +101,7 @@ def _entropies(responses, images, bandwidth):
     return [_entropy(x, images, bandwidth) for x in responses]
 
 
+@functools.partial(jax.jit, static_argnames=("images", "bandwidth"), inline=True)  # traced once for all layers alike
 def _entropy(responses, images, bandwidth):
     similarity = _pooled(_directions(responses), images)
     grid = similarity_grid(similarity)
@@ -132,6 +133,7 @@ def _together(each, *layers):
     return [tuple(found[i]) for i in range(len(layers))]
 
 
+@functools.partial(jax.jit, static_argnames=("images", "bandwidth"), inline=True)  # traced once for all layers alike
 def _entropy_and_gradient(responses, images, bandwidth):
     """The entropy, and its derivative [b, p, d]: a similarity belongs to two patches, and its matrix is symmetric."""
     directions, back = jax.vjp(_directions, responses)

@@ -55,7 +55,8 @@ def measure_cases(config, workdir):
         else:
             profile = workdir / "profile" if PROFILE.value and i == len(config.cases) - 1 else None
             bar, settings = console.bar(name), (config.batch_size, config.dtype, config.repeats)
-            results.append(benchmark.measure(name, *settings, profile=profile, progress=bar))
+            by = config.fused_attention
+            results.append(benchmark.measure(name, *settings, profile=profile, progress=bar, fused_attention=by))
         files.write_json(workdir / "benchmark.json", results)
     table = told.table(results)
     page = pages.write_tables(

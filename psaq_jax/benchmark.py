@@ -21,12 +21,14 @@ from psaq_jax.cases import LARGEST_BATCH, case_model, check_cases
 from psaq_jax.checks import check_choice, check_whole
 from psaq_jax.comparison.release_adapter.process_memory import peak_process_memory
 from psaq_jax.config import DTYPES
+from psaq_jax.errors import InputError
 from psaq_jax.machine import device_name
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.progress import Progress
-from psaq_jax.synthesis.config import SynthesisConfig
+from psaq_jax.synthesis.config import FUSED_ATTENTIONS, SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
+from psaq_jax.synthesis.passes import prepared
 from psaq_jax.text_tables import Table
 
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v6 lite": 918e12}
@@ -47,6 +49,7 @@ class BenchmarkConfig:
     Attributes:
       cases: sources of `case_model`. batch_size: images of a group. dtype: of the passes. repeats: interleaved pairs.
       topology: "", or TPU chips to compile for, such as "v5e:2x2", which need not be there: nothing is timed.
+      fused_attention: as in `SynthesisConfig`, of the step and of the model's passes beside it.
     """
 
     cases: tuple[str, ...]
@@ -54,12 +57,18 @@ class BenchmarkConfig:
     dtype: str = "float32"
     repeats: int = 5
     topology: str = ""
+    fused_attention: str | None = None
 
     def __post_init__(self):
         check_cases(self.cases)
         check_whole("batch_size", self.batch_size, 1, LARGEST_BATCH)
         check_whole("repeats", self.repeats, 1)
         check_choice("dtype", self.dtype, DTYPES)
+        if self.fused_attention is not None:
+            check_choice("fused_attention", self.fused_attention, FUSED_ATTENTIONS)
+            if self.topology:
+                found = f"fused_attention is {self.fused_attention!r}, and a topology's chips are TPUs"
+                raise InputError(f"{found}; leave either out")
 
 
 class Seconds(NamedTuple):
@@ -71,14 +80,14 @@ class Seconds(NamedTuple):
 
 def measure(
     name: str, batch_size: int, dtype: str, repeats: int = 5, least_seconds: float = 1.0, profile=None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, fused_attention: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One case: see `launch/benchmark.py` for the fields. Times are medians of `repeats`, with minimum and maximum.
 
     `profile` is a folder to write a trace of the step to, for XProf and Perfetto; it is taken after the timing.
     """
-    model = case_model(name).with_dtype(dtype).with_kernels_rounded()
-    config = SynthesisConfig(num_images=batch_size, group_size=batch_size)
+    config = SynthesisConfig(num_images=batch_size, group_size=batch_size, fused_attention=fused_attention)
+    model = prepared(case_model(name).with_dtype(dtype), config)
     state = jax.jit(functools.partial(initial_group, model, config))(0, 0)
     began = time.perf_counter()
     step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, 1)
@@ -93,6 +102,7 @@ def measure(
     device = jax.devices()[0]
     result = {
         "model": name, "batch_size": batch_size, "device": device_name(), "dtype": dtype,
+        "fused_attention": fused_attention,
         **environment(dtype),
         **spread("seconds_per_iteration", [t.wall for t in steps]),
         **spread("model_pass_seconds", [t.wall for t in floors]),

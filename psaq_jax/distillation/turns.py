@@ -18,9 +18,9 @@ from psaq_jax.distillation.student import Grids, Learned, start, units
 from psaq_jax.models.model import Model
 from psaq_jax.quantization.preparation import as_rounded
 from psaq_jax.quantization.transform import QuantizedModel
-from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import GroupState, initial_group, shown
+from psaq_jax.synthesis.passes import prepared
 
 FIRST_GROUP = 2**20  # the turns' groups have numbers, and so noise, that no group of a synthesis of fewer has
 STUDENT = FIRST_GROUP - 1  # and this is the number of the student's own noise
@@ -62,7 +62,7 @@ def enter(
     teacher = teacher.with_dtype(model.module.dtype)
     grids, learned = start(teacher, q)
     student = grids, rates(config, units(grids, learned)), learned, adam.init(learned)
-    original = (balanced(model) if synthesis.recipe == "default" else model).with_kernels_rounded()
+    original = prepared(model, synthesis, devices[0])
     models, (grids, steps, learned, moments) = jax.device_put(((teacher, original), student), placement.everywhere)
     turn = generator_config(config, synthesis)
     arena = Arena(*models, grids, steps, config, turn, seed, placement)

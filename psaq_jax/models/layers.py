@@ -91,6 +91,24 @@ def heads_apart(x: jax.Array, heads: int, bias: bool, dtype) -> list[jax.Array]:
     return [Site(name=name)(x) for name, x in zip(("query", "key", "value"), parts, strict=True)]
 
 
+def fused_attention(query, key, value, implementation: str) -> jax.Array:
+    """softmax(q·kᵀ/√d)·v of [b, h, n, d] in one operation: neither logits nor probabilities are sites, or in memory.
+
+    implementation: of `jax.nn.dot_product_attention`: "cudnn" (flash attention of 16-bit floats on NVIDIA's GPUs) or
+      "xla" (anywhere, and they are in memory).
+    """
+    tokens = query.shape[2]
+    odd = tokens % 2  # of which cuDNN computes no gradients
+    query, key, value = (
+        jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (query, key, value)
+    )
+    lengths = jnp.full(len(query), tokens, jnp.int32) if odd else None
+    x = jax.nn.dot_product_attention(
+        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
+    )
+    return x[:, :tokens].transpose(0, 2, 1, 3)
+
+
 class Product(nn.Module):
     """`einsum(equation, scale·a, b)` of two activations: a module, so that it has a path by which it can be replaced.
 

@@ -12,7 +12,7 @@ Further sites (query, key, value, attention_probabilities) serve recipes that qu
 import flax.linen as nn
 import jax.numpy as jnp
 
-from psaq_jax.models.layers import Mlp, Product, SwiGlu, heads_apart, layer_norm, patchify, softmax
+from psaq_jax.models.layers import Mlp, Product, SwiGlu, fused_attention, heads_apart, layer_norm, patchify, softmax
 from psaq_jax.sites import Site
 
 
@@ -22,17 +22,21 @@ class Attention(nn.Module):
     heads: int
     qkv_bias: bool
     dtype: jnp.dtype = jnp.float32
+    fused: str | None = None
 
     @nn.compact
     def __call__(self, x):
         b, n, c = x.shape
         head_width = c // self.heads
         query, key, value = heads_apart(x, self.heads, self.qkv_bias, self.dtype)
-        logits = Product("bhnd,bhmd->bhnm", name="query_key")(query, key) * head_width**-0.5
-        logits = Site(name="attention_logits")(logits)
-        probabilities = softmax(logits).astype(self.dtype)
-        probabilities = Site(name="attention_probabilities")(probabilities)
-        x = Product("bhnm,bhmd->bhnd", name="attention_value")(probabilities, value)
+        if self.fused:
+            x = fused_attention(query, key, value, self.fused)
+        else:
+            logits = Product("bhnd,bhmd->bhnm", name="query_key")(query, key) * head_width**-0.5
+            logits = Site(name="attention_logits")(logits)
+            probabilities = softmax(logits).astype(self.dtype)
+            probabilities = Site(name="attention_probabilities")(probabilities)
+            x = Product("bhnm,bhmd->bhnd", name="attention_value")(probabilities, value)
         x = Site(name="attention_output")(x)
         x = x.transpose(0, 2, 1, 3).reshape(b, n, c)
         return Site(name="projection_output")(nn.Dense(c, dtype=self.dtype, name="projection")(x))
@@ -49,11 +53,12 @@ class Block(nn.Module):
     layer_scale: bool
     swiglu: bool
     dtype: jnp.dtype = jnp.float32
+    fused_attention: str | None = None
 
     @nn.compact
     def __call__(self, x):
         y = Site(name="norm1_output")(layer_norm("norm1", self.layer_norm_eps, self.dtype)(x))
-        y = Attention(self.heads, self.qkv_bias, self.dtype, name="attention")(y)
+        y = Attention(self.heads, self.qkv_bias, self.dtype, self.fused_attention, name="attention")(y)
         x = Site(name="residual1")(x + self.scaled("layer_scale1", y))
         y = Site(name="norm2_output")(layer_norm("norm2", self.layer_norm_eps, self.dtype)(x))
         if self.swiglu:
@@ -72,6 +77,7 @@ class VisionTransformer(nn.Module):
     """Normalised pixels [b, height, width, 3] -> float32 logits [b, classes].
 
     `head` is "class_token" (ViT, DeiT), "distilled" (two heads, averaged) or "class_and_mean_patch" (DINOv2).
+    `fused_attention` names the implementation of `layers.fused_attention`, in the place of the sites in an attention.
     """
 
     image_size: tuple[int, int]
@@ -90,6 +96,7 @@ class VisionTransformer(nn.Module):
     layer_scale: bool = False
     swiglu: bool = False
     dtype: jnp.dtype = jnp.float32
+    fused_attention: str | None = None
 
     @property
     def special_tokens(self) -> int:
@@ -120,7 +127,7 @@ class VisionTransformer(nn.Module):
         for i in range(self.depth):
             x = Block(
                 self.heads, self.hidden, self.qkv_bias, self.layer_norm_eps, self.activation,
-                self.layer_scale, self.swiglu, self.dtype, name=f"block_{i}",
+                self.layer_scale, self.swiglu, self.dtype, self.fused_attention, name=f"block_{i}",
             )(x)  # fmt: skip
         x = layer_norm("norm", self.layer_norm_eps, self.dtype)(x)
         return Site(name="logits")(self.classify(x).astype(jnp.float32))

@@ -8,6 +8,7 @@ from psaq_jax.synthesis.entropy import BANDWIDTH
 
 RECIPES = ("paper", "default")
 PARAMETRIZATIONS = ("pixels", "frequencies")
+FUSED_ATTENTIONS = ("cudnn", "xla")
 # Far beyond use, and within what counts of iterations and of groups, and random numbers, hold.
 MOST = {"num_images": 10**9, "group_size": 10**6, "iterations": 10**6, "rounds": 10**3}
 LARGEST_JITTER, LARGEST_RATE, LARGEST_VARIATION = 10**4, 10**3, 10**9
@@ -34,6 +35,8 @@ class SynthesisConfig:
       parametrization: what Adam moves: "pixels" or "frequencies", in the measure of natural images (`frequencies.py`,
         docs/experiments.md); None becomes pixels for recipe "paper", which takes nothing else, and frequencies for
         "default".
+      fused_attention: None, or how a ViT's attention is computed in one operation (`jax.nn.dot_product_attention`):
+        "cudnn" (flash attention on NVIDIA's GPUs, of bfloat16) or "xla". It is tried before the first iteration.
     """
 
     num_images: int = 32
@@ -48,6 +51,7 @@ class SynthesisConfig:
     bandwidth: float = BANDWIDTH
     recipe: str = "paper"
     parametrization: str | None = None
+    fused_attention: str | None = None
 
     def __post_init__(self):
         check_types("synthesis", self)
@@ -79,6 +83,8 @@ class SynthesisConfig:
         if self.parametrization is None:
             object.__setattr__(self, "parametrization", "pixels" if self.recipe == "paper" else "frequencies")
         check_choice("synthesis.parametrization", self.parametrization, PARAMETRIZATIONS)
+        if self.fused_attention is not None:
+            check_choice("synthesis.fused_attention", self.fused_attention, FUSED_ATTENTIONS)
         if self.recipe == "paper" and self.parametrization != "pixels":
             found = f"synthesis.parametrization is {self.parametrization!r}, and synthesis.recipe 'paper'"
             raise InputError(f"{found}, which moves pixels; take recipe 'default', or parametrization 'pixels'")

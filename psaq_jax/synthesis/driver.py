@@ -15,12 +15,12 @@ from psaq_jax.checks import check_seed
 from psaq_jax.errors import InputError
 from psaq_jax.models.model import Model, check_float_model, in_float32
 from psaq_jax.progress import Progress
-from psaq_jax.synthesis.balancing import balanced
 from psaq_jax.synthesis.checkpointing import Checkpoints, WaveProgress
 from psaq_jax.synthesis.chunks import CompileTime, compiled, remaining_chunks
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.finished_groups import Part, first_groups
 from psaq_jax.synthesis.loop import TERMS, GroupState, initial_group, shown
+from psaq_jax.synthesis.passes import prepared
 
 CHANGING = ("variables", "count", "mu", "nu")  # what a group's steps change
 
@@ -116,9 +116,7 @@ def synthesize_parts(
     if checkpoints:
         settings = dataclasses.asdict(dataclasses.replace(config, num_images=config.group_size))  # more may come later
         checkpoints.belong_to({"model": model.fingerprint(), "seed": int(seed), "synthesis": settings})
-    if config.recipe == "default":
-        model = balanced(model)
-    model = jax.device_put(model.with_kernels_rounded(), placement.everywhere)
+    model = jax.device_put(prepared(model, config, devices[0]), placement.everywhere)
     first = int(distributed.from_first({"first": np.int64(first)})["first"])
     for part in distributed.each_from_first(checkpoints.groups.read(first) if checkpoints else ()):
         if first >= config.groups:  # of a job of this folder that needed more of them

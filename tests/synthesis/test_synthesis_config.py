@@ -33,6 +33,7 @@ def test_the_ends_are_taken(changes):
         ({"group_size": 10**6 + 1}, "group_size is 1000001, expected a whole number from 1 to 1000000"),
         ({"parametrization": "frequencies"}, "parametrization is 'frequencies', and synthesis.recipe 'paper', which"),
         ({"parametrization": "pixel"}, "parametrization is 'pixel', known are pixels, frequencies"),
+        ({"fused_attention": "flash"}, "fused_attention is 'flash', known are cudnn, xla"),
     ],
 )
 def test_beyond_them_settings_are_named(changes, message):

@@ -41,7 +41,7 @@ def chip(topology: str) -> jax.Device:
 
 def estimate(name: str, batch_size: int, dtype: str, device: jax.Device) -> dict[str, Any]:
     """One case on one chip: the fields of `launch/benchmark.py`, but cycles in the place of seconds."""
-    model = case_model(name).with_dtype(dtype).with_kernels_rounded()
+    model = case_model(name).with_dtype(dtype).with_layers_rounded()
     config = SynthesisConfig(num_images=batch_size, group_size=batch_size)
     state = jax.eval_shape(functools.partial(initial_group, model, config), 0, 0)
     placed = meshes.over([device]).everywhere

@@ -77,7 +77,7 @@ class Model(Classifier):
     """A float vision transformer. A pytree whose leaves are `params`: hand it to jit, grad or vmap as it is.
 
     Attributes:
-      params: the module's parameters, float32 but for `with_kernels_rounded`.
+      params: the module's parameters, float32 but for `with_layers_rounded`.
       module: the Linen module, normalised pixels [b, h, w, 3] -> logits [b, classes].
       labels: class names in the order of the logits.
       preprocessing: raw images -> normalised pixels.
@@ -122,10 +122,12 @@ class Model(Classifier):
         """The same model with its passes computed in `dtype`; parameters stay float32, logits too."""
         return self.replace(module=self.module.clone(dtype=jnp.dtype(dtype).type))
 
-    def with_kernels_rounded(self) -> "Model":
-        """The same passes of kernels that are in the module's dtype already: a loop rounds them in every pass else."""
-        flat = traverse_util.flatten_dict(self.params)
-        rounded = {path: x.astype(self.module.dtype) if path[-1] == "kernel" else x for path, x in flat.items()}
+    def with_layers_rounded(self) -> "Model":
+        """The same passes of kernels and their biases that are in the module's dtype already: a loop rounds them in
+        every pass else.
+        """
+        flat, dtype = traverse_util.flatten_dict(self.params), self.module.dtype
+        rounded = {path: x.astype(dtype) if (*path[:-1], "kernel") in flat else x for path, x in flat.items()}
         return self.replace(params=traverse_util.unflatten_dict(rounded), source=self.source)
 
 

@@ -30,7 +30,7 @@ def prepared(model: Model, config: SynthesisConfig, device: jax.Device | None = 
             raise InputError(f"{found} (attention in windows has biases); leave it out")
         check_fused_attention(module, config.fused_attention, device)
         model = model.replace(module=module.clone(fused_attention=config.fused_attention), source=model.source)
-    return model.with_kernels_rounded()
+    return model.with_layers_rounded()
 
 
 @in_float32

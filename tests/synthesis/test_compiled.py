@@ -19,6 +19,7 @@ from psaq_jax.synthesis.loop import initial_group, scan_chunk
 
 DEPTH, WIDTH, HIDDEN, SIDE, PATCHES = 2, 24, 96, 48, 144
 KERNELS = {(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH), (3 * 4 * 4, WIDTH), (WIDTH, 7)}
+BIASES = {(3 * WIDTH,), (WIDTH,), (HIDDEN,), (7,)}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_accelerators_take_the_layers_entropies_together(model):
     assert cpu - cuda == cpu - tpu == 2 * (DEPTH - 1)
 
 
-def test_kernels_are_rounded_before_the_loop(model):
+def test_kernels_and_their_biases_are_rounded_before_the_loop(model):
     config = psaq_jax.SynthesisConfig(num_images=2, group_size=2)
 
     def rounded(passes):
@@ -113,7 +114,8 @@ def test_kernels_are_rounded_before_the_loop(model):
         return {tuple(map(int, shape.split("x"))) for shape in found}
 
     passes = model.with_dtype("bfloat16")
-    assert rounded(passes) >= KERNELS and not rounded(passes.with_kernels_rounded()) & KERNELS
+    layers = KERNELS | BIASES
+    assert rounded(passes) >= layers and not rounded(passes.with_layers_rounded()) & layers
 
 
 def test_memory_is_what_the_backward_pass_needs(model):

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
-    c.cases = ("bundled:fashion_mnist_vit", "deit_tiny", "deit_small")  # deit_base is for accelerators
+    c.cases = ("bundled:fashion_mnist_vit", "deit_tiny", "deit_small")  # deit_base, swin_tiny and swin_small too
     c.batch_size = 32  # images of one group
     c.dtype = "float32"  # of the model's passes: float32 or bfloat16
     c.repeats = 5  # interleaved; the table shows medians, minima and maxima

@@ -6,12 +6,12 @@ Writes DIR/report.html, and DIR/benchmark.json, a list of cases: model, batch_si
 xla_flags, matmul_precision, seconds_per_iteration (the whole synthesis step), model_pass_seconds (forward and backward
 with respect to the images, cross-entropy only), overhead_ratio (the quotient of two neighbouring runs),
 peak_memory_bytes (by the compiler's account), process_peak_bytes (resident, with all that came before),
-compile_seconds, repeats, iterations_per_repeat; medians, with _min and _max beside them. For ViTs also
-flops_per_iteration and flops_per_second, which count twice the products of the forward pass (attention's pass back to
-two factors, which is 2 to 7 percent more), in the time of the whole step, and on chips that are known
-share_of_bf16_peak. On a CPU also processor_overhead_ratio, the quotient of processor times: it holds on a busy machine
-too. --profile writes a trace of the last case's step to DIR/profile/plugins/profile/TIME: open its
-perfetto_trace.json.gz at ui.perfetto.dev, or DIR/profile with `xprof`.
+compile_seconds, repeats, iterations_per_repeat; medians, with _min and _max beside them; flops_per_iteration and
+flops_per_second, which count twice the products of the forward pass (attention's pass back to two factors, which is 2
+to 7 percent more), in the time of the whole step, and on chips that are known share_of_bf16_peak; fused_attention. On
+a CPU also processor_overhead_ratio, the quotient of processor times: it holds on a busy machine too. --profile writes a
+trace of the last case's step to DIR/profile/plugins/profile/TIME: open its perfetto_trace.json.gz at ui.perfetto.dev,
+or DIR/profile with `xprof`.
 --config.topology=v5e:2x2 compiles for a TPU chip that is not there (libtpu: extra `tpu`) and runs nothing: in the place
 of seconds are cycles_per_iteration and model_pass_cycles, which are the compiler's estimates.
 """

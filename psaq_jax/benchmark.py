@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jaxlib
 import numpy as np
@@ -23,9 +24,10 @@ from psaq_jax.comparison.release_adapter.process_memory import peak_process_memo
 from psaq_jax.config import DTYPES
 from psaq_jax.errors import InputError
 from psaq_jax.machine import device_name
+from psaq_jax.models.layers import Product
 from psaq_jax.models.model import Model, exact_products
-from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.progress import Progress
+from psaq_jax.sites import intercepted
 from psaq_jax.synthesis.config import FUSED_ATTENTIONS, SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
 from psaq_jax.synthesis.passes import prepared
@@ -38,7 +40,7 @@ BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e
 LEAST_ITERATIONS = 3
 COLUMNS = (
     "model", "batch", "dtype", "ms/iteration (min..max)", "model's passes, ms", "overhead (min..max)",
-    "by processor time", "peak MB", "compile s",
+    "by processor time", "TFLOP/s (of the peak)", "peak MB", "compile s",
 )  # fmt: skip
 
 
@@ -87,7 +89,8 @@ def measure(
     `profile` is a folder to write a trace of the step to, for XProf and Perfetto; it is taken after the timing.
     """
     config = SynthesisConfig(num_images=batch_size, group_size=batch_size, fused_attention=fused_attention)
-    model = prepared(case_model(name).with_dtype(dtype), config)
+    plain = case_model(name).with_dtype(dtype)
+    model = prepared(plain, config)
     state = jax.jit(functools.partial(initial_group, model, config))(0, 0)
     began = time.perf_counter()
     step = _compile(lambda m, s, n: scan_chunk(m, config, s, 0, n), model, state, 1)
@@ -114,12 +117,10 @@ def measure(
     if device.platform == "cpu":
         ratios = [a.processor / b.processor for a, b in zip(steps, floors, strict=True)]
         result |= spread("processor_overhead_ratio", ratios)
-    peak = next((v for kind, v in BF16_PEAK.items() if kind in device.device_kind), None)
-    if isinstance(model.module, VisionTransformer):
-        flops = 2 * forward_flops(model.module, batch_size)
-        result |= {"flops_per_iteration": flops, "flops_per_second": flops / result["seconds_per_iteration"]}
-        if peak:
-            result["share_of_bf16_peak"] = result["flops_per_second"] / peak
+    flops = 2 * forward_flops(plain.module, batch_size)
+    result |= {"flops_per_iteration": flops, "flops_per_second": flops / result["seconds_per_iteration"]}
+    if peak := next((v for kind, v in BF16_PEAK.items() if kind in device.device_kind), None):
+        result["share_of_bf16_peak"] = result["flops_per_second"] / peak
     return result
 
 
@@ -128,7 +129,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     note = (
         "One iteration of the synthesis beside one forward and backward pass of the model with respect to the images, "
         "in interleaved pairs: medians, least and greatest. Overhead by processor time holds on a busy machine too. "
-        "Peak memory is by the compiler's account."
+        "Operations are twice the products of a forward pass, the chip's peak is that of bfloat16. Peak memory is by "
+        "the compiler's account."
     )
     return Table("Speed of the synthesis", COLUMNS, list(map(_row, results)), len(COLUMNS), note)
 
@@ -141,9 +143,12 @@ def answer(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _row(r: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = r["seconds_per_iteration_min"] * 1e3, r["seconds_per_iteration_max"] * 1e3
+    passes = ", ".join(filter(None, (r["dtype"], r.get("fused_attention"))))
+    share = f" ({100 * r['share_of_bf16_peak']:.0f} %)" if "share_of_bf16_peak" in r else ""
     return (
-        r["model"], str(r["batch_size"]), r["dtype"], f"{r['seconds_per_iteration'] * 1e3:.1f} ({low:.1f}..{high:.1f})",
+        r["model"], str(r["batch_size"]), passes, f"{r['seconds_per_iteration'] * 1e3:.1f} ({low:.1f}..{high:.1f})",
         f"{r['model_pass_seconds'] * 1e3:.1f}", _ratio(r, "overhead_ratio"), _ratio(r, "processor_overhead_ratio"),
+        f"{r['flops_per_second'] / 1e12:.3g}{share}",
         f"{r['peak_memory_bytes'] / 1e6:.0f}", f"{r['compile_seconds']:.1f}",
     )  # fmt: skip
 
@@ -204,13 +209,22 @@ def model_passes(model: Model, state, length: int):
     return jax.lax.scan(body, state.variables, None, length=length)[0]
 
 
-def forward_flops(module: VisionTransformer, batch_size: int) -> int:
-    """Floating-point operations of the matrix products of one forward pass (a multiply-add counts as two)."""
-    n, c = module.grid[0] * module.grid[1] + module.special_tokens, module.width
-    block = n * (4 * c * c + 2 * c * module.hidden * (3 if module.swiglu else 2) // 2) + 2 * n * n * c
-    patches = (n - module.special_tokens) * 3 * module.patch_size[0] * module.patch_size[1] * c
-    heads = 1 if module.head == "class_token" else 2  # of two tokens, or of twice the width
-    return 2 * batch_size * (module.depth * block + patches + heads * c * module.classes)
+def forward_flops(module: nn.Module, batch_size: int) -> int:
+    """Floating-point operations of the matrix products of one forward pass (a multiply-add counts as two), those of
+    tokens that pad a Swin's windows among them. Nothing is computed.
+    """
+    multiply_adds = []
+
+    def see(name, called, args, run):
+        y = run()
+        if isinstance(called, nn.Dense | Product):
+            multiply_adds.append(y.size * args[0].shape[-1])
+        return y
+
+    pixels = jax.ShapeDtypeStruct((batch_size, *module.image_size, 3), np.float32)
+    with intercepted(see):
+        jax.eval_shape(module.init, jax.random.key(0), pixels)
+    return 2 * sum(multiply_adds)
 
 
 def peak_memory(compiled) -> int:

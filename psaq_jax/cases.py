@@ -15,7 +15,13 @@ from psaq_jax.models.preprocessing import Preprocessing
 from psaq_jax.models.preprocessing_configs import IMAGENET_MEAN, IMAGENET_STD
 from psaq_jax.synthesis.config import MOST
 
-SHAPES = ("deit_tiny", "deit_small", "deit_base")  # at 224 px, patch 16
+SHAPES = {  # at 224 px, by timm's names
+    "deit_tiny": "deit_tiny_patch16_224",
+    "deit_small": "deit_small_patch16_224",
+    "deit_base": "deit_base_patch16_224",
+    "swin_tiny": "swin_tiny_patch4_window7_224",
+    "swin_small": "swin_small_patch4_window7_224",
+}
 LARGEST_BATCH = MOST["group_size"]
 
 
@@ -27,7 +33,7 @@ def case_model(name: str) -> Model:
     """
     if name not in SHAPES:
         return load_model(name)
-    found = read_architecture({"architecture": f"{name}_patch16_224"}, name)
+    found = read_architecture({"architecture": SHAPES[name]}, name)
     params = jax.jit(found.module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
     preprocessing = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
     return Model(params, found.module, found.labels, preprocessing, name)

@@ -24,7 +24,7 @@ from psaq_jax.models.vit import VisionTransformer
 from psaq_jax.quantization import integer_plan
 from psaq_jax.text_tables import Table
 from tests import jobs, quick_compilation
-from tests.export.small_models import VITS, random_quantized
+from tests.export.small_models import SWINS, VITS, random_quantized
 from tests.jobs import TINY
 
 
@@ -96,12 +96,21 @@ def test_forward_flops_are_the_compilers():
     assert 0.85 * counted < benchmark.forward_flops(module, 2) <= counted
 
 
-@pytest.mark.parametrize("name", ["vit", "distilled", "dinov2"])
-def test_forward_flops_are_those_of_all_products(name):
-    """Of two heads, registers and SwiGLU too: exactly what the plan of the quantized model's products counts."""
-    module = VITS[name]
+@pytest.mark.parametrize("module", (VITS | SWINS).values(), ids=VITS | SWINS)
+def test_forward_flops_are_those_of_all_products(module):
+    """Of two heads, registers, SwiGLU and padded windows too: what the plan of integer products counts."""
     products = integer_plan.plan(random_quantized(module))
     assert benchmark.forward_flops(module, 3) == 2 * 3 * sum(product.multiply_adds for product in products)
+
+
+@pytest.mark.parametrize(
+    "name, published",
+    [("deit_tiny", 1.3), ("deit_small", 4.6), ("deit_base", 17.6), ("swin_tiny", 4.5), ("swin_small", 8.7)],
+)
+def test_forward_flops_are_the_published_ones(name, published):
+    """Billions of multiply-adds: the model cards of timm, and Liu et al., 2021, table 1."""
+    module = cases.read_architecture({"architecture": cases.SHAPES[name]}, name).module
+    assert benchmark.forward_flops(module, 1) / 2e9 == pytest.approx(published, abs=0.06)
 
 
 def test_peak_memory_counts_what_is_written_in_place_once():
@@ -119,10 +128,26 @@ def test_the_table_has_its_figures_in_their_columns():
     row = {
         "model": "m", "batch_size": 32, "dtype": "float32", **benchmark.spread("seconds_per_iteration", [0.25]),
         "model_pass_seconds": 0.125, **benchmark.spread("overhead_ratio", [2.0, 1.0, 3.0]),
-        "peak_memory_bytes": 5_000_000, "compile_seconds": 7.0,
+        "peak_memory_bytes": 5_000_000, "compile_seconds": 7.0, "flops_per_second": 2.5e11,
     }  # fmt: skip
-    cells = ["m", "32", "float32", "250.0", "(250.0..250.0)", "125.0", "2.000", "(1.000..3.000)", "-", "5", "7.0"]
+    cells = [
+        "m",
+        "32",
+        "float32",
+        "250.0",
+        "(250.0..250.0)",
+        "125.0",
+        "2.000",
+        "(1.000..3.000)",
+        "-",
+        "0.25",
+        "5",
+        "7.0",
+    ]
     assert benchmark.table([row]).plain().splitlines()[-1].split() == cells
+    fast = row | {"flops_per_second": 3.3709e14, "share_of_bf16_peak": 0.34084, "fused_attention": "cudnn"}
+    found = benchmark.table([fast]).plain().splitlines()[-1].split()
+    assert found == [*cells[:2], "float32,", "cudnn", *cells[3:9], "337", "(34", "%)", *cells[10:]]
     on_a_cpu = row | benchmark.spread("processor_overhead_ratio", [1.5])
     cells[8:9] = ["1.500", "(1.500..1.500)"]
     assert benchmark.table([on_a_cpu]).plain().splitlines()[-1].split() == cells
@@ -132,7 +157,7 @@ def test_the_page_has_the_table_and_the_answer(tmp_path, monkeypatch):
     row = {
         "model": "m", "batch_size": 32, "dtype": "float32", "device": "d", **benchmark.spread("overhead_ratio", [2.0]),
         "model_pass_seconds": 0.125, **benchmark.spread("seconds_per_iteration", [0.25]),
-        "peak_memory_bytes": 5_000_000, "compile_seconds": 7.0,
+        "peak_memory_bytes": 5_000_000, "compile_seconds": 7.0, "flops_per_second": 2.5e11,
     }  # fmt: skip
     monkeypatch.setattr(benchmark, "measure", lambda *_, **__: row)
     monkeypatch.setattr(launch_benchmark, "check_loadable", lambda cases: None)

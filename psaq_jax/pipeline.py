@@ -27,14 +27,20 @@ from psaq_jax.quantization.preparation import prepare
 from psaq_jax.quantization.recipes import read_recipe
 from psaq_jax.quantization.transform import QuantizedModel, quantize
 from psaq_jax.results import figures, run_name
+from psaq_jax.synthesis.passes import check_attention
 
 HARD = "hard:"  # before a source: a hard copy of that model
 
 
 def load_float(config: JobConfig, source: str | None = None) -> Model:
-    """The job's float model, or another `source` read with the job's settings; "hard:SOURCE" is its hard copy."""
+    """The job's float model, or another `source` read with the job's settings; "hard:SOURCE" is its hard copy.
+
+    Raises:
+      InputError: as `load_model`, and a fused attention that it or this machine has not.
+    """
     source = config.model if source is None else source
     model = load_model(source.removeprefix(HARD), config.image_size or None, config.revision or None)
+    check_attention(model.with_dtype(config.dtype), config.synthesis)
     return hard_copy(model).replace(source=source) if source.startswith(HARD) else model
 
 

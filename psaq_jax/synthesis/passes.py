@@ -1,5 +1,7 @@
 """The model as the loop passes through it: one function of the images, in the form that costs an iteration least."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -19,20 +21,25 @@ def prepared(model: Model, config: SynthesisConfig, device: jax.Device | None = 
     Raises:
       InputError: a fused attention that this model has not, or that this machine cannot compute.
     """
+    check_attention(model, config, device)
     if config.recipe == "default":
         model = balanced(model)
     if config.fused_attention:
-        module = model.module
-        if not isinstance(module, VisionTransformer):
-            found = (
-                f"synthesis.fused_attention is {config.fused_attention!r}, and {model.source or 'the model'} is no ViT"
-            )
-            raise InputError(f"{found} (attention in windows has biases); leave it out")
-        check_fused_attention(module, config.fused_attention, device)
-        model = model.replace(module=module.clone(fused_attention=config.fused_attention), source=model.source)
+        model = model.replace(module=model.module.clone(fused_attention=config.fused_attention), source=model.source)
     return model.with_layers_rounded()
 
 
+def check_attention(model: Model, config: SynthesisConfig, device: jax.Device | None = None) -> None:
+    """Raises InputError as `prepared` does; jobs ask before they take their folder."""
+    if not config.fused_attention:
+        return
+    if not isinstance(model.module, VisionTransformer):
+        found = f"synthesis.fused_attention is {config.fused_attention!r}, and {model.source or 'the model'} is no ViT"
+        raise InputError(f"{found} (attention in windows has biases); leave it out")
+    check_fused_attention(model.module, config.fused_attention, device)
+
+
+@functools.cache
 @in_float32
 def check_fused_attention(module: VisionTransformer, implementation: str, device: jax.Device | None = None) -> None:
     """Computes two images' attention and its gradients, of normal variables, before a synthesis relies on them.

@@ -12,6 +12,7 @@ from psaq_jax.errors import InputError
 from psaq_jax.models.layers import fused_attention
 from psaq_jax.sites import record
 from psaq_jax.synthesis import loop, passes
+from tests import jobs
 from tests.export.small_models import SWINS, VITS
 from tests.quantization.artefacts import random_model
 from tests.random_models import VIT, random_pixels
@@ -92,6 +93,15 @@ def test_nan_is_not_relied_on(monkeypatch):
     monkeypatch.setattr(passes, "fused_attention", lambda q, k, v, by: q * (jnp.nan if by == "cudnn" else 1))
     with pytest.raises(InputError, match="it is nan of its norm off here, expected up to 0.02; leave it out"):
         passes.check_fused_attention(VIT, "cudnn")
+
+
+def test_a_job_is_refused_before_it_takes_its_folder(tmp_path):
+    job = jobs.launch(
+        "synthesize", "--config=configs/default.py", f"--workdir={tmp_path / 'run'}", f"--config.model={jobs.TINY}",
+        "--config.synthesis.fused_attention=cudnn",
+    )  # fmt: skip
+    assert job.returncode == 2 and "it cannot be computed here (cuDNN" in job.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_swin_has_no_fused_attention():

@@ -30,7 +30,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the j
 CLONE = flags.DEFINE_string("baseline_dir", "", "A clone of zkkli/PSAQ-ViT, for the live comparison.")
 PYTHON = flags.DEFINE_string("baseline_python", "", "An interpreter with torch and timm, to run it.")
 ITERATIONS = flags.DEFINE_integer("baseline_iterations", 0, "Of the release's synthesis; 0: as many as ours.")
-DEVICE = flags.DEFINE_enum("baseline_device", "auto", ["auto", "cpu", "cuda"], "Where the release runs.")
+DEVICE = flags.DEFINE_enum(
+    "baseline_device", "auto", ["auto", "cpu", "cuda", "cuda-tf32"],
+    "Where the release runs; cuda-tf32: its float32 products in TF32, which it does not ask for itself.",
+)  # fmt: skip
 
 
 def main():

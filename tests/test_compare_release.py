@@ -301,3 +301,18 @@ def test_the_release_agrees(name, sites, tmp_path):
         least, steps = (25, 8) if row["bits"] == "w8a8" else (90, 2)
         assert row["parity"]["equal_codes"] >= least and row["parity"]["largest_steps"] <= steps
     assert not list(pathlib.Path(CLONE).rglob("__pycache__"))
+
+
+@real_release
+def test_tf32_is_asked_for_by_the_devices_name(tmp_path):
+    ask = "import surroundings as s, torch as t; print(s.pick_device({!r}), t.backends.cuda.matmul.allow_tf32)"
+    for wanted, expected in (("cuda", "cuda False"), ("cuda-tf32", "cuda True")):
+        done = subprocess.run(
+            [PYTHON, "-c", ask.format(wanted)], cwd=release.ADAPTER, env={"PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.split("\n")[0] == expected
+    gpu = subprocess.run([PYTHON, "-c", "import torch; assert torch.cuda.is_available()"], capture_output=True)
+    if gpu.returncode:  # then the question is answered in a line
+        with pytest.raises(InputError, match="cannot run the release of"):
+            compare_with_release(config(), tmp_path / "workdir", CLONE, PYTHON, device="cuda-tf32")

@@ -138,7 +138,7 @@ def open_release(clone: pathlib.Path, python: str, folder: pathlib.Path, device:
 
     Args:
       folder: for the job and the log; made.
-      device: "auto", "cpu" or "cuda", of torch.
+      device: "auto", "cpu" or "cuda", of torch, or "cuda-tf32".
     Raises:
       InputError: an interpreter that cannot be run or lacks torch or timm.
     """

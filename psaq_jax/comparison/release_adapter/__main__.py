@@ -44,6 +44,7 @@ def probe(job, folder):
 
     device = surroundings.pick_device(job["device"])
     name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    name += ", products in TF32" * (job["device"] == "cuda-tf32")
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     write(folder / "probe.json", versions | {"device": name})
 

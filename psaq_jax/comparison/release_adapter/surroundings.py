@@ -46,7 +46,10 @@ class Changed:
 
 
 def pick_device(wanted):
-    """The name "cpu" or "cuda"; for "auto" the GPU where there is one."""
+    """The name "cpu" or "cuda"; for "auto" the GPU where there is one, for "cuda-tf32" with its products in TF32."""
+    if wanted == "cuda-tf32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        return "cuda"
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 

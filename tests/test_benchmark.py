@@ -208,6 +208,8 @@ JOBS = {benchmark.BenchmarkConfig: configs.benchmark, LatencyConfig: configs.lat
     (benchmark.BenchmarkConfig, {"batch_size": 2.5}, "config.batch_size is 2.5, expected int"),
     (benchmark.BenchmarkConfig, {"dtype": "x"}, "dtype is 'x', known are float32, bfloat16"),
     (benchmark.BenchmarkConfig, {"cases": ()}, "cases is empty, expected some of deit_tiny"),
+    (benchmark.BenchmarkConfig, {"fused_attention": "x"}, "fused_attention is 'x', known are cudnn, xla"),
+    (benchmark.BenchmarkConfig, {"fused_attention": "xla", "topology": "v5e:2x2"}, "chips are TPUs; leave either out"),
     (LatencyConfig, {"repeats": -1}, "repeats is -1, expected a whole number of at least 1"),
     (LatencyConfig, {"batch_sizes": (1, 0)}, "batch_sizes is (1, 0), expected whole numbers from 1"),
     (LatencyConfig, {"batch_sizes": (1, 10**9)}, "expected whole numbers from 1 to 1000000"),

@@ -137,7 +137,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 def answer(results: Sequence[Mapping[str, Any]]) -> str:
     """What the cases say, in a sentence."""
-    told = [f"{r['model']} {r['seconds_per_iteration'] * 1e3:.3g} ms, {r['overhead_ratio']:.2f}" for r in results]
+    told = [f"{r['model']} {r['seconds_per_iteration']:.3g} s, {r['overhead_ratio']:.2f}" for r in results]
     return f"An iteration, and how many times the model's own passes that is: {'; '.join(told)}."
 
 

@@ -166,7 +166,7 @@ def test_the_page_has_the_table_and_the_answer(tmp_path, monkeypatch):
     launch_benchmark.measure_cases(benchmark.BenchmarkConfig(("m",)), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert (
-        "the model&#39;s own passes that is: m 250 ms, 2.00." in page
+        "the model&#39;s own passes that is: m 0.25 s, 2.00." in page
         and '<td class="">250.0 (250.0..250.0)</td>' in page
     )
 

@@ -18,7 +18,7 @@ from psaq_jax.synthesis.config import SynthesisConfig
 PAPERS = {
     "num_images": 32, "group_size": 32, "iterations": 1000, "rounds": 2, "learning_rate": None, "jitter": (15, 30),
     "total_variation": (2500, 3000), "total_variation_weight": 0.05, "cross_entropy_weight": 1.0, "bandwidth": 0.01,
-    "recipe": "paper", "parametrization": "pixels",
+    "recipe": "paper", "parametrization": "pixels", "fused_attention": None,
 }  # fmt: skip
 
 

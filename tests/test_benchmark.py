@@ -130,20 +130,7 @@ def test_the_table_has_its_figures_in_their_columns():
         "model_pass_seconds": 0.125, **benchmark.spread("overhead_ratio", [2.0, 1.0, 3.0]),
         "peak_memory_bytes": 5_000_000, "compile_seconds": 7.0, "flops_per_second": 2.5e11,
     }  # fmt: skip
-    cells = [
-        "m",
-        "32",
-        "float32",
-        "250.0",
-        "(250.0..250.0)",
-        "125.0",
-        "2.000",
-        "(1.000..3.000)",
-        "-",
-        "0.25",
-        "5",
-        "7.0",
-    ]
+    cells = "m 32 float32 250.0 (250.0..250.0) 125.0 2.000 (1.000..3.000) - 0.25 5 7.0".split()
     assert benchmark.table([row]).plain().splitlines()[-1].split() == cells
     fast = row | {"flops_per_second": 3.3709e14, "share_of_bf16_peak": 0.34084, "fused_attention": "cudnn"}
     found = benchmark.table([fast]).plain().splitlines()[-1].split()

@@ -17,6 +17,7 @@ import jax
 import jaxlib
 import numpy as np
 import optax
+from flax import traverse_util
 
 from psaq_jax.cases import LARGEST_BATCH, case_model, check_cases
 from psaq_jax.checks import check_choice, check_whole
@@ -24,10 +25,10 @@ from psaq_jax.comparison.release_adapter.process_memory import peak_process_memo
 from psaq_jax.config import DTYPES
 from psaq_jax.errors import InputError
 from psaq_jax.machine import device_name
-from psaq_jax.models.layers import Product
+from psaq_jax.models.layers import matrix_products
+from psaq_jax.models.loading import abstract_params
 from psaq_jax.models.model import Model, exact_products
 from psaq_jax.progress import Progress
-from psaq_jax.sites import intercepted
 from psaq_jax.synthesis.config import FUSED_ATTENTIONS, SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
 from psaq_jax.synthesis.passes import prepared
@@ -210,21 +211,10 @@ def model_passes(model: Model, state, length: int):
 
 
 def forward_flops(module: nn.Module, batch_size: int) -> int:
-    """Floating-point operations of the matrix products of one forward pass (a multiply-add counts as two), those of
-    tokens that pad a Swin's windows among them. Nothing is computed.
-    """
-    multiply_adds = []
-
-    def see(name, called, args, run):
-        y = run()
-        if isinstance(called, nn.Dense | Product):
-            multiply_adds.append(y.size * args[0].shape[-1])
-        return y
-
+    """Floating-point operations of the matrix products of one forward pass (a multiply-add counts as two)."""
+    params = traverse_util.unflatten_dict(abstract_params(module), sep="/")
     pixels = jax.ShapeDtypeStruct((batch_size, *module.image_size, 3), np.float32)
-    with intercepted(see):
-        jax.eval_shape(module.init, jax.random.key(0), pixels)
-    return 2 * sum(multiply_adds)
+    return 2 * sum(multiply_adds for *_, multiply_adds in matrix_products(module, params, pixels))
 
 
 def peak_memory(compiled) -> int:

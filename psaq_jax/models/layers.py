@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psaq_jax.sites import Site
+from psaq_jax.sites import Site, intercepted
 
 
 @jax.custom_vjp
@@ -120,6 +120,25 @@ class Product(nn.Module):
 
     def __call__(self, a, b):
         return jnp.einsum(self.equation, a if self.scale == 1 else a * self.scale, b)
+
+
+def matrix_products(module: nn.Module, params, pixels) -> list[tuple[str, int, int]]:
+    """(path, terms of one sum, multiply-adds) of every Dense and Product of a forward pass, in running order.
+
+    Parameters and pixels may be shapes: nothing is computed. Multiply-adds of tokens that pad a Swin's windows count.
+    """
+    found = []
+
+    def see(name, called, args, run):
+        y = run()
+        if isinstance(called, nn.Dense | Product):
+            terms = args[0].shape[-1]
+            found.append((name, terms, y.size * terms))
+        return y
+
+    with intercepted(see):
+        jax.eval_shape(lambda params, pixels: module.apply({"params": params}, pixels), params, pixels)
+    return found
 
 
 class Mlp(nn.Module):

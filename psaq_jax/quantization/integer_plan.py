@@ -4,17 +4,16 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from psaq_jax.models.layers import Product
+from psaq_jax.models.layers import matrix_products
 from psaq_jax.quantization.grids import candidates, factor_sites
 from psaq_jax.quantization.representation import QuantizedKernel, UniformQuantizer
 from psaq_jax.quantization.transform import QuantizedModel, dequantize_params
-from psaq_jax.sites import Site, intercepted
+from psaq_jax.sites import site_names
 from psaq_jax.text_tables import Table
 
 LARGEST_SUM = 2**31 - 1  # of an int32 accumulator
@@ -42,22 +41,10 @@ class MatrixProduct:
 def plan(q: QuantizedModel) -> tuple[MatrixProduct, ...]:
     """Every matrix product of the model in running order. Nothing is computed but the weights' largest codes."""
     kernels = traverse_util.flatten_dict(q.params, sep="/")
-    running, calls = [], []
-
-    def see(name, module, args, run):
-        y = run()
-        if isinstance(module, Site):
-            running.append(name)
-        elif isinstance(module, nn.Dense | Product):
-            calls.append((name, args[0].shape, y.shape))
-        return y
-
-    def forward(params, pixels):
-        with intercepted(see):
-            return q.module.apply({"params": dequantize_params(params)}, pixels)
-
-    jax.eval_shape(forward, q.params, jax.ShapeDtypeStruct((1, *q.image_shape), jnp.float32))
-    return tuple(_product(q, kernels, running, *call) for call in calls)
+    params = jax.eval_shape(dequantize_params, q.params)
+    running = site_names(q.module, params, q.image_shape)
+    products = matrix_products(q.module, params, jax.ShapeDtypeStruct((1, *q.image_shape), jnp.float32))
+    return tuple(_product(q, kernels, running, *product) for product in products)
 
 
 def coverage(products: Iterable[MatrixProduct]) -> float:
@@ -84,18 +71,16 @@ def table(products: Mapping[str, Iterable[MatrixProduct]]) -> Table:
     return Table("Integer coverage", ("model", "product", "execution", "why"), rows, 4, f"{note}.")
 
 
-def _product(q, kernels, running, name, shape, output_shape) -> MatrixProduct:
+def _product(q, kernels, running, name, terms, multiply_adds) -> MatrixProduct:
     sites = factor_sites(name, running, q.sites)
-    length = shape[-1]
-    multiply_adds = math.prod(output_shape) * length
     largest = [2 ** int(q.sites[site].bits) - 1 for site in sites if site in q.sites]
     kernel = kernels.get(f"{name}/kernel")
     if kernel is not None:
         largest.append(_largest_code(kernel))
     reason = _obstacle(q, sites, candidates(name), kernel)
-    bound = length * math.prod(largest)
+    bound = terms * math.prod(largest)
     if not reason and bound > LARGEST_SUM:
-        reason = f"sums of {length} products may reach {bound}, int32 ends at {LARGEST_SUM}"
+        reason = f"sums of {terms} products may reach {bound}, int32 ends at {LARGEST_SUM}"
     integer = not reason
     return MatrixProduct(name, sites, multiply_adds, integer, reason or f"sums are at most {bound}, within int32")
 

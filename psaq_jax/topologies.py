@@ -20,6 +20,7 @@ from psaq_jax.errors import InputError, reason_of
 from psaq_jax.extras import require
 from psaq_jax.synthesis.config import SynthesisConfig
 from psaq_jax.synthesis.loop import initial_group, scan_chunk
+from psaq_jax.synthesis.passes import prepared
 from psaq_jax.text_tables import Table
 
 COLUMNS = ("model", "batch", "dtype", "cycles/iteration", "model's passes, cycles", "overhead", "peak MB", "compile s")
@@ -41,8 +42,8 @@ def chip(topology: str) -> jax.Device:
 
 def estimate(name: str, batch_size: int, dtype: str, device: jax.Device) -> dict[str, Any]:
     """One case on one chip: the fields of `launch/benchmark.py`, but cycles in the place of seconds."""
-    model = case_model(name).with_dtype(dtype).with_layers_rounded()
     config = SynthesisConfig(num_images=batch_size, group_size=batch_size)
+    model = prepared(case_model(name).with_dtype(dtype), config)
     state = jax.eval_shape(functools.partial(initial_group, model, config), 0, 0)
     placed = meshes.over([device]).everywhere
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), (model, state))

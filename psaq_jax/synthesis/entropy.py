@@ -27,6 +27,10 @@ MOST_PARTS = 8  # of the sum over the similarities
 AT_ONCE = 2**25  # similarities of layers that are computed together: 128 MB of them, twice
 
 
+# For all layers of one shape; what is compiled stays the same.
+_traced_once = functools.partial(jax.jit, static_argnames=("images", "bandwidth"), inline=True)
+
+
 def patch_similarity(attention: jax.Array, special_tokens: int = 1) -> jax.Array:
     """Cosine similarity of every pair of patches, of the attention output averaged over the heads.
 
@@ -101,7 +105,7 @@ def _entropies(responses, images, bandwidth):
     return [_entropy(x, images, bandwidth) for x in responses]
 
 
-@functools.partial(jax.jit, static_argnames=("images", "bandwidth"), inline=True)  # traced once for all layers alike
+@_traced_once
 def _entropy(responses, images, bandwidth):
     similarity = _pooled(_directions(responses), images)
     grid = similarity_grid(similarity)
@@ -133,7 +137,7 @@ def _together(each, *layers):
     return [tuple(found[i]) for i in range(len(layers))]
 
 
-@functools.partial(jax.jit, static_argnames=("images", "bandwidth"), inline=True)  # traced once for all layers alike
+@_traced_once
 def _entropy_and_gradient(responses, images, bandwidth):
     """The entropy, and its derivative [b, p, d]: a similarity belongs to two patches, and its matrix is symmetric."""
     directions, back = jax.vjp(_directions, responses)

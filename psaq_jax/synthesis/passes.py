@@ -36,12 +36,12 @@ def check_attention(model: Model, config: SynthesisConfig, device: jax.Device | 
     if not isinstance(model.module, VisionTransformer):
         found = f"synthesis.fused_attention is {config.fused_attention!r}, and {model.source or 'the model'} is no ViT"
         raise InputError(f"{found} (attention in windows has biases); leave it out")
-    check_fused_attention(model.module, config.fused_attention, device)
+    check_fused_attention(model.module, config.fused_attention, device or jax.local_devices()[0])
 
 
-@functools.cache
+@functools.cache  # the job and its synthesis ask alike
 @in_float32
-def check_fused_attention(module: VisionTransformer, implementation: str, device: jax.Device | None = None) -> None:
+def check_fused_attention(module: VisionTransformer, implementation: str, device: jax.Device) -> None:
     """Computes two images' attention and its gradients, of normal variables, before a synthesis relies on them.
 
     Raises:

@@ -65,7 +65,7 @@ def test_what_cudnn_refuses_is_said_in_a_line_before_anything_is_made():
 def test_what_a_library_computes_wrongly_is_not_relied_on(monkeypatch, of):
     """The output or one of the three gradients, 3 percent off, where rounding to bfloat16 makes less than one."""
     bfloat16 = VIT.clone(dtype=jnp.bfloat16)
-    passes.check_fused_attention(bfloat16, "xla")
+    passes.check_fused_attention(bfloat16, "xla", jax.devices()[0])
 
     def wrong(query, key, value, implementation):
         output = fused_attention(query, key, value, "xla")
@@ -86,13 +86,13 @@ def test_what_a_library_computes_wrongly_is_not_relied_on(monkeypatch, of):
     with pytest.raises(
         InputError, match=r"'cudnn', and of 3 heads of 17 tokens it is 0\.03.* of its norm off here, exp"
     ):
-        passes.check_fused_attention(VIT, "cudnn")
+        passes.check_fused_attention(VIT, "cudnn", jax.devices()[0])
 
 
 def test_nan_is_not_relied_on(monkeypatch):
     monkeypatch.setattr(passes, "fused_attention", lambda q, k, v, by: q * (jnp.nan if by == "cudnn" else 1))
     with pytest.raises(InputError, match="it is nan of its norm off here, expected up to 0.02; leave it out"):
-        passes.check_fused_attention(VIT, "cudnn")
+        passes.check_fused_attention(VIT, "cudnn", jax.devices()[0])
 
 
 def test_a_job_is_refused_before_it_takes_its_folder(tmp_path):
@@ -102,6 +102,14 @@ def test_a_job_is_refused_before_it_takes_its_folder(tmp_path):
     )  # fmt: skip
     assert job.returncode == 2 and "it cannot be computed here (cuDNN" in job.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_job_and_its_synthesis_try_it_once():
+    model, before = random_model(), passes.check_fused_attention.cache_info()
+    passes.check_attention(model, FUSED)
+    passes.prepared(model, FUSED, jax.local_devices()[0])
+    after = passes.check_fused_attention.cache_info()
+    assert after.hits + after.misses == before.hits + before.misses + 2 and after.misses <= before.misses + 1
 
 
 def test_a_swin_has_no_fused_attention():
